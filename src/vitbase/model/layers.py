@@ -1,0 +1,340 @@
+"""Layers of a Vision Transformer: projections, attention, MLP, block, position embeddings.
+
+Shape legend: B batch, N tokens, D width, F width of the MLP, H heads, K = D / H; in the names of
+images and feature maps C channels, H rows, W columns, P patch side.
+
+Initialisation follows the paper's JAX code (google-research/vision_transformer).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitbase.errors import ConfigError, WeightsError
+
+Gelu = Literal["tanh", "erf"]
+
+
+def lecun_normal_(weight: Tensor) -> None:
+    """Fill in place with a truncated normal of variance 1 / fan_in (the default kernel of flax)."""
+    fan_in = weight[0].numel()
+    # 0.8796... is the standard deviation of a unit normal cut at two standard deviations.
+    std = math.sqrt(1.0 / fan_in) / 0.87962566103423978
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+
+
+class Linear(nn.Linear):
+    """Fully connected layer, Xavier-uniform weight and zero bias."""
+
+    def reset_parameters(self) -> None:
+        nn.init.xavier_uniform_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class Conv2d(nn.Conv2d):
+    """Convolution with the initialisation of flax: LeCun-normal weight and zero bias."""
+
+    def reset_parameters(self) -> None:
+        lecun_normal_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class PatchStem(nn.Module):
+    """Cut an image into non-overlapping patches and project each of them to the width.
+
+    It is a convolution whose stride is its kernel, computed as one matrix product.
+    """
+
+    def __init__(self, in_channels: int, width: int, patch_size: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = Conv2d(in_channels, width, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Returns: tokens [B, N, D], row by row."""
+        batch, channels, height, width = images_BCHW.shape
+        side = self.patch_size
+        rows, columns = height // side, width // side
+        patches = images_BCHW.reshape(batch, channels, rows, side, columns, side)
+        patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class ConvStem(nn.Module):
+    """A few small convolutions, each followed by a norm and ReLU, then a projection to tokens.
+
+    GroupNorm stands where the paper has BatchNorm: batch statistics would make one rank differ
+    from several, and accumulated batches from whole ones.
+
+    Args:
+      in_channels: channels of the image.
+      width: D, channels of the tokens.
+      layers: (channels, kernel, stride) for each convolution.
+      norm: "group" (groups of 8 channels) or "layer" (over the channels of each pixel).
+      patch_size: side, in pixels of the last feature map, that makes one token.
+      norm_eps: epsilon of the norms.
+    Source: Early Convolutions Help Transformers See Better (arXiv 2106.14881) section 4.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        width: int,
+        *,
+        layers: tuple[tuple[int, int, int], ...],
+        norm: Literal["group", "layer"],
+        patch_size: int,
+        norm_eps: float,
+    ) -> None:
+        super().__init__()
+        convs: list[nn.Module] = []
+        norms: list[nn.Module] = []
+        for channels, kernel, stride in layers:
+            padding = conv_padding(kernel, stride)
+            convs.append(
+                Conv2d(in_channels, channels, kernel, stride=stride, padding=padding, bias=False)
+            )
+            norms.append(
+                nn.GroupNorm(channels // 8, channels, eps=norm_eps)
+                if norm == "group"
+                else ChannelNorm(channels, eps=norm_eps)
+            )
+            in_channels = channels
+        self.convs = nn.ModuleList(convs)
+        self.norms = nn.ModuleList(norms)
+        self.proj = Conv2d(in_channels, width, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Returns: tokens [B, N, D], row by row."""
+        maps_BCHW = images_BCHW
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            maps_BCHW = F.relu(norm(conv(maps_BCHW)))
+        tokens_BDN: Tensor = self.proj(maps_BCHW).flatten(2)
+        return tokens_BDN.transpose(1, 2)
+
+
+def conv_padding(kernel: int, stride: int) -> int:
+    """Padding with which a convolution turns ``n * stride`` pixels into exactly ``n``.
+
+    Raises: ConfigError if no symmetric padding does.
+    """
+    padding = max(0, -((stride - kernel) // 2))
+    if kernel < stride or 2 * padding >= kernel:
+        raise ConfigError(
+            f"A convolution with kernel {kernel} and stride {stride} cannot stand in a stem: "
+            "the kernel must be at least the stride, and odd if the stride is 1."
+        )
+    return padding
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of each pixel of a feature map."""
+
+    def forward(self, maps_BCHW: Tensor) -> Tensor:
+        return super().forward(maps_BCHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; query, key and value are thirds of one projection."""
+
+    def __init__(self, width: int, num_heads: int, *, qkv_bias: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = Linear(width, 3 * width, bias=qkv_bias)
+        self.proj = Linear(width, width)
+        with torch.no_grad():
+            # Three square kernels, not one wide one: its fan-out would make the bound smaller.
+            for part_DD in self.qkv.weight.chunk(3):
+                nn.init.xavier_uniform_(part_DD)
+
+    def forward(self, x_BND: Tensor, *, first_row_only: bool = False) -> Tensor:
+        """Returns: [B, N, D], or [B, 1, D], the first token's row, with ``first_row_only``."""
+        batch, tokens, width = x_BND.shape
+        head_width = width // self.num_heads
+        if first_row_only:
+            weight, bias = self.qkv.weight, self.qkv.bias
+            q_bias, kv_bias = (None, None) if bias is None else (bias[:width], bias[width:])
+            q_B1D = F.linear(x_BND[:, :1], weight[:width], q_bias)
+            q_BHNK = q_B1D.view(batch, 1, self.num_heads, head_width).transpose(1, 2)
+            kv_BNE = F.linear(x_BND, weight[width:], kv_bias)
+            kv = kv_BNE.view(batch, tokens, 2, self.num_heads, head_width)
+            k_BHNK, v_BHNK = kv.permute(2, 0, 3, 1, 4).unbind(0)
+        else:
+            qkv = self.qkv(x_BND).view(batch, tokens, 3, self.num_heads, head_width)
+            q_BHNK, k_BHNK, v_BHNK = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        y_BHNK = F.scaled_dot_product_attention(q_BHNK, k_BHNK, v_BHNK)
+        y_BND: Tensor = self.proj(y_BHNK.transpose(1, 2).flatten(2))
+        return y_BND
+
+
+class Mlp(nn.Module):
+    """Two fully connected layers with a GELU between them."""
+
+    def __init__(self, width: int, hidden: int, *, gelu: Gelu, dropout: float) -> None:
+        super().__init__()
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, width)
+        self.approximate = "tanh" if gelu == "tanh" else "none"
+        self.dropout = dropout
+        nn.init.normal_(self.fc1.bias, std=1e-6)
+        nn.init.normal_(self.fc2.bias, std=1e-6)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        x_BNF = F.gelu(self.fc1(x_BND), approximate=self.approximate)
+        y_BND: Tensor = self.fc2(F.dropout(x_BNF, self.dropout, self.training))
+        return y_BND
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block, with LayerScale and stochastic depth where asked."""
+
+    scale1: nn.Parameter | None
+    scale2: nn.Parameter | None
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        mlp_dim: int,
+        *,
+        qkv_bias: bool,
+        gelu: Gelu,
+        norm_eps: float,
+        dropout: float,
+        layer_scale_init: float | None,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
+        self.attn = Attention(width, num_heads, qkv_bias=qkv_bias)
+        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
+        self.mlp = Mlp(width, mlp_dim, gelu=gelu, dropout=dropout)
+        self.dropout = dropout
+        if layer_scale_init is None:
+            self.scale1 = self.scale2 = None
+        else:
+            self.scale1 = nn.Parameter(torch.full((width,), layer_scale_init))
+            self.scale2 = nn.Parameter(torch.full((width,), layer_scale_init))
+
+    def forward(
+        self,
+        x_BND: Tensor,
+        depth_scales_2B: Tensor | None = None,
+        *,
+        first_row_only: bool = False,
+    ) -> Tensor:
+        """Apply the block.
+
+        Args:
+          x_BND: tokens.
+          depth_scales_2B: stochastic depth, the factor of each sample's two branches.
+          first_row_only: compute the first token's row alone, [B, 1, D].
+        """
+        scales = (None, None) if depth_scales_2B is None else depth_scales_2B.unbind(0)
+        y_BND = self.attn(self.norm1(x_BND), first_row_only=first_row_only)
+        if first_row_only:
+            x_BND = x_BND[:, :1]
+        x_BND = x_BND + self._branch(y_BND, self.scale1, scales[0])
+        y_BND = self.mlp(self.norm2(x_BND))
+        return x_BND + self._branch(y_BND, self.scale2, scales[1])
+
+    def _branch(self, y_BND: Tensor, scale_D: Tensor | None, depth_B: Tensor | None) -> Tensor:
+        y_BND = F.dropout(y_BND, self.dropout, self.training)
+        if scale_D is not None:
+            y_BND = y_BND * scale_D
+        if depth_B is not None:
+            y_BND = y_BND * depth_B.to(y_BND.dtype)[:, None, None]
+        return y_BND
+
+
+def draw_depth_scales(
+    max_rate: float,
+    depth: int,
+    batch_size: int,
+    *,
+    generator: torch.Generator | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Draw stochastic depth for a batch: 0 where a branch is dropped, else 1 / (1 - rate).
+
+    The rate grows linearly from 0 in the first block to ``max_rate`` in the last. A training loop
+    draws for the global batch and gives each rank its slice, so that a run does not depend on
+    the number of ranks.
+
+    Args:
+      max_rate: rate of the last block.
+      depth: number of blocks, L.
+      batch_size: B.
+      generator: of ``device``; None uses the default one.
+      device: where to draw; None is the CPU.
+    Returns: [L, 2, B] float32: block, branch (attention, MLP), sample.
+    Source: Deep Networks with Stochastic Depth (arXiv 1603.09382) section 3.
+    """
+    rate_L11 = torch.linspace(0.0, max_rate, depth, device=device)[:, None, None]
+    uniform_L2B = torch.rand(depth, 2, batch_size, generator=generator, device=device)
+    return (uniform_L2B >= rate_L11).float() / (1.0 - rate_L11)
+
+
+def sincos_pos_embed(grid_hw: tuple[int, int], width: int) -> Tensor:
+    """Fixed position embeddings: a quarter of the width each for sine and cosine of x and of y.
+
+    Args:
+      grid_hw: (rows, columns) in patches.
+      width: D, a multiple of 4.
+    Returns: [1, rows*columns, D] float32.
+    Source: MoCo v3 (arXiv 2104.02057) section 5.3; Better plain ViT baselines (arXiv 2205.01580).
+    """
+    quarter = width // 4
+    rows, columns = grid_hw
+    # The last frequency is 1 / 10000, as in the baselines' code; a width of 4 has one frequency.
+    steps = torch.arange(quarter, dtype=torch.float64) / max(1, quarter - 1)
+    frequency = 10_000.0**-steps
+    y = torch.arange(rows, dtype=torch.float64).repeat_interleave(columns)[:, None] * frequency
+    x = torch.arange(columns, dtype=torch.float64).repeat(rows)[:, None] * frequency
+    return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1).float()[None]
+
+
+def resample_pos_embed(
+    pos_1ND: Tensor,
+    grid_hw: tuple[int, int],
+    *,
+    num_prefix: int,
+    old_grid_hw: tuple[int, int] | None = None,
+) -> Tensor:
+    """Resize learned position embeddings to another token grid, bicubic and antialiased.
+
+    Args:
+      pos_1ND: [1, num_prefix + h*w, D] float.
+      grid_hw: target (rows, columns) in patches.
+      num_prefix: leading tokens (class, registers) copied unchanged.
+      old_grid_hw: the grid they were learned on; None means square.
+    Returns: [1, num_prefix + rows*columns, D], same dtype.
+    Raises: WeightsError if the old grid is not h*w for the given prefix.
+    Source: ViT (arXiv 2010.11929) section 3.2.
+    """
+    tokens = pos_1ND.shape[1] - num_prefix
+    if old_grid_hw is None:
+        side = math.isqrt(max(0, tokens))
+        old_grid_hw = (side, side)
+    if tokens < 1 or old_grid_hw[0] * old_grid_hw[1] != tokens:
+        raise WeightsError(
+            f"Position embeddings of {pos_1ND.shape[1]} tokens, {num_prefix} of them class or "
+            f"register tokens, do not form a grid of {old_grid_hw[0]}x{old_grid_hw[1]} patches. "
+            "Give the number of leading tokens, and the grid if it is not square."
+        )
+    if tuple(old_grid_hw) == tuple(grid_hw):
+        return pos_1ND
+    prefix_1ND, grid_1ND = pos_1ND[:, :num_prefix], pos_1ND[:, num_prefix:]
+    grid_1HWD = grid_1ND.float().reshape(1, *old_grid_hw, -1)
+    grid_1DHW = grid_1HWD.permute(0, 3, 1, 2)
+    grid_1DHW = F.interpolate(
+        grid_1DHW, size=tuple(grid_hw), mode="bicubic", antialias=True, align_corners=False
+    )
+    grid_1ND = grid_1DHW.flatten(2).transpose(1, 2).to(pos_1ND.dtype)
+    return torch.cat([prefix_1ND, grid_1ND], dim=1)

@@ -1,0 +1,375 @@
+"""The Vision Transformer, and the specification it is built from.
+
+Source: An Image is Worth 16x16 Words (arXiv 2010.11929).
+Shape legend: B batch, N tokens, D width, C channels or classes, L blocks; in ``BCHW`` H rows and
+W columns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitbase.errors import ConfigError, nearest
+from vitbase.model.hybrid import GROUPS, ROOT_CHANNELS, ResNetStem, resnet_stride
+from vitbase.model.layers import (
+    Block,
+    ConvStem,
+    Gelu,
+    Linear,
+    PatchStem,
+    conv_padding,
+    draw_depth_scales,
+    lecun_normal_,
+    sincos_pos_embed,
+)
+
+Stem = Literal["patch", "conv", "resnet"]
+ConvNorm = Literal["group", "layer"]
+Pool = Literal["token", "gap"]
+PosEmbed = Literal["learned", "learned_grid", "sincos2d"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTSpec:
+    """Everything needed to build a model; plain values, so that it can be written as JSON.
+
+    Attributes:
+      name: the variant's name in the zoo, or any other.
+      image_size: (height, width) in pixels.
+      in_channels: channels of the image.
+      patch_size: pixels of the image's side that make one token, whatever the stem.
+      width: D, width of the tokens.
+      depth: number of blocks.
+      num_heads: attention heads; divides ``width``.
+      mlp_dim: width of the MLP's hidden layer.
+      num_classes: outputs of the head; 0 means no head: the model returns its features.
+      stem: "patch" (one projection of each patch), "conv" or "resnet".
+      conv_layers: (channels, kernel, stride) of each convolution of the "conv" stem.
+      conv_norm: norm of the "conv" stem: "group" (groups of 8 channels) or "layer".
+      resnet_layers: bottleneck units in each stage of the "resnet" stem.
+      resnet_width_factor: times 64 channels at the root of the "resnet" stem.
+      class_token: whether a class token stands before the patches.
+      pool: what the head reads: the class "token", or the mean of the patch tokens ("gap").
+      num_registers: register tokens between the class token and the patches.
+      representation_size: width of a tanh layer before the head; None for none.
+      layer_scale_init: initial LayerScale of the branches; None for none.
+      pos_embed: "learned" (for the class token and the patches), "learned_grid" (for the patches
+        alone) or "sincos2d" (fixed, for the patches alone). Registers never have positions.
+      gelu: "tanh" (JAX, MindSpore) or "erf" (timm, torchvision, Hugging Face).
+      norm_eps: epsilon of all norms.
+      qkv_bias: whether query, key and value have a bias.
+      dropout: after the position embeddings, the attention's projection and both MLP layers.
+      stochastic_depth: rate of the last block, growing linearly from 0 in the first.
+      head_bias_init: initial bias of the head.
+    """
+
+    name: str
+    patch_size: int
+    width: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    image_size: tuple[int, int] = (224, 224)
+    in_channels: int = 3
+    num_classes: int = 1000
+    stem: Stem = "patch"
+    conv_layers: tuple[tuple[int, int, int], ...] = ()
+    conv_norm: ConvNorm = "group"
+    resnet_layers: tuple[int, ...] = ()
+    resnet_width_factor: float = 1.0
+    class_token: bool = True
+    pool: Pool = "token"
+    num_registers: int = 0
+    representation_size: int | None = None
+    layer_scale_init: float | None = None
+    pos_embed: PosEmbed = "learned"
+    gelu: Gelu = "tanh"
+    norm_eps: float = 1e-6
+    qkv_bias: bool = True
+    dropout: float = 0.0
+    stochastic_depth: float = 0.0
+    head_bias_init: float = 0.0
+
+    @property
+    def grid_hw(self) -> tuple[int, int]:
+        """(rows, columns) of patch tokens."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def num_prefix(self) -> int:
+        """Tokens before the patches: class token and registers."""
+        return int(self.class_token) + self.num_registers
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in the blocks."""
+        return self.num_prefix + math.prod(self.grid_hw)
+
+    @property
+    def pos_embed_prefix(self) -> int:
+        """Leading tokens that the position embeddings cover beside the patches: 0 or 1."""
+        return int(self.class_token and self.pos_embed == "learned")
+
+    @property
+    def stem_stride(self) -> int:
+        """Pixels of the image for one pixel of the feature map that the stem projects."""
+        if self.stem == "conv":
+            return math.prod(stride for _, _, stride in self.conv_layers)
+        return resnet_stride(self.resnet_layers) if self.stem == "resnet" else 1
+
+    def __post_init__(self) -> None:
+        _check_values(self)
+        _check_combinations(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ViTSpec:
+        """Build a specification from plain values, such as parsed JSON; lists become tuples.
+
+        Raises: ConfigError if a key is unknown or missing, or a value impossible.
+        """
+        known = [field.name for field in fields(cls)]
+        for key in values:
+            if key not in known:
+                raise ConfigError(f"Unknown model option '{key}'.{nearest(key, known)}")
+        try:
+            return cls(**{key: _as_tuples(value) for key, value in values.items()})
+        except TypeError as error:
+            raise ConfigError(f"Incomplete model specification: {error}.") from None
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(map(_as_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "stem": get_args(Stem),
+    "conv_norm": get_args(ConvNorm),
+    "pool": get_args(Pool),
+    "pos_embed": get_args(PosEmbed),
+    "gelu": get_args(Gelu),
+}
+_POSITIVE = ("patch_size", "width", "depth", "num_heads", "mlp_dim", "in_channels")
+
+
+def _check_values(spec: ViTSpec) -> None:
+    for key, choices in _CHOICES.items():
+        value = getattr(spec, key)
+        if value not in choices:
+            raise ConfigError(f"{spec.name}: {key} is {value!r}; it must be one of {choices}.")
+    for key in _POSITIVE:
+        value = getattr(spec, key)
+        if not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{spec.name}: {key} is {value!r}; it must be a positive integer.")
+    for key in ("num_classes", "num_registers"):
+        value = getattr(spec, key)
+        if not isinstance(value, int) or value < 0:
+            raise ConfigError(f"{spec.name}: {key} is {value!r}; it must be 0 or more.")
+    if spec.representation_size is not None and spec.representation_size < 1:
+        raise ConfigError(f"{spec.name}: representation_size must be None or at least 1.")
+    for key in ("dropout", "stochastic_depth"):
+        value = getattr(spec, key)
+        if not 0.0 <= value < 1.0:
+            raise ConfigError(f"{spec.name}: {key} is {value!r}; it must be in [0, 1).")
+    if len(spec.image_size) != 2 or min(spec.image_size) < 1:
+        raise ConfigError(f"{spec.name}: image_size must be (height, width), in pixels.")
+
+
+def _check_combinations(spec: ViTSpec) -> None:
+    height, width = spec.image_size
+    if height % spec.patch_size or width % spec.patch_size:
+        side = spec.patch_size
+        near = [max(1, round(pixels / side)) * side for pixels in spec.image_size]
+        raise ConfigError(
+            f"{spec.name}: an image of {height}x{width} pixels is not made of {side}x{side} "
+            f"patches. The nearest size is {near[0]}x{near[1]}."
+        )
+    if spec.width % spec.num_heads:
+        raise ConfigError(
+            f"{spec.name}: width {spec.width} is not divisible by num_heads {spec.num_heads}."
+        )
+    if spec.pool == "token" and not spec.class_token:
+        raise ConfigError(f'{spec.name}: pool "token" needs class_token; else use pool "gap".')
+    if spec.pos_embed == "sincos2d" and spec.width % 4:
+        raise ConfigError(f'{spec.name}: pos_embed "sincos2d" needs a width divisible by 4.')
+    if (spec.stem == "conv") != bool(spec.conv_layers):
+        raise ConfigError(f'{spec.name}: conv_layers belong to stem "conv", which needs them.')
+    if spec.resnet_layers and spec.stem != "resnet":
+        raise ConfigError(f'{spec.name}: resnet_layers belong to stem "resnet".')
+    for layer in spec.conv_layers:
+        if len(layer) != 3 or min(layer) < 1:
+            raise ConfigError(f"{spec.name}: a conv layer is (channels, kernel, stride): {layer}.")
+        conv_padding(layer[1], layer[2])
+        if spec.conv_norm == "group" and layer[0] % 8:
+            raise ConfigError(f'{spec.name}: conv_norm "group" needs channels divisible by 8.')
+    if spec.stem == "resnet" and int(ROOT_CHANNELS * spec.resnet_width_factor) % GROUPS:
+        raise ConfigError(
+            f"{spec.name}: {ROOT_CHANNELS} times resnet_width_factor {spec.resnet_width_factor} "
+            f"must be divisible by {GROUPS}."
+        )
+    if spec.patch_size % spec.stem_stride:
+        raise ConfigError(
+            f"{spec.name}: the stem's strides multiply to {spec.stem_stride}, which does not "
+            f"divide patch_size {spec.patch_size}."
+        )
+
+
+def build_stem(spec: ViTSpec) -> nn.Module:
+    """Build the module that turns images [B, C, H, W] into patch tokens [B, N, D]."""
+    if spec.stem == "patch":
+        return PatchStem(spec.in_channels, spec.width, spec.patch_size)
+    if spec.stem == "conv":
+        return ConvStem(
+            spec.in_channels,
+            spec.width,
+            layers=spec.conv_layers,
+            norm=spec.conv_norm,
+            patch_size=spec.patch_size // spec.stem_stride,
+            norm_eps=spec.norm_eps,
+        )
+    return ResNetStem(
+        spec.in_channels,
+        spec.width,
+        num_layers=spec.resnet_layers,
+        width_factor=spec.resnet_width_factor,
+        patch_size=spec.patch_size // spec.stem_stride,
+        norm_eps=spec.norm_eps,
+    )
+
+
+class VisionTransformer(nn.Module):
+    """Vision Transformer for image classification.
+
+    The weights are initialised as in the paper's JAX code: LeCun-normal stem, Xavier-uniform
+    blocks, MLP biases of deviation 1e-6, learned positions of deviation 0.02, and a class token
+    and head of zeros, so that a new model gives every class the same probability.
+
+    Args:
+      spec: the architecture; kept as ``self.spec``.
+    """
+
+    cls_token: nn.Parameter | None
+    registers: nn.Parameter | None
+    pos_embed: Tensor
+    pre_logits: nn.Linear | None
+    head: nn.Linear | None
+
+    def __init__(self, spec: ViTSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.stem = build_stem(spec)
+        width = spec.width
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if spec.class_token else None
+        self.registers = (
+            nn.Parameter(torch.empty(1, spec.num_registers, width)) if spec.num_registers else None
+        )
+        if self.registers is not None:
+            nn.init.normal_(self.registers, std=1e-6)
+        if spec.pos_embed == "sincos2d":
+            fixed_1ND = sincos_pos_embed(spec.grid_hw, width)
+            self.register_buffer("pos_embed", fixed_1ND, persistent=False)
+        else:
+            tokens = spec.pos_embed_prefix + math.prod(spec.grid_hw)
+            self.pos_embed = nn.Parameter(torch.empty(1, tokens, width))
+            nn.init.normal_(self.pos_embed, std=0.02)
+        self.blocks = nn.ModuleList(
+            Block(
+                width,
+                spec.num_heads,
+                spec.mlp_dim,
+                qkv_bias=spec.qkv_bias,
+                gelu=spec.gelu,
+                norm_eps=spec.norm_eps,
+                dropout=spec.dropout,
+                layer_scale_init=spec.layer_scale_init,
+            )
+            for _ in range(spec.depth)
+        )
+        self.norm = nn.LayerNorm(width, eps=spec.norm_eps)
+        features = spec.representation_size or width
+        self.pre_logits = Linear(width, features) if spec.representation_size else None
+        if self.pre_logits is not None:
+            lecun_normal_(self.pre_logits.weight)
+        self.head = Linear(features, spec.num_classes) if spec.num_classes else None
+        if self.head is not None:
+            nn.init.zeros_(self.head.weight)
+            nn.init.constant_(self.head.bias, spec.head_bias_init)
+
+    def forward(self, images_BCHW: Tensor, depth_scales_L2B: Tensor | None = None) -> Tensor:
+        """Classify normalised images.
+
+        Args:
+          images_BCHW: of the size and channels in ``spec``.
+          depth_scales_L2B: stochastic depth for this batch, see ``draw_depth_scales``; None draws
+            it from the default generator if the model is training and its spec asks for it.
+        Returns: logits [B, C]; features [B, D] if the spec has no classes.
+        """
+        features_BD = self.forward_features(images_BCHW, depth_scales_L2B)
+        return features_BD if self.head is None else self.head(features_BD)
+
+    def forward_features(
+        self, images_BCHW: Tensor, depth_scales_L2B: Tensor | None = None
+    ) -> Tensor:
+        """What the head reads: [B, D], pooled, normalised, after the representation layer."""
+        # The class token's last row depends on all tokens only through keys and values.
+        class_only = self.spec.pool == "token"
+        x_BND = self._encode(images_BCHW, depth_scales_L2B, last_row_only=class_only)
+        if class_only:
+            x_BD = self.norm(x_BND[:, 0])
+        else:
+            x_BD = self.norm(x_BND)[:, self.spec.num_prefix :].mean(dim=1)
+        return x_BD if self.pre_logits is None else torch.tanh(self.pre_logits(x_BD))
+
+    def forward_tokens(self, images_BCHW: Tensor) -> Tensor:
+        """All tokens after the last block and the final norm: [B, N, D], prefix tokens first."""
+        tokens_BND: Tensor = self.norm(self._encode(images_BCHW, None, last_row_only=False))
+        return tokens_BND
+
+    def _encode(
+        self, images_BCHW: Tensor, depth_scales_L2B: Tensor | None, *, last_row_only: bool
+    ) -> Tensor:
+        spec = self.spec
+        x_BND = self._embed(images_BCHW)
+        if depth_scales_L2B is None and self.training and spec.stochastic_depth > 0:
+            depth_scales_L2B = draw_depth_scales(
+                spec.stochastic_depth, spec.depth, x_BND.shape[0], device=x_BND.device
+            )
+        for index, block in enumerate(self.blocks):
+            x_BND = block(
+                x_BND,
+                None if depth_scales_L2B is None else depth_scales_L2B[index],
+                first_row_only=last_row_only and index == spec.depth - 1,
+            )
+        return x_BND
+
+    def _embed(self, images_BCHW: Tensor) -> Tensor:
+        """Images to tokens with positions: class token, registers, patches."""
+        spec = self.spec
+        if tuple(images_BCHW.shape[1:]) != (spec.in_channels, *spec.image_size):
+            raise ConfigError(
+                f"{spec.name} is built for images of {spec.in_channels} channels and "
+                f"{spec.image_size[0]}x{spec.image_size[1]} pixels, and got "
+                f"{tuple(images_BCHW.shape[1:])}."
+            )
+        patches_BND = self.stem(images_BCHW)
+        batch, covered = patches_BND.shape[0], spec.pos_embed_prefix
+        pos_1ND = self.pos_embed
+        patches_BND = patches_BND + pos_1ND[:, covered:]
+        tokens = []
+        if self.cls_token is not None:
+            cls_11D = self.cls_token + pos_1ND[:, :1] if covered else self.cls_token
+            tokens.append(cls_11D.expand(batch, -1, -1))
+        if self.registers is not None:
+            tokens.append(self.registers.expand(batch, -1, -1))
+        x_BND = torch.cat([*tokens, patches_BND], dim=1) if tokens else patches_BND
+        return F.dropout(x_BND, spec.dropout, self.training)
