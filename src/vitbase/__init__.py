@@ -1,0 +1,65 @@
+"""Train, evaluate, inspect and ship Vision Transformers.
+
+The public API is loaded on first use, so that `import vitbase` is instant.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from vitbase.config import Config, load_config
+    from vitbase.errors import VitbaseError
+    from vitbase.evaluation.run import Evaluation, evaluate
+    from vitbase.explain import explain
+    from vitbase.model.zoo import create_model, list_variants
+    from vitbase.shipping.predict import Prediction, predict
+    from vitbase.training.loop import TrainResult, train
+    from vitbase.weights.load import LoadedModel, load_model
+
+_HOMES = {
+    "Config": "vitbase.config",
+    "Evaluation": "vitbase.evaluation.run",
+    "LoadedModel": "vitbase.weights.load",
+    "Prediction": "vitbase.shipping.predict",
+    "TrainResult": "vitbase.training.loop",
+    "VitbaseError": "vitbase.errors",
+    "create_model": "vitbase.model.zoo",
+    "evaluate": "vitbase.evaluation.run",
+    "explain": "vitbase.explain",
+    "list_variants": "vitbase.model.zoo",
+    "load_config": "vitbase.config",
+    "load_model": "vitbase.weights.load",
+    "predict": "vitbase.shipping.predict",
+    "train": "vitbase.training.loop",
+}
+
+__all__ = [
+    "Config",
+    "Evaluation",
+    "LoadedModel",
+    "Prediction",
+    "TrainResult",
+    "VitbaseError",
+    "create_model",
+    "evaluate",
+    "explain",
+    "list_variants",
+    "load_config",
+    "load_model",
+    "predict",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vitbase' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

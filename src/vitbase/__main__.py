@@ -1,0 +1,5 @@
+"""`python -m vitbase` is the command `vitbase`."""
+
+from vitbase.cli import main
+
+main()

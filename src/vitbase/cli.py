@@ -1,0 +1,305 @@
+"""Commands -> functions; nothing else."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, TypedDict
+
+import tyro
+
+from vitbase import __version__
+from vitbase.config import FIELDS, Config, load_config, read_recipe_text, recipe_names
+from vitbase.errors import ConfigError, VitbaseError, nearest
+from vitbase.training.journal import say
+
+_TYRO: Any = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
+_USAGE = """usage: vitbase COMMAND [...]
+
+  train [RECIPE] [--OPTION VALUE ...]      train, or continue, a run (default recipe: fashion)
+  eval [RECIPE] --checkpoint_path PATH     top-1, top-5 and loss of a checkpoint, or a folder of them
+  predict IMAGE... --checkpoint_path PATH  the classes a model sees in images
+  explain [RECIPE] [--OPTION VALUE ...]    what a run would do, in numbers, without its data
+  recipes                                  the recipes that ship with vitbase
+
+`vitbase COMMAND --help` lists the options. RECIPE is a name, or the path of a .toml file.
+--debug shows the traceback of an error."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and exit: 0 done, 2 the user's mistake, 130 interrupted."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        _run(words)
+    except VitbaseError as error:
+        if debug:
+            raise
+        sys.stderr.write(f"vitbase: error: {error}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("\nvitbase: interrupted; the same command continues a training run\n")
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has had enough
+        sys.stderr.close()
+        sys.exit(0)
+
+
+def _run(words: list[str]) -> None:
+    if not words or words[0] in {"-h", "--help", "help"}:
+        say(_USAGE)
+        return
+    if words[0] in {"--version", "version"}:
+        say(f"vitbase {__version__}")
+        return
+    command = _COMMANDS.get(words[0])
+    if command is None:
+        raise ConfigError(
+            f"Unknown command '{words[0]}'.{nearest(words[0], _COMMANDS)} "
+            f"There are {', '.join(_COMMANDS)}."
+        )
+    command(words[1:])
+
+
+def _train(words: list[str]) -> None:
+    config = _parse_config("train", words, default_recipe="fashion")
+    from vitbase.training.loop import train  # torch: not needed to see a mistake in an option
+
+    train(config)
+
+
+def _explain(words: list[str]) -> None:
+    config = _parse_config("explain", words, default_recipe="fashion")
+    from vitbase.explain import explain
+
+    explanation = explain(config)
+    width = max(len(fact.name) for fact in explanation.facts)
+    values = max(len(fact.value) for fact in explanation.facts)
+    for fact in explanation.facts:
+        say(f"{fact.name:<{width}}  {fact.value:<{values}}  {fact.source}")
+    say("")
+    say(
+        f"learning rate ({config.schedule.schedule}, warm-up {config.schedule.warmup_epochs:g} "
+        f"epochs, peak lr_init {config.optimizer.lr_init:g}):"
+    )
+    for step, rate in explanation.learning_rates:
+        epoch = step / explanation.steps_per_epoch
+        say(f"  step {step:>{len(str(explanation.total_steps))}}  epoch {epoch:>6.1f}  {rate:.3g}")
+
+
+def _eval(words: list[str]) -> None:
+    words, as_json = _take_switch(words, "--json")
+    given = _find_value(words, "checkpoint_path")
+    recipe: str | None = None
+    if given is not None and not _has_recipe(words):
+        from vitbase.weights.checkpoints import find_run_folder
+
+        run = find_run_folder(given)
+        recipe = str(run / "config.toml") if run else None
+        if recipe is None:
+            raise ConfigError(
+                f"{given} lies in no run folder, so it does not tell what to evaluate on. Name a "
+                f"recipe too, such as: vitbase eval imagenet --checkpoint_path {given}"
+            )
+    config = _parse_config("eval", words, default_recipe=recipe or "imagenet")
+    from vitbase.evaluation.run import describe_sums, evaluate_each
+
+    count = 0
+    for count, result in enumerate(evaluate_each(config, on_unreadable=_warn), start=1):
+        for note in result.notes:
+            _warn(note)
+        place = result.weights.parent if result.weights.name == "weights.safetensors" else None
+        name = (place or result.weights).name
+        if as_json:
+            sums = result.sums
+            row = {
+                "checkpoint": str(place or result.weights),
+                "eval_top1": sums.top1,
+                "eval_top5": sums.top5,
+                "eval_loss": sums.loss,
+                "eval_images": sums.images,
+                "eval_unreadable": sums.unreadable,
+            }
+            say(json.dumps(row))
+        else:
+            say(f"{name}: {describe_sums(result.sums)}  ({result.seconds:.1f} s)")
+    if not as_json and count > 1:
+        say(f"{count} checkpoints evaluated")
+
+
+class _PredictOptions(TypedDict):
+    images: Annotated[
+        tuple[str, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(help="image files, or folders of them", metavar="IMAGE..."),
+    ]
+    checkpoint_path: Annotated[
+        str, tyro.conf.arg(help="a run folder, a checkpoint, or a weights file")
+    ]
+    top: Annotated[int, tyro.conf.arg(help="classes for each image")]
+    device_target: Annotated[str, tyro.conf.arg(help="Ascend, GPU, CPU or auto")]
+
+
+def _predict(words: list[str]) -> None:
+    words, as_json = _take_switch(words, "--json")
+    _refuse_unknown(words, ("checkpoint_path", "top", "device_target", "help"))
+    options: _PredictOptions = tyro.cli(
+        _PredictOptions,
+        prog="vitbase predict",
+        description="The classes a model sees in images. --json prints a JSON object a line.",
+        args=words,
+        default=_PredictOptions(images=(), checkpoint_path="", top=5, device_target="auto"),
+        config=_TYRO,
+        use_underscores=True,
+    )
+    if not options["images"] or not options["checkpoint_path"]:
+        raise ConfigError("Usage: vitbase predict IMAGE... --checkpoint_path PATH [--json]")
+    if options["top"] < 1:
+        raise ConfigError("Option 'top' should be at least 1.")
+    device_target = Config().replace(device_target=options["device_target"]).run.device_target
+    from vitbase.shipping.predict import expand, predict_each
+    from vitbase.weights.checkpoints import find_weights
+    from vitbase.weights.load import load_model
+
+    images = expand(options["images"])
+    weights = find_weights(options["checkpoint_path"])[-1]
+    loaded = load_model(weights)
+    if not as_json:
+        say(f"Weights: {weights}")
+    failed = 0
+    for found in predict_each(images, loaded, top=options["top"], device_target=device_target):
+        if found.error is not None:
+            failed += 1
+        if as_json:
+            row: dict[str, Any] = {"image": str(found.image)}
+            if found.error is not None:
+                row["error"] = found.error
+            else:
+                row["classes"] = [{"class": c, "probability": p} for c, p in found.classes]
+            say(json.dumps(row, ensure_ascii=False))
+        elif found.error is not None:
+            say(f"{found.image}: {found.error}")
+        else:
+            say(str(found.image))
+            width = max(len(name) for name, _ in found.classes)
+            for name, probability in found.classes:
+                say(f"  {name:<{width}}  {probability:7.2%}")
+    if failed:
+        raise VitbaseError(f"{failed} of {len(images)} images could not be read.")
+
+
+def _recipes(words: list[str]) -> None:
+    if words:
+        raise ConfigError(f"`vitbase recipes` takes no arguments, but got '{words[0]}'.")
+    width = max(map(len, recipe_names()))
+    for name in recipe_names():
+        title = read_recipe_text(name).splitlines()[0].lstrip("# ")
+        say(f"{name:<{width}}  {title}")
+
+
+_COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": _train,
+    "eval": _eval,
+    "predict": _predict,
+    "explain": _explain,
+    "recipes": _recipes,
+}
+
+
+def seed_main(command: str) -> None:
+    """Run the seed's `train.py` or `eval.py`: recipe `imagenet`, or the one `--name` selects."""
+    words = sys.argv[1:]
+    recipe = _find_value(words, "name") or "imagenet"
+    words = _drop_value(words, "name")
+    if command == "train" and _find_value(words, "output_dir") is None:
+        # The seed keeps the checkpoints of device 0 in ./ckpt_0.
+        words += ["--output_dir", f"./ckpt_{_find_value(words, 'device_id') or 0}"]
+    asks_help = bool({"-h", "--help"} & set(words))
+    if command == "eval" and not asks_help and _find_value(words, "name") is None:
+        given = _find_value(words, "checkpoint_path")
+        from vitbase.weights.checkpoints import find_run_folder
+
+        if given is not None and find_run_folder(given) is not None:
+            main([command, *words])  # the run knows its own recipe
+            return
+    main([command, recipe, *words])
+
+
+def _parse_config(command: str, words: list[str], *, default_recipe: str) -> Config:
+    """Read `[RECIPE] [--OPTION VALUE ...]`; options on the command line win."""
+    recipe = default_recipe
+    if _has_recipe(words):
+        recipe, words = words[0], words[1:]
+    asks_help = bool({"-h", "--help"} & set(words))
+    base = load_config(recipe)
+    _refuse_unknown(words, (*FIELDS, "help", *(("json",) if command == "eval" else ())))
+    given: dict[str, Any] = tyro.cli(
+        _options_type(base),
+        prog=f"vitbase {command} {'RECIPE' if asks_help else recipe}",
+        description=f"Defaults shown are those of {recipe}.",
+        args=words,
+        config=_TYRO,
+        use_underscores=True,
+    )
+    options = {name: value for section in given.values() for name, value in section.items()}
+    return base.replace(**options) if options else base
+
+
+def _options_type(base: Config) -> Any:
+    """Build the command line's type: a section is a TypedDict, so only given options are set."""
+    sections: dict[str, dict[str, Any]] = {}
+    for name, (section, field) in FIELDS.items():
+        default = getattr(getattr(base, section), name)
+        hint = tyro.conf.arg(help=field.description, help_behavior_hint=f"(default: {default})")
+        sections.setdefault(section, {})[name] = Annotated[field.annotation, hint]  # type: ignore[valid-type]
+    types = {
+        section: TypedDict(section, options, total=False)  # type: ignore[operator]
+        for section, options in sections.items()
+    }
+    return TypedDict("options", types)  # type: ignore[operator]
+
+
+def _has_recipe(words: list[str]) -> bool:
+    return bool(words) and not words[0].startswith("-")
+
+
+def _refuse_unknown(words: list[str], known: Sequence[str]) -> None:
+    for word in words:
+        if word.startswith("--") and len(word) > 2:
+            name = word[2:].split("=", 1)[0].replace("-", "_")
+            if name not in known:
+                raise ConfigError(f"Unknown option '--{name}'.{nearest(name, known)}")
+
+
+def _find_value(words: list[str], option: str) -> str | None:
+    """Return the value given for an option, without parsing the others."""
+    for i, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name.replace("-", "_") == f"__{option}":
+            return value if equals else (words[i + 1] if i + 1 < len(words) else None)
+    return None
+
+
+def _drop_value(words: list[str], option: str) -> list[str]:
+    """Return the words without an option and its value."""
+    kept: list[str] = []
+    skip = False
+    for word in words:
+        if skip:
+            skip = False
+        elif word.partition("=")[0].replace("-", "_") == f"__{option}":
+            skip = "=" not in word
+        else:
+            kept.append(word)
+    return kept
+
+
+def _take_switch(words: list[str], switch: str) -> tuple[list[str], bool]:
+    """Take an option without a value out of the words."""
+    return [word for word in words if word != switch], switch in words
+
+
+def _warn(line: str) -> None:
+    sys.stderr.write(line + "\n")

@@ -1,0 +1,44 @@
+"""Errors that a user can meet.
+
+Each message says what is wrong, where, and what to do; the command line prints it without a
+traceback and ends with exit code 2 (``--debug`` shows the traceback).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class VitbaseError(Exception):
+    """Base of every error that is the user's to mend, not a bug of this package."""
+
+
+class ConfigError(VitbaseError):
+    """An option is unknown, has the wrong type, or contradicts another one."""
+
+
+class DataError(VitbaseError):
+    """A data set is missing, malformed, or does not fit the run."""
+
+
+class ImageError(DataError):
+    """One image cannot be read. Training may skip it, counted, up to ``max_bad_images``."""
+
+
+class WeightsError(VitbaseError):
+    """A weights file is unreadable, or does not fit the model."""
+
+
+class CheckpointError(VitbaseError):
+    """A run folder or checkpoint is damaged, missing, or belongs to another run."""
+
+
+class DeviceError(VitbaseError):
+    """The requested device or precision is not available on this machine."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the closest known name, or an empty string."""
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean '{match[0]}'?" if match else ""

@@ -1,0 +1,1 @@
+"""How good a model is: metrics as sums, and evaluation that counts every image once."""

@@ -1,0 +1,159 @@
+"""Evaluation that visits every image exactly once, and says so."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from vitbase.config import EMBEDDED, Config, Preprocess
+from vitbase.data.augment import EvalTransform, normalize
+from vitbase.data.loader import EvalLoader
+from vitbase.data.sources import Source, open_train_val, open_val
+from vitbase.errors import ConfigError, DataError
+from vitbase.evaluation.metrics import ClassificationSums
+from vitbase.runtime import Runtime, open_runtime
+from vitbase.weights.checkpoints import find_weights
+from vitbase.weights.load import LoadedModel, load_model
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """One weights file and how good it is."""
+
+    weights: Path
+    sums: ClassificationSums
+    seconds: float
+    notes: tuple[str, ...]
+
+
+def evaluate_model(
+    model: nn.Module,
+    source: Source,
+    preprocess: Preprocess,
+    runtime: Runtime,
+    *,
+    batch_size: int,
+    num_workers: int | None = None,
+    on_unreadable: Callable[[str], None] = lambda line: None,
+) -> ClassificationSums:
+    """Evaluate a model on every image of a source.
+
+    An image that cannot be read is reported and counts as wrong.
+
+    Args:
+      model: on the runtime's device already; its mode is restored afterwards.
+      on_unreadable: receives a line for each image that could not be read.
+    Raises: DataError if the source is empty.
+    """
+    if len(source) == 0:
+        raise DataError("There are no evaluation images.")
+    loader = EvalLoader(
+        source,
+        EvalTransform(preprocess),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        pin_memory=runtime.pin_memory,
+    )
+    visits = np.zeros(len(source), dtype=np.int64)
+    sums = ClassificationSums()
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        for batch in loader:
+            images = batch.images.to(runtime.device, non_blocking=True)
+            with runtime.autocast():
+                logits = model(normalize(images, preprocess))
+            for name, cause in batch.bad:
+                on_unreadable(f"Unreadable evaluation image {name}: {cause}; counted as wrong")
+            sums += ClassificationSums.of(
+                logits.cpu(), batch.labels, torch.as_tensor(batch.readable)
+            )
+            np.add.at(visits, batch.positions.numpy(), 1)
+    model.train(was_training)
+    if not (visits == 1).all():
+        raise RuntimeError(
+            f"evaluation visited {int((visits > 0).sum())} of {len(source)} images, "
+            f"some up to {int(visits.max())} times"
+        )
+    return sums
+
+
+def describe_sums(sums: ClassificationSums) -> str:
+    """Return the log line of an evaluation."""
+    unreadable = f", {sums.unreadable} unreadable counted as wrong" if sums.unreadable else ""
+    return (
+        f"evaluated {sums.images} of {sums.images}, each once{unreadable}: "
+        f"top-1 {sums.top1:.2%} (standard error {sums.top1_standard_error:.2%})  "
+        f"top-5 {sums.top5:.2%}  loss {sums.loss:.4f}"
+    )
+
+
+def evaluate(config: Config) -> list[Evaluation]:
+    """Evaluate the checkpoint, or each checkpoint of the folder, that `checkpoint_path` names.
+
+    Raises: ConfigError, DataError, CheckpointError or WeightsError.
+    """
+    return list(evaluate_each(config))
+
+
+def evaluate_each(
+    config: Config, on_unreadable: Callable[[str], None] = lambda line: None
+) -> Iterator[Evaluation]:
+    """As :func:`evaluate`, yielding each result as soon as it is there."""
+    if config.model.checkpoint_path is None:
+        raise ConfigError("Nothing to evaluate: give --checkpoint_path.")
+    runtime = open_runtime(config.run.device_target, config.run.device_id, config.run.precision)
+    source: Source | None = None
+    for path in find_weights(config.model.checkpoint_path):
+        loaded = load_model(path, image_size=(config.data.image_height, config.data.image_width))
+        if source is None:
+            source = _open_source(config, loaded)
+        notes = _check_fit(config, loaded, source)
+        started = time.perf_counter()
+        sums = evaluate_model(
+            loaded.model.to(runtime.device),
+            source,
+            config.data.preprocess,
+            runtime,
+            batch_size=config.data.eval_batch_size or config.data.batch_size,
+            num_workers=config.data.num_workers,
+            on_unreadable=on_unreadable,
+        )
+        yield Evaluation(path, sums, time.perf_counter() - started, notes)
+
+
+def _open_source(config: Config, loaded: LoadedModel) -> Source:
+    if config.data.val_data_path is not None or config.data.data_path == EMBEDDED:
+        return open_val(config, loaded.labels)
+    # The evaluation images are a held-out part of, or beside, the training images.
+    return open_train_val(config).val
+
+
+def _check_fit(config: Config, loaded: LoadedModel, source: Source) -> tuple[str, ...]:
+    spec, data = loaded.spec, config.data
+    if len(source.class_names) > spec.num_classes:
+        raise DataError(
+            f"The evaluation images have {len(source.class_names)} classes, but "
+            f"{loaded.path} tells {spec.num_classes} apart. Is it another data set's?"
+        )
+    if loaded.labels is not None and loaded.labels[: len(source.class_names)] != source.class_names:
+        raise DataError(
+            f"The classes of the evaluation images ({_few(source.class_names)}) are not those "
+            f"of {loaded.path} ({_few(loaded.labels)})."
+        )
+    if loaded.preprocess is not None and loaded.preprocess != data.preprocess:
+        return (
+            f"Note: {loaded.path} was trained with {loaded.preprocess}; this evaluation uses "
+            f"{data.preprocess}.",
+        )
+    return ()
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

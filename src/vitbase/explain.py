@@ -1,0 +1,227 @@
+"""What a run would do, in numbers, without its data and without running it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from vitbase.config import EMBEDDED, Config
+from vitbase.errors import ConfigError, DeviceError
+from vitbase.model.vit import VisionTransformer, ViTSpec
+from vitbase.model.zoo import build_model
+from vitbase.runtime import open_runtime
+from vitbase.training.losses import cross_entropy_sum
+from vitbase.training.optim import Schedule, decay_groups
+from vitbase.training.start import load_for_training, spec_of
+
+_OPTIMIZER_COPIES = {"momentum": 1, "adamw": 2}  # tensors kept for each parameter
+_MEBI = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Fact:
+    """A number, and where it comes from."""
+
+    name: str
+    value: str
+    source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """What a run would do. FLOPs count a multiply-add as two; sizes are bytes."""
+
+    steps_per_epoch: int
+    total_steps: int
+    global_batch: int
+    parameters: int
+    forward_flops: int
+    training_flops: int
+    weights_bytes: int
+    activation_bytes_per_image: int
+    learning_rates: tuple[tuple[int, float], ...]
+    decayed: tuple[str, ...]
+    kept: tuple[str, ...]
+    facts: tuple[Fact, ...]
+
+
+def explain(config: Config) -> Explanation:
+    """Compute what a run would do. The data need not be there if the recipe tells its size.
+
+    Raises: ConfigError if the number of training images is not known.
+    """
+    num_images = config.data.num_train_images
+    if num_images is None:
+        num_images, images_source = _count_images(config)
+    else:
+        images_source = "num_train_images"
+    global_batch = config.global_batch
+    steps = num_images // global_batch
+    if steps == 0:
+        raise ConfigError(
+            f"{num_images} training images are fewer than one global batch of {global_batch}. "
+            f"Give a smaller --batch_size."
+        )
+    spec, spec_source = _find_spec(config)
+    with torch.device("meta"):
+        model = build_model(spec)
+    forward, training, activations = _measure(model)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    groups = decay_groups(model, config.optimizer.decay_on)
+    schedule = Schedule.of(config.optimizer.lr_init, config.schedule, steps)
+    rates = tuple((step, schedule.at(step)) for step in _milestones(schedule))
+    state = 4 * parameters * (2 + _OPTIMIZER_COPIES[config.optimizer.optimizer])
+    bytes_per_value = 4 if _precision(config) == "fp32" else 2
+    activation_bytes = activations * bytes_per_value
+    facts = (
+        Fact("model", f"{spec.name}, {_size(spec)} px", spec_source),
+        Fact("training images", f"{num_images:,}", images_source),
+        Fact(
+            "effective batch",
+            f"{global_batch}",
+            f"batch_size {config.data.batch_size} x accumulation_steps "
+            f"{config.optimizer.accumulation_steps}",
+        ),
+        Fact("steps per epoch", f"{steps}", f"floor({num_images} / {global_batch})"),
+        Fact(
+            "total steps",
+            f"{schedule.total_steps:,}",
+            f"{steps} x epoch_size {config.schedule.epoch_size}",
+        ),
+        Fact("parameters", f"{parameters:,}", "counted on the built model"),
+        Fact(
+            "forward, per image",
+            f"{_flops(forward)}",
+            "torch's FLOP counter; a multiply-add is two",
+        ),
+        Fact(
+            "training, per image",
+            f"{_flops(training)}",
+            "the same counter over forward and backward pass",
+        ),
+        Fact(
+            "whole run",
+            f"{training * global_batch * schedule.total_steps:.3g} FLOPs",
+            "training x effective batch x total steps",
+        ),
+        Fact(
+            "decayed parameters",
+            f"{_count(model, groups.decayed):,} in {len(groups.decayed)} tensors",
+            f"weight_decay {config.optimizer.weight_decay:g} on {config.optimizer.decay_on}",
+        ),
+        Fact(
+            "not decayed",
+            f"{_count(model, groups.kept):,} in {len(groups.kept)} tensors",
+            f"decay_on {config.optimizer.decay_on}",
+        ),
+        Fact(
+            "weights and optimizer",
+            f"{state / _MEBI:,.0f} MiB",
+            f"fp32: weights, gradients and {_OPTIMIZER_COPIES[config.optimizer.optimizer]} "
+            f"for {config.optimizer.optimizer}",
+        ),
+        Fact(
+            "activations, per image",
+            f"{activation_bytes / _MEBI:,.1f} MiB",
+            f"tensors that autograd keeps, {bytes_per_value} bytes a value",
+        ),
+        Fact(
+            "memory estimate",
+            f"{(state + activation_bytes * config.data.batch_size) / _MEBI:,.0f} MiB",
+            f"the two above, batch_size {config.data.batch_size}; without workspace",
+        ),
+    )
+    return Explanation(
+        steps_per_epoch=steps,
+        total_steps=schedule.total_steps,
+        global_batch=global_batch,
+        parameters=parameters,
+        forward_flops=forward,
+        training_flops=training,
+        weights_bytes=4 * parameters,
+        activation_bytes_per_image=activation_bytes,
+        learning_rates=rates,
+        decayed=groups.decayed,
+        kept=groups.kept,
+        facts=facts,
+    )
+
+
+def _precision(config: Config) -> str:
+    """Return the precision of the run, as far as this machine can tell."""
+    if config.run.precision != "auto":
+        return config.run.precision
+    try:
+        return open_runtime(config.run.device_target, config.run.device_id).precision
+    except DeviceError:  # explained on another machine than it will run on
+        return "fp32"
+
+
+def _count_images(config: Config) -> tuple[int, str]:
+    path = config.data.data_path
+    if path is None or (path != EMBEDDED and not Path(path).exists()):
+        raise ConfigError(
+            "How many training images there are is not known: this recipe does not say, and "
+            f"data_path is {'not given' if path is None else f'{path}, which is not there'}. "
+            "Give --data_path, or --num_train_images."
+        )
+    from vitbase.data.sources import open_train_val  # only this branch reads data
+
+    return len(open_train_val(config).train), f"counted in {path}"
+
+
+def _find_spec(config: Config) -> tuple[ViTSpec, str]:
+    if config.starts_from_weights and config.model.checkpoint_path and config.model.model is None:
+        loaded = load_for_training(config, None)
+        return loaded.spec, f"read off {loaded.path}"
+    origin = "the zoo" if config.model.model else "the zoo; small, as no weights are given"
+    return spec_of(config), origin
+
+
+def _measure(model: VisionTransformer) -> tuple[int, int, int]:
+    """Count the FLOPs of one image forward and in training, and the values autograd keeps."""
+    spec = model.spec
+    image = torch.empty(1, spec.in_channels, *spec.image_size, device="meta")
+    label = torch.zeros(1, dtype=torch.int64, device="meta")
+    own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage.nbytes() // tensor.element_size()
+        return tensor
+
+    counter = FlopCounterMode(display=False)
+    model.train()
+    with counter:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = cross_entropy_sum(model(image), label)
+        forward = counter.get_total_flops()
+        loss.backward()
+    return forward, counter.get_total_flops(), sum(kept.values())
+
+
+def _milestones(schedule: Schedule) -> list[int]:
+    """Steps worth a line: start, end of warm-up, quarters, last."""
+    last = schedule.total_steps - 1
+    quarters = [round(last * part / 4) for part in range(5)]
+    return sorted({*quarters, max(schedule.warmup_steps - 1, 0)})
+
+
+def _count(model: nn.Module, names: tuple[str, ...]) -> int:
+    parameters: dict[str, Any] = dict(model.named_parameters())
+    return sum(parameters[name].numel() for name in names)
+
+
+def _size(spec: ViTSpec) -> str:
+    return f"{spec.image_size[0]}x{spec.image_size[1]}x{spec.in_channels}"
+
+
+def _flops(flops: int) -> str:
+    return f"{flops / 1e9:.3g} GFLOPs ({flops / 2e9:.3g} GMACs)"

@@ -1,0 +1,1 @@
+"""What leaves: predictions on a user's images."""

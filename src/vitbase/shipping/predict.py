@@ -1,0 +1,125 @@
+"""The classes a model sees in a user's images, with probabilities."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vitbase.config import Preprocess
+from vitbase.data.augment import EvalTransform, normalize
+from vitbase.errors import DataError, ImageError
+from vitbase.runtime import open_runtime
+from vitbase.weights.checkpoints import find_weights
+from vitbase.weights.load import LoadedModel, load_model
+
+_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """The most probable classes of one image, best first; or why it could not be read."""
+
+    image: Path
+    classes: tuple[tuple[str, float], ...] = ()
+    error: str | None = None
+
+
+def predict(
+    paths: Sequence[str | Path],
+    weights: str | Path,
+    *,
+    top: int = 5,
+    device_target: str = "auto",
+    batch_size: int = 32,
+) -> list[Prediction]:
+    """Classify images.
+
+    Args:
+      paths: image files; a folder stands for every image directly inside it.
+      weights: anything `checkpoint_path` takes; of a run, its newest checkpoint.
+      top: how many classes to return for each image.
+    Returns: one Prediction for each image, in order.
+    Raises: DataError if a path does not exist; WeightsError or CheckpointError for the weights.
+    """
+    loaded = load_model(find_weights(weights)[-1])
+    return list(
+        predict_each(
+            expand(paths), loaded, top=top, device_target=device_target, batch_size=batch_size
+        )
+    )
+
+
+def expand(paths: Sequence[str | Path]) -> list[Path]:
+    """Replace each folder by the images directly inside it, sorted by name.
+
+    Raises: DataError for a path that does not exist or a folder without images.
+    """
+    images: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES)
+            if not inside:
+                raise DataError(f"There are no images in the folder {path}.")
+            images += inside
+        elif path.exists():
+            images.append(path)
+        else:
+            raise DataError(f"The image {path} does not exist.")
+    return images
+
+
+def default_preprocess(loaded: LoadedModel) -> Preprocess:
+    """Return the preprocessing of weights that carry none: 8/7 resize, crop, ImageNet's colours."""
+    height, width = loaded.spec.image_size
+    return Preprocess(
+        height=height,
+        width=width,
+        channels=3,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+    )
+
+
+def predict_each(
+    images: Sequence[Path],
+    loaded: LoadedModel,
+    *,
+    top: int = 5,
+    device_target: str = "auto",
+    batch_size: int = 32,
+) -> Iterator[Prediction]:
+    """As :func:`predict`, on a loaded model, yielding results as they come."""
+    runtime = open_runtime(device_target)
+    preprocess = loaded.preprocess or default_preprocess(loaded)
+    transform = EvalTransform(preprocess)
+    model = loaded.model.to(runtime.device).eval()
+    names = loaded.labels or tuple(str(i) for i in range(loaded.spec.num_classes))
+    top = min(top, loaded.spec.num_classes)
+    for start in range(0, len(images), batch_size):
+        chunk = images[start : start + batch_size]
+        rows = np.zeros(
+            (len(chunk), preprocess.height, preprocess.width, preprocess.channels), np.uint8
+        )
+        errors: dict[int, str] = {}
+        for row, path in enumerate(chunk):
+            try:
+                transform(path.read_bytes(), None, rows[row])
+            except ImageError as error:
+                errors[row] = str(error)
+            except OSError as error:
+                errors[row] = error.strerror or str(error)
+        with torch.inference_mode(), runtime.autocast():
+            logits = model(normalize(torch.from_numpy(rows).to(runtime.device), preprocess))
+        probabilities, classes = logits.float().softmax(dim=1).topk(top, dim=1)
+        for row, path in enumerate(chunk):
+            if row in errors:
+                yield Prediction(path, error=errors[row])
+                continue
+            pairs = zip(classes[row].tolist(), probabilities[row].tolist(), strict=True)
+            yield Prediction(
+                path, tuple((names[i] if i < len(names) else str(i), p) for i, p in pairs)
+            )

@@ -1,0 +1,214 @@
+"""A run on disk: checkpoints that appear whole or not at all, and what a run resumes from.
+
+The optimizer's tensors are stored by parameter name in a safetensors file, which cannot carry
+code; numbers (position, loss scale, best so far) are JSON in its metadata. The position is that
+of the last update taken: data order and randomness are functions of it, so nothing else is kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from vitbase.config import Config, differences_on_resume, load_config
+from vitbase.errors import CheckpointError, ConfigError
+from vitbase.weights import checkpoints
+from vitbase.weights.checkpoints import Checkpoint
+
+_METADATA_KEY = "vitbase"  # one key only: safetensors does not keep the order of several
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """The best checkpoint so far by evaluation accuracy; the earlier of two equals."""
+
+    checkpoint: str
+    eval_top1: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far a run is: everything about its state that is not a tensor."""
+
+    updates: int
+    global_batch: int
+    loss_scaler: dict[str, Any]
+    best: Best | None
+
+
+class RunFolder:
+    """The folder of one run: configuration, metrics, checkpoints."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_file = path / "config.toml"
+        self.metrics_file = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+
+    def read_config(self) -> Config | None:
+        """Return the configuration of the run that is here, or None."""
+        return load_config(str(self.config_file)) if self.config_file.is_file() else None
+
+    def start(self, config: Config) -> None:
+        """Create the folder for a new run, or check that `config` continues the one here.
+
+        Raises: ConfigError if the run here differs in an option that moves its numbers, or
+          `resume` is off; CheckpointError if the folder cannot be written.
+        """
+        saved = self.read_config()
+        if saved is not None:
+            if not config.run.resume:
+                raise ConfigError(
+                    f"{self.path} holds a run already. Choose another --output_dir, remove it, "
+                    f"or continue it with --resume True."
+                )
+            differences = differences_on_resume(saved, config)
+            if differences:
+                raise ConfigError(
+                    f"{self.path} holds a run with other options:\n  "
+                    + "\n  ".join(differences)
+                    + "\nGive the same options to continue it, or another --output_dir."
+                )
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            for leftover in self.checkpoints.glob(".writing-*"):
+                shutil.rmtree(leftover)
+            write_atomically(self.config_file, config.to_toml())
+        except OSError as error:
+            raise CheckpointError(
+                f"Cannot write the run folder {self.path}: {error.strerror}. "
+                f"Choose another --output_dir."
+            ) from None
+
+    def newest_whole(self) -> tuple[Checkpoint | None, list[str]]:
+        """Return the newest undamaged checkpoint, and a line per damaged one passed over."""
+        warnings = []
+        for checkpoint in reversed(checkpoints.list_checkpoints(self.checkpoints)):
+            damage = checkpoints.find_damage(checkpoint.path)
+            if damage is None:
+                return checkpoint, warnings
+            warnings.append(
+                f"Checkpoint {checkpoint.path.name} is damaged ({damage}); using an earlier one."
+            )
+        return None, warnings
+
+    def save(
+        self,
+        name: str,
+        write_weights: Callable[[Path], None],
+        optimizer: torch.optim.Optimizer,
+        progress: Progress,
+    ) -> Path:
+        """Write a checkpoint beside, sync it, and rename it into place."""
+        writing = self.checkpoints / f".writing-{name}"
+        final = self.checkpoints / name
+        writing.mkdir()
+        write_weights(writing / checkpoints.WEIGHTS_FILE)
+        save_file(
+            _optimizer_tensors(optimizer),
+            writing / checkpoints.STATE_FILE,
+            {_METADATA_KEY: json.dumps(dataclasses.asdict(progress), sort_keys=True)},
+        )
+        checkpoints.write_manifest(writing)
+        if final.exists():  # a damaged one that the run has passed again
+            shutil.rmtree(final)
+        os.replace(writing, final)
+        checkpoints.sync(self.checkpoints)
+        if progress.best is not None:
+            best = json.dumps(dataclasses.asdict(progress.best))
+            write_atomically(self.checkpoints / checkpoints.BEST_FILE, best + "\n")
+        return final
+
+    def prune(self, keep: int, best: Best | None) -> None:
+        """Remove all but the newest `keep` checkpoints and the best one."""
+        for checkpoint in checkpoints.list_checkpoints(self.checkpoints)[:-keep]:
+            if best is None or checkpoint.path.name != best.checkpoint:
+                shutil.rmtree(checkpoint.path)
+
+    def cut_metrics_back(self, updates: int) -> None:
+        """Drop the rows after an update, so that a resumed run writes each step once."""
+        if not self.metrics_file.is_file():
+            return
+        kept = []
+        for line in self.metrics_file.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= updates:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError, TypeError):
+                continue  # the line that an interruption cut short
+        write_atomically(self.metrics_file, "".join(kept))
+
+    def read_last_evaluation(self) -> dict[str, Any] | None:
+        """Return the last evaluation row of `metrics.jsonl`."""
+        rows = []
+        if self.metrics_file.is_file():
+            for line in self.metrics_file.read_text(encoding="utf-8").splitlines():
+                if '"eval_top1"' in line:
+                    rows.append(json.loads(line))
+        return rows[-1] if rows else None
+
+
+def read_progress(checkpoint: Path) -> Progress:
+    """Read the numbers of a checkpoint's training state."""
+    with safe_open(checkpoint / checkpoints.STATE_FILE, framework="pt") as file:
+        fields = json.loads((file.metadata() or {})[_METADATA_KEY])
+    best = fields.pop("best")
+    return Progress(best=Best(**best) if best else None, **fields)
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:
+    """Put the stored optimizer tensors back, in place.
+
+    Raises: CheckpointError if they belong to other parameters.
+    """
+    parameters = _named_parameters(optimizer)
+    with safe_open(checkpoint / checkpoints.STATE_FILE, framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118
+            kind, name = key.split("/", 1)
+            parameter = parameters.get(name)
+            value = file.get_tensor(key)
+            if parameter is None or value.shape not in ((), parameter.shape):
+                raise CheckpointError(
+                    f"{checkpoint} stores {kind} for '{name}', which is not this model's."
+                )
+            device = "cpu" if value.ndim == 0 else parameter.device
+            if value.ndim:
+                value = torch.empty_like(parameter).copy_(value)
+            optimizer.state[parameter][kind] = value.to(device)
+
+
+def _named_parameters(optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
+    return {
+        name: parameter
+        for group in optimizer.param_groups
+        for name, parameter in zip(group["names"], group["params"], strict=True)
+    }
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    return {
+        f"{kind}/{name}": value.detach().contiguous().cpu()
+        for name, parameter in _named_parameters(optimizer).items()
+        for kind, value in optimizer.state[parameter].items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file beside its place, sync it, and rename it over the old one."""
+    writing = path.with_name(f".writing-{path.name}")
+    with writing.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(writing, path)

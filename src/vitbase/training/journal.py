@@ -1,0 +1,86 @@
+"""What a run tells: `metrics.jsonl`, log lines, and a live display in a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+
+class Journal:
+    """Writes one JSON object a line, and shows the run to whoever watches.
+
+    In a terminal: a live bar with log lines scrolling above it. In a file or a pipe: the same
+    lines, plain, each flushed.
+    """
+
+    def __init__(self, metrics_file: Path, total_steps: int) -> None:
+        self._metrics_file = metrics_file
+        self._total_steps = total_steps
+        self._display: Progress | None = None
+        self._task: TaskID | None = None
+
+    def record(self, **row: Any) -> None:
+        """Append a row to `metrics.jsonl`."""
+        with self._metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def sync(self) -> None:
+        """Flush the rows to the disk: before a checkpoint that follows them."""
+        if self._metrics_file.is_file():
+            with self._metrics_file.open("rb") as file:
+                os.fsync(file.fileno())
+
+    def say(self, line: str) -> None:
+        """Write a log line."""
+        if self._display is not None:
+            self._display.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        else:
+            say(line)
+
+    def show(self, step: int, text: str) -> None:
+        """Move the live display; nothing happens where there is none."""
+        if self._display is not None and self._task is not None:
+            self._display.update(self._task, completed=step, description=text)
+
+    @contextlib.contextmanager
+    def live(self, step: int) -> Iterator[None]:
+        """Show the live display, from a step on, if the output is a terminal."""
+        if not sys.stdout.isatty():
+            yield
+            return
+        from rich.progress import (  # a tenth of a second that a log file does not need
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("steps, left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, refresh_per_second=4) as display:
+            self._display = display
+            self._task = display.add_task("", total=self._total_steps, completed=step)
+            try:
+                yield
+            finally:
+                self._display = None
+
+
+def say(line: str) -> None:
+    """Write one line to standard output at once, readable in a file."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()

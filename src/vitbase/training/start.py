@@ -1,0 +1,125 @@
+"""How a run begins: the configuration completed from data and weights, the model built."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vitbase.config import Config
+from vitbase.errors import ConfigError, WeightsError
+from vitbase.model.vit import VisionTransformer, ViTSpec
+from vitbase.model.zoo import SpecOverrides, build_model, variant_spec
+from vitbase.runtime import seed_generators
+from vitbase.weights.load import LoadedModel, load_model
+
+SMALL_VARIANT = "ViTC-Ti_16"
+"""The model of a run that names none and starts from random weights: few images, little time."""
+
+_INIT_STREAM = 0  # first part of the key of torch's generators
+# What may differ between the weights and the run: resized, re-initialised, or without weights.
+_FREE_FIELDS = {"name", "image_size", "num_classes", "dropout", "stochastic_depth"}
+
+
+def spec_of(config: Config) -> ViTSpec:
+    """Return the architecture that a configuration describes, without weights.
+
+    Raises: ConfigError for an unknown variant or an impossible combination.
+    """
+    options = config.model
+    overrides: SpecOverrides = {}
+    for option in (
+        "dropout",
+        "stochastic_depth",
+        "pos_embed",
+        "num_registers",
+        "representation_size",
+        "layer_scale_init",
+        "gelu",
+    ):
+        value = getattr(options, option)
+        if value is not None:
+            overrides[option] = value  # type: ignore[literal-required]
+    if options.pool is not None:
+        overrides["pool"] = options.pool
+        overrides["class_token"] = options.pool == "token"
+    return variant_spec(
+        options.model or SMALL_VARIANT,
+        num_classes=config.data.num_classes or 1000,
+        image_size=(config.data.image_height, config.data.image_width),
+        in_channels=config.data.image_channels,
+        **overrides,
+    )
+
+
+def complete_config(config: Config, class_names: tuple[str, ...]) -> Config:
+    """Fill in what only the data can tell, so that the saved configuration repeats the run.
+
+    Raises: ConfigError if the run should start from weights and none are given.
+    """
+    if config.starts_from_weights and config.model.checkpoint_path is None:
+        raise ConfigError(
+            "pre_trained is True, but there are no weights to start from. Give "
+            "--checkpoint_path, or --pre_trained False to start from random weights."
+        )
+    return config.replace(
+        num_classes=config.data.num_classes or len(class_names),
+        pre_trained=config.starts_from_weights,
+    )
+
+
+def build_start(
+    config: Config, class_names: tuple[str, ...]
+) -> tuple[VisionTransformer, tuple[str, ...]]:
+    """Build the model of a new run: from `checkpoint_path`, or from random weights.
+
+    Returns: the model, and lines for the log.
+    Raises: WeightsError if the weights are of another architecture than `model` names.
+    """
+    seed_generators(config.run.seed, _INIT_STREAM)
+    if not config.starts_from_weights:
+        return build_model(spec_of(config)), ()
+    loaded = load_for_training(config, class_names)
+    return loaded.model, (*loaded.report.lines(), *_preprocess_notes(config, loaded))
+
+
+def load_for_training(config: Config, class_names: tuple[str, ...] | None) -> LoadedModel:
+    """Load `checkpoint_path` for a task: its classes, image size and regularisation.
+
+    Raises: WeightsError if the weights are of another architecture than `model` names.
+    """
+    assert config.model.checkpoint_path is not None
+    loaded = load_model(
+        config.model.checkpoint_path,
+        num_classes=config.data.num_classes,
+        labels=class_names,
+        image_size=(config.data.image_height, config.data.image_width),
+        dropout=config.model.dropout,
+        stochastic_depth=config.model.stochastic_depth,
+    )
+    if config.model.model is not None:
+        differing = _differing_fields(spec_of(config), loaded.spec)
+        if differing:
+            raise WeightsError(
+                f"{loaded.path} is of another architecture than the run's model "
+                f"{config.model.model}: {', '.join(differing)}. Give --model and its options as "
+                f"the weights have them, or --model None to take theirs."
+            )
+    return loaded
+
+
+def _differing_fields(wanted: ViTSpec, found: ViTSpec) -> list[str]:
+    theirs: dict[str, Any] = found.to_dict()
+    return [
+        f"{field} is {theirs[field]} in the file, not {value}"
+        for field, value in wanted.to_dict().items()
+        if field not in _FREE_FIELDS and theirs[field] != value
+    ]
+
+
+def _preprocess_notes(config: Config, loaded: LoadedModel) -> tuple[str, ...]:
+    theirs, ours = loaded.preprocess, config.data.preprocess
+    if theirs is None or (theirs.mean, theirs.std) == (ours.mean, ours.std):
+        return ()
+    return (
+        f"Note: the weights were trained with mean {theirs.mean} and std {theirs.std}; this run "
+        f"uses mean {ours.mean} and std {ours.std}. Give --mean and --std to change that.",
+    )

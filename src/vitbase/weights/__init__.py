@@ -1,0 +1,1 @@
+"""What is stored: file formats, name tables, and loading a model from a file."""

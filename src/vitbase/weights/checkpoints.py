@@ -1,0 +1,162 @@
+"""Run folders and checkpoints on disk: names, places, and whether one is whole.
+
+A run folder holds `config.toml`, `metrics.jsonl` and `checkpoints/`. A checkpoint is a folder
+named `train_vit_<name>-<epoch>_<step>` (the step within that epoch, as MindSpore numbers them)
+with `weights.safetensors`, `training_state.safetensors` and, written last, `manifest.json` with
+the size and SHA-256 of the others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+
+from vitbase.errors import CheckpointError
+
+PREFIX = "train_vit"
+WEIGHTS_FILE = "weights.safetensors"
+STATE_FILE = "training_state.safetensors"
+MANIFEST_FILE = "manifest.json"
+BEST_FILE = "best.json"
+_NAME = re.compile(r"^(?P<prefix>.+)-(?P<epoch>\d+)_(?P<step>\d+)$")
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Checkpoint:
+    """A place in a run, and the folder that holds it. Sorts by place."""
+
+    epoch: int
+    step: int
+    path: Path = dataclasses.field(compare=False)
+
+    @property
+    def weights(self) -> Path:
+        return self.path / WEIGHTS_FILE
+
+
+def checkpoint_name(run_name: str, epoch: int, step: int) -> str:
+    """Return the seed's name of a checkpoint: epoch from 1, step within that epoch."""
+    return f"{PREFIX}_{run_name}-{epoch}_{step}"
+
+
+def list_checkpoints(folder: Path) -> list[Checkpoint]:
+    """List the checkpoints directly inside a folder, in the order they were taken."""
+    found = []
+    if folder.is_dir():
+        for entry in folder.iterdir():
+            match = _NAME.match(entry.name)
+            if match and entry.is_dir():
+                found.append(Checkpoint(int(match["epoch"]), int(match["step"]), entry))
+    return sorted(found)
+
+
+def write_manifest(folder: Path) -> None:
+    """Describe every file of a checkpoint folder by size and SHA-256, and sync them all."""
+    files = {}
+    for path in sorted(folder.iterdir()):
+        if path.name != MANIFEST_FILE:
+            sync(path)
+            files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    manifest = folder / MANIFEST_FILE
+    manifest.write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
+    sync(manifest)
+    sync(folder)
+
+
+def find_damage(folder: Path) -> str | None:
+    """Say what is wrong with a checkpoint folder, or return None if it is whole."""
+    try:
+        files = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))["files"]
+        for name, facts in files.items():
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            size = path.stat().st_size
+            if size != facts["bytes"]:
+                return f"{name} has {size} bytes instead of {facts['bytes']}"
+            if _sha256(path) != facts["sha256"]:
+                return f"{name} does not match its checksum"
+    except OSError as error:
+        return f"{MANIFEST_FILE} cannot be read ({error.strerror})"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST_FILE} is not a manifest"
+    return None
+
+
+def find_weights(checkpoint_path: str | Path) -> list[Path]:
+    """Return every weights file a `checkpoint_path` stands for, oldest first.
+
+    Args:
+      checkpoint_path: a run folder, its `checkpoints/`, one checkpoint folder, a weights file, or
+        the seed's form `./ckpt_0/train_vit_imagenet-156_10009.ckpt` (with or without the suffix)
+        for a checkpoint of the run folder `./ckpt_0`.
+    Raises: CheckpointError if nothing is there, or a checkpoint is damaged.
+    """
+    path = Path(checkpoint_path)
+    if path.is_file():
+        return [path]
+    for place in (path, _seed_form(path)):
+        if _NAME.match(place.name) and place.is_dir():
+            return [_whole(place)]
+    if not path.is_dir():
+        raise CheckpointError(
+            f"checkpoint_path {path} does not exist. Give a run folder, one of its checkpoints, "
+            f"or a weights file.{_siblings(path)}"
+        )
+    found = list_checkpoints(path / "checkpoints") or list_checkpoints(path)
+    if found:
+        return [_whole(checkpoint.path) for checkpoint in found]
+    files = sorted(entry for entry in path.iterdir() if entry.suffix in {".ckpt", ".safetensors"})
+    if files:
+        return files
+    raise CheckpointError(f"checkpoint_path {path} holds no checkpoint and no weights file.")
+
+
+def find_run_folder(checkpoint_path: str | Path) -> Path | None:
+    """Return the run folder (with `config.toml`) that a `checkpoint_path` lies in, if any."""
+    path = Path(checkpoint_path)
+    for place in (path, *list(path.absolute().parents)[:3]):
+        if (place / "config.toml").is_file():
+            return place
+    return None
+
+
+def _seed_form(path: Path) -> Path:
+    name = path.name.removesuffix(".ckpt")
+    beside = path.with_name(name)
+    return beside if beside.is_dir() else path.parent / "checkpoints" / name
+
+
+def _whole(folder: Path) -> Path:
+    damage = find_damage(folder)
+    if damage is not None:
+        raise CheckpointError(
+            f"Checkpoint {folder} is damaged: {damage}. Use another one of the run."
+        )
+    return folder / WEIGHTS_FILE
+
+
+def _siblings(path: Path) -> str:
+    for place in (path.parent, path.parent / "checkpoints"):
+        names = [checkpoint.path.name for checkpoint in list_checkpoints(place)]
+        if names:
+            return f" There are: {', '.join(names[-5:])}."
+    return ""
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Flush a file or folder to the disk itself."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
