@@ -1,0 +1,205 @@
+"""What happens to one image: uint8 [H, W, C] in, uint8 [height, width, C] out.
+
+Windows are (top, left, height, width) in pixels. They are drawn before the image is decoded, from
+the size in its header. Every random choice comes from the sample's own generator, by ``.random()``.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from vitbase.config import AugmentSection, Preprocess
+from vitbase.data.decode import decode, read_size, to_channels
+
+Pixels = NDArray[np.uint8]
+Window = tuple[int, int, int, int]
+Interpolation = Literal["bilinear", "bicubic"]
+
+ASPECT_RANGE = (3 / 4, 4 / 3)
+CROP_TRIES = 10
+
+
+def draw_window(
+    size: tuple[int, int], area_range: tuple[float, float], generator: np.random.Generator
+) -> Window:
+    """Draw the window of a random resized crop.
+
+    Its share of the image's area is uniform, its aspect (width / height) log-uniform; after ten
+    windows that do not fit, it is the largest central one within the range of aspects.
+
+    Source: Inception (arXiv 1409.4842) section 6; the numbers are torchvision's.
+    """
+    height, width = size
+    low, high = math.log(ASPECT_RANGE[0]), math.log(ASPECT_RANGE[1])
+    random = generator.random
+    for _ in range(CROP_TRIES):
+        area = height * width * (area_range[0] + (area_range[1] - area_range[0]) * random())
+        aspect = math.exp(low + (high - low) * random())
+        window_width = round(math.sqrt(area * aspect))
+        window_height = round(math.sqrt(area / aspect))
+        if 0 < window_width <= width and 0 < window_height <= height:
+            top = int(random() * (height - window_height + 1))
+            left = int(random() * (width - window_width + 1))
+            return top, left, window_height, window_width
+    window_height, window_width = height, width
+    if width < ASPECT_RANGE[0] * height:
+        window_height = round(width / ASPECT_RANGE[0])
+    elif width > ASPECT_RANGE[1] * height:
+        window_width = round(height * ASPECT_RANGE[1])
+    top, left = (height - window_height) // 2, (width - window_width) // 2
+    return top, left, window_height, window_width
+
+
+def eval_size(size: tuple[int, int], preprocess: Preprocess) -> tuple[int, int]:
+    """Return the (height, width) an image is resized to before its central crop.
+
+    The target is floor(side / crop_ratio), as in timm; the image covers it, keeping its aspect,
+    one side exactly. The other side is rounded down, as in torchvision.
+    """
+    height, width = size
+    target_height = math.floor(preprocess.height / preprocess.crop_ratio)
+    target_width = math.floor(preprocess.width / preprocess.crop_ratio)
+    if target_height * width <= target_width * height:
+        return max(target_height, int(target_width * height / width)), target_width
+    return target_height, max(target_width, int(target_height * width / height))
+
+
+def centre_window(size: tuple[int, int], height: int, width: int) -> Window:
+    """Return the central window; half pixels are rounded to even, as in torchvision."""
+    return round((size[0] - height) / 2), round((size[1] - width) / 2), height, width
+
+
+def resize(pixels: Pixels, height: int, width: int, interpolation: Interpolation) -> Pixels:
+    """Resize with antialiasing; within 2 of Pillow's result in every pixel."""
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    if not pixels.flags.writeable:
+        pixels = pixels.copy()  # torch has no read-only tensors, and warns
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    resized = F.interpolate(image, size=(height, width), mode=interpolation, antialias=True)
+    result: Pixels = resized[0].permute(1, 2, 0).numpy()
+    return result
+
+
+def cut(pixels: Pixels, window: Window) -> Pixels:
+    """Return a view of a window."""
+    top, left, height, width = window
+    return pixels[top : top + height, left : left + width]
+
+
+def shift(pixels: Pixels, down: int, right: int, out: Pixels) -> None:
+    """Write an image moved by some pixels; what is uncovered is black."""
+    height, width = pixels.shape[:2]
+    out[: max(0, down)] = 0
+    out[height + min(0, down) :] = 0
+    rows = slice(max(0, down), height + min(0, down))
+    out[rows, : max(0, right)] = 0
+    out[rows, width + min(0, right) :] = 0
+    out[rows, max(0, right) : width + min(0, right)] = pixels[
+        max(0, -down) : height - max(0, down), max(0, -right) : width - max(0, right)
+    ]
+
+
+class EvalTransform:
+    """Resize, central crop. Draws nothing."""
+
+    def __init__(self, preprocess: Preprocess) -> None:
+        self.preprocess = preprocess
+
+    def __call__(
+        self, raw: bytes | Pixels, generator: np.random.Generator | None, out: Pixels
+    ) -> None:
+        """Write the prepared image into its row of a batch, uint8 [height, width, channels].
+
+        Raises: ImageError if ``raw`` cannot be decoded.
+        """
+        preprocess = self.preprocess
+        pixels = _decoded(raw, preprocess.channels)
+        height, width = eval_size(pixels.shape[:2], preprocess)
+        resized = resize(pixels, height, width, preprocess.interpolation)
+        out[...] = cut(resized, centre_window((height, width), preprocess.height, preprocess.width))
+
+
+class TrainTransform:
+    """Crop, resize and flip at random, as ``train_crop`` and ``flip`` say."""
+
+    def __init__(self, preprocess: Preprocess, augment: AugmentSection) -> None:
+        self.preprocess = preprocess
+        self.augment = augment
+        self._centre = EvalTransform(preprocess)
+        self._fit = EvalTransform(preprocess.model_copy(update={"crop_ratio": 1.0}))
+
+    def __call__(
+        self, raw: bytes | Pixels, generator: np.random.Generator | None, out: Pixels
+    ) -> None:
+        """Write the augmented image into its row of a batch, uint8 [height, width, channels].
+
+        Raises: ImageError if ``raw`` cannot be decoded.
+        """
+        assert generator is not None
+        augment, preprocess = self.augment, self.preprocess
+        flip = augment.flip and generator.random() < 0.5
+        if augment.train_crop == "random_resized":
+            size = read_size(raw) if isinstance(raw, bytes) else raw.shape[:2]
+            window = draw_window(size, (augment.crop_area_min, 1.0), generator)
+            pixels = cut(_decoded(raw, preprocess.channels), window)
+            height, width = preprocess.height, preprocess.width
+            result = resize(pixels, height, width, preprocess.interpolation)
+            out[...] = result[:, ::-1] if flip else result
+            return
+        if augment.train_crop == "pad":
+            down, right = self._draw_shift(generator)
+            fitted = np.empty_like(out)
+            self._fit(raw, None, fitted)
+            shift(fitted, down, right, out)
+        else:
+            self._centre(raw, None, out)
+        if flip:
+            out[...] = out[:, ::-1].copy()
+
+    def _draw_shift(self, generator: np.random.Generator) -> tuple[int, int]:
+        pad = self.augment.crop_pad
+        down, right = generator.random(2).tolist()
+        return pad - int(down * (2 * pad + 1)), pad - int(right * (2 * pad + 1))
+
+
+def _decoded(raw: bytes | Pixels, channels: int) -> Pixels:
+    return decode(raw, channels) if isinstance(raw, bytes) else to_channels(raw, channels)
+
+
+@lru_cache(maxsize=16)
+def _scale_and_shift(
+    preprocess: Preprocess, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    with torch.inference_mode(False):
+        mean = torch.tensor(preprocess.mean, dtype=torch.float64)
+        std = torch.tensor(preprocess.std, dtype=torch.float64)
+        scale, shift = 1 / (255 * std), -mean / std
+        shape = (1, preprocess.channels, 1, 1)
+        return (
+            scale.to(torch.float32).view(shape).to(device),
+            shift.to(torch.float32).view(shape).to(device),
+        )
+
+
+def normalize(
+    images_BHWC: torch.Tensor, preprocess: Preprocess, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """Turn a batch of pixels into the model's input, on the device where the batch is.
+
+    Args:
+      images_BHWC: uint8.
+      preprocess: its mean and std are per channel, for pixels in [0, 1].
+      dtype: of the result; the arithmetic is in float32.
+    Returns: [B, C, H, W], (pixels / 255 - mean) / std; in memory the channels still come last.
+    """
+    scale, shift = _scale_and_shift(preprocess, images_BHWC.device)
+    images_BCHW = images_BHWC.permute(0, 3, 1, 2).to(torch.float32)
+    return torch.addcmul(shift, images_BCHW, scale).to(dtype)

@@ -1,0 +1,300 @@
+"""Batches of uint8 pixels, in the order that order.py says, prepared by threads.
+
+Threads rather than processes: decoding and resizing release the interpreter's lock, and nothing is
+copied between processes. A batch is cut into tasks that write into its rows, so all threads work
+on the batch that is needed next. Which thread does what changes no number.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vitbase.data.archives import ArraySource
+from vitbase.data.augment import EvalTransform, TrainTransform
+from vitbase.data.order import (
+    epoch_permutation,
+    micro_batches,
+    sample_generator,
+    steps_per_epoch,
+)
+from vitbase.data.sources import Source
+from vitbase.errors import DataError, ImageError
+
+IGNORED_LABEL = -100
+"""The label of an image that could not be read in training; the loss passes over it."""
+
+Generators = Callable[[int], np.random.Generator]  # position -> its random numbers
+
+
+class BadImage(NamedTuple):
+    """An image that could not be read: where it is, and why."""
+
+    place: str
+    cause: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some images and what is known of them. A bad image's pixels are all zero."""
+
+    images: torch.Tensor  # uint8 [B, H, W, C]
+    labels: torch.Tensor  # int64 [B]
+    positions: torch.Tensor  # int64 [B]: places in the epoch; in evaluation, indices
+    readable: torch.Tensor  # bool [B]
+    step: int  # within the epoch
+    bad: tuple[BadImage, ...] = ()
+
+
+class _Job(NamedTuple):
+    """A batch to be made: positions in the epoch, and the samples that stand there."""
+
+    step: int
+    positions: NDArray[np.int64]
+    indices: NDArray[np.int64]
+
+
+def usable_cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class _Workers:
+    """What both loaders share: a source, a transform, and threads that apply it."""
+
+    def __init__(
+        self,
+        source: Source,
+        transform: TrainTransform | EvalTransform,
+        num_workers: int | None,
+        prefetch: int,
+        pin_memory: bool,
+    ) -> None:
+        self.source = source
+        self.transform = transform
+        self.num_workers = num_workers or usable_cores()
+        self.prefetch = prefetch
+        self.pin_memory = pin_memory
+        self.seconds_waited = 0.0
+        """Time the consumer has spent waiting for batches, in the pass under way."""
+
+    def _batches(self, jobs: Iterator[_Job], generators: Generators | None) -> Iterator[Batch]:
+        """Yield a batch per job, in order, with a bounded number of them under way."""
+        self.seconds_waited = 0.0
+        under_way: deque[_Pending] = deque()
+        pool = _started_pool(self.num_workers)
+        try:
+            while True:
+                while len(under_way) <= self.prefetch and (job := next(jobs, None)) is not None:
+                    under_way.append(_Pending(self, job, generators, pool))
+                if not under_way:
+                    return
+                before = time.perf_counter()
+                batch = under_way.popleft().wait()
+                self.seconds_waited += time.perf_counter() - before
+                yield batch
+        finally:
+            # Also on break, on an error, and on Ctrl-C: tasks not begun are dropped.
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _Pending:
+    """A batch under way: its memory, and the tasks that fill it."""
+
+    def __init__(
+        self,
+        workers: _Workers,
+        job: _Job,
+        generators: Generators | None,
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        self.workers, self.job, self.generators = workers, job, generators
+        preprocess = workers.transform.preprocess
+        count = len(job.indices)
+        shape = (count, preprocess.height, preprocess.width, preprocess.channels)
+        self.images = torch.empty(shape, dtype=torch.uint8, pin_memory=workers.pin_memory)
+        self.rows: NDArray[np.uint8] = self.images.numpy()
+        # Small decoded images take microseconds: one task a batch, or tasks would cost more.
+        chunk = count if isinstance(workers.source, ArraySource) else _chunk_size(workers, count)
+        self.tasks: list[Future[list[tuple[int, BadImage]]]] = [
+            pool.submit(self._fill, range(first, min(first + chunk, count)))
+            for first in range(0, count, chunk)
+        ]
+
+    def _fill(self, rows: range) -> list[tuple[int, BadImage]]:
+        """Prepare some rows of the batch; return those that could not be."""
+        source, transform, generators = self.workers.source, self.workers.transform, self.generators
+        bad = []
+        for row in rows:
+            index = int(self.job.indices[row])
+            generator = generators(int(self.job.positions[row])) if generators else None
+            try:
+                transform(source.read(index), generator, self.rows[row])
+            except ImageError as error:
+                self.rows[row] = 0
+                bad.append((row, BadImage(source.describe(index), str(error))))
+        return bad
+
+    def wait(self) -> Batch:
+        """Return the batch when it is complete. Raises: what a task raised."""
+        bad = [found for task in self.tasks for found in task.result()]
+        labels = torch.from_numpy(self.workers.source.labels[self.job.indices])
+        readable = torch.ones(len(labels), dtype=torch.bool)
+        readable[[row for row, _ in bad]] = False
+        if self.generators is not None:  # training
+            labels[~readable] = IGNORED_LABEL
+        if self.workers.pin_memory:
+            labels = labels.pin_memory()
+        return Batch(
+            images=self.images,
+            labels=labels,
+            positions=torch.from_numpy(self.job.positions),
+            readable=readable,
+            step=self.job.step,
+            bad=tuple(image for _, image in bad),
+        )
+
+
+class TrainLoader(_Workers):
+    """The training images of any epoch, from any step on.
+
+    Args:
+      source: the images.
+      transform: what happens to each.
+      seed: of the run; with epoch and position it decides order and augmentation.
+      batch_size: images per batch.
+      accumulation_steps: batches per step.
+      num_workers: threads; None: one per usable core.
+      prefetch: batches prepared ahead of the one in use.
+      max_bad_images: unreadable images tolerated in one epoch.
+      pin_memory: whether batches lie in page-locked memory, for a device to fetch.
+    Raises: DataError if there are fewer images than one global batch.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        transform: TrainTransform,
+        *,
+        seed: int,
+        batch_size: int,
+        accumulation_steps: int = 1,
+        num_workers: int | None = None,
+        prefetch: int = 3,
+        max_bad_images: int = 10,
+        pin_memory: bool = False,
+    ) -> None:
+        super().__init__(source, transform, num_workers, prefetch, pin_memory)
+        self.seed = seed
+        self.global_batch = batch_size * accumulation_steps
+        self.batch_size = batch_size
+        self.max_bad_images = max_bad_images
+        self.steps_per_epoch = steps_per_epoch(len(source), self.global_batch)
+        if self.steps_per_epoch == 0:
+            raise DataError(
+                f"There are {len(source)} training images, fewer than one batch of "
+                f"{self.global_batch}: lower --batch_size (or --accumulation_steps)."
+            )
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch: ``accumulation_steps`` for each step, in order.
+
+        Args:
+          epoch: counted from 0.
+          start_step: the first step to yield; the batches are those of a whole epoch.
+        Raises: DataError when more than ``max_bad_images`` could not be read.
+        """
+        bad_images = 0
+        for batch in self._batches(self._jobs(epoch, start_step), self._generators(epoch)):
+            bad_images += len(batch.bad)
+            if bad_images > self.max_bad_images:
+                place, cause = batch.bad[-1]
+                raise DataError(
+                    f"{place}: {cause}. That makes {bad_images} unreadable images in this epoch, "
+                    f"more than max_bad_images {self.max_bad_images} allows. Mend or remove them, "
+                    f"or raise --max_bad_images."
+                )
+            yield batch
+
+    def _generators(self, epoch: int) -> Generators:
+        return lambda position: sample_generator(self.seed, epoch, position)
+
+    def _jobs(self, epoch: int, start_step: int) -> Iterator[_Job]:
+        permutation = epoch_permutation(self.seed, epoch, len(self.source))
+        for step in range(start_step, self.steps_per_epoch):
+            for places in micro_batches(step, self.global_batch, self.batch_size):
+                positions = np.arange(places.start, places.stop, dtype=np.int64)
+                yield _Job(step, positions, permutation[places.start : places.stop])
+
+
+class EvalLoader(_Workers):
+    """Every image once, in the source's order; the last batch holds what is left.
+
+    A bad image keeps its label: whoever counts must count it as wrong.
+
+    Args: as of :class:`TrainLoader`.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        transform: EvalTransform,
+        *,
+        batch_size: int,
+        num_workers: int | None = None,
+        prefetch: int = 3,
+        pin_memory: bool = False,
+    ) -> None:
+        super().__init__(source, transform, num_workers, prefetch, pin_memory)
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.source) / self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._batches(self._jobs(), None)
+
+    def _jobs(self) -> Iterator[_Job]:
+        for step in range(len(self)):
+            first = step * self.batch_size
+            places = np.arange(first, min(first + self.batch_size, len(self.source)))
+            yield _Job(step, places, places)
+
+
+def _chunk_size(workers: _Workers, count: int) -> int:
+    """Return how many images a task prepares: a few tasks per thread and batch."""
+    return max(1, min(16, count // (4 * workers.num_workers)))
+
+
+def _started_pool(num_workers: int) -> ThreadPoolExecutor:
+    """Start threads in which torch's operators stay on one core each.
+
+    ``torch.set_num_threads`` holds for the calling thread, but is also what threads started later
+    begin with; so it is set back when every worker has its own.
+    """
+    before = torch.get_num_threads()
+    all_started = threading.Barrier(num_workers + 1)
+    pool = ThreadPoolExecutor(num_workers, "vitbase-data")
+    for _ in range(num_workers):
+        pool.submit(_use_one_core, all_started)
+    all_started.wait()
+    torch.set_num_threads(before)
+    return pool
+
+
+def _use_one_core(all_started: threading.Barrier) -> None:
+    torch.set_num_threads(1)
+    all_started.wait()
