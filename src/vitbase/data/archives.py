@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from vitbase.data.folders import list_folder
 from vitbase.errors import DataError
 
 Split = Literal["train", "val"]
@@ -48,9 +49,9 @@ class ArraySource:
         raise IndexError(index)
 
 
-def find_archive(folder: Path) -> Literal["idx", "cifar10", "cifar100"] | None:
-    """Tell by the files' names which archive a folder holds, if any."""
-    names = {entry.name for entry in folder.iterdir()}
+def find_archive(names: Iterable[str]) -> Literal["idx", "cifar10", "cifar100"] | None:
+    """Tell by the names of its files which archive a folder holds, if any."""
+    names = set(names)
     if any(IDX_IMAGES.fullmatch(name) for name in names):
         return "idx"
     if "test_batch.bin" in names or any(name.startswith("data_batch_") for name in names):
@@ -62,41 +63,47 @@ def read_archive(folder: Path, split: Split, option: str) -> ArraySource:
     """Read one split of the archive that a folder holds.
 
     Args:
-      folder: a folder for which :func:`find_archive` is not None.
+      folder: a folder in whose files :func:`find_archive` finds one.
       split: "train", or "val" for the test files.
       option: the option that named the folder, for messages.
     Raises: DataError naming the file that is missing, cut short, or contradicts another.
     """
-    kind = find_archive(folder)
+    _, names = list_folder(folder)
+    kind = find_archive(names)
     if kind == "idx":
-        return _read_idx(folder, split, option)
+        return _read_idx(folder, names, split, option)
     return _read_cifar(folder, split, option, fine=kind == "cifar100")
 
 
-def _read_idx(folder: Path, split: Split, option: str) -> ArraySource:
-    images_path, labels_path = _find_idx_pair(folder, split, option)
+def _read_idx(folder: Path, names: Sequence[str], split: Split, option: str) -> ArraySource:
+    images_path, labels_path = _find_idx_pair(folder, names, split, option)
     pixels = _read_idx_array(images_path, dimensions=3)[..., None]
     labels = _read_idx_array(labels_path, dimensions=1).astype(np.int64)
     if len(pixels) != len(labels):
         raise DataError(
             f"{images_path} holds {len(pixels)} images but {labels_path.name} {len(labels)} labels."
         )
-    names, named = _class_names(folder / "labels.txt", labels, labels_path)
-    return ArraySource(pixels, labels, names, ((images_path.name, len(labels)),), named)
+    class_names, named = _class_names(folder / "labels.txt", labels, labels_path)
+    files = ((images_path.name, len(labels)),)
+    return ArraySource(pixels, labels, class_names, files, named)
 
 
-def _find_idx_pair(folder: Path, split: Split, option: str) -> tuple[Path, Path]:
+def _find_idx_pair(
+    folder: Path, names: Sequence[str], split: Split, option: str
+) -> tuple[Path, Path]:
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir(), reverse=True):  # uncompressed files win
-        match = IDX_IMAGES.fullmatch(path.name)
+    for name in sorted(names, reverse=True):  # the uncompressed one wins
+        match = IDX_IMAGES.fullmatch(name)
         if match and match["split"] in IDX_SPLITS[split]:
-            found[match["head"]] = path
+            found[match["head"]] = folder / name
     if not found:
         wanted = " or ".join(f"{name}-images-idx3-ubyte[.gz]" for name in IDX_SPLITS[split])
         raise DataError(f"--{option} {folder}: there is no file {wanted}.")
     if len(found) > 1:
-        names = ", ".join(sorted(path.name for path in found.values()))
-        raise DataError(f"--{option} {folder}: several data sets ({names}); keep one in a folder.")
+        listing = ", ".join(sorted(path.name for path in found.values()))
+        raise DataError(
+            f"--{option} {folder}: several data sets ({listing}); keep one in a folder."
+        )
     ((head, images_path),) = found.items()
     for spelling in ("labels-idx1-ubyte", "labels.idx1-ubyte"):
         for suffix in ("", ".gz"):

@@ -64,8 +64,9 @@ def eval_size(size: tuple[int, int], preprocess: Preprocess) -> tuple[int, int]:
     one side exactly. The other side is rounded down, as in torchvision.
     """
     height, width = size
-    target_height = math.floor(preprocess.height / preprocess.crop_ratio)
-    target_width = math.floor(preprocess.width / preprocess.crop_ratio)
+    # The ratio may have been computed as, say, 224 / 232: its rounding must not cost a pixel.
+    target_height = math.floor(preprocess.height / preprocess.crop_ratio + 1e-6)
+    target_width = math.floor(preprocess.width / preprocess.crop_ratio + 1e-6)
     if target_height * width <= target_width * height:
         return max(target_height, int(target_width * height / width)), target_width
     return target_height, max(target_width, int(target_height * width / height))

@@ -58,6 +58,23 @@ class FolderSource:
         )
 
 
+def list_folder(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the names of the folders and of the files in a folder, hidden ones passed over.
+
+    Raises: DataError if it cannot be listed.
+    """
+    folders: list[str] = []
+    files: list[str] = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.name.startswith("."):
+                    (folders if entry.is_dir() else files).append(entry.name)
+    except OSError as error:
+        raise DataError(f"Cannot list {folder}: {error.strerror or error}") from None
+    return sorted(folders), sorted(files)
+
+
 def read_folder(root: Path, option: str) -> FolderSource:
     """List a folder of class folders. Classes and files are ordered by name.
 
@@ -68,8 +85,8 @@ def read_folder(root: Path, option: str) -> FolderSource:
       option: the option that named it, for messages.
     Raises: DataError if there are no class folders, or one without images.
     """
-    folders, strays = _entries(root)
-    class_names = tuple(sorted(folders))
+    folders, strays = list_folder(root)
+    class_names = tuple(folders)
     if not class_names:
         raise DataError(f"--{option} {root}: {_wrong_layout(root, strays)}")
     paths: list[bytes] = []
@@ -108,25 +125,11 @@ def read_folder(root: Path, option: str) -> FolderSource:
     )
 
 
-def _entries(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the names of the folders and of the files in a folder, hidden ones passed over."""
-    folders: list[str] = []
-    files: list[str] = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if not entry.name.startswith("."):
-                    (folders if entry.is_dir() else files).append(entry.name)
-    except OSError as error:
-        raise DataError(f"Cannot list {folder}: {error.strerror or error}") from None
-    return folders, sorted(files)
-
-
 def _images(
     folder: Path, prefix: str, left_out: list[str], above: frozenset[tuple[int, int]]
 ) -> Iterator[str]:
     """Yield the images below a folder as relative paths; append other files to ``left_out``."""
-    folders, files = _entries(folder)
+    folders, files = list_folder(folder)
     for name in files:
         if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
             yield prefix + name
@@ -137,7 +140,7 @@ def _images(
         identity = (status.st_dev, status.st_ino)
         if identity in above:  # a link to a folder above: everything in it is listed already
             return
-        for name in sorted(folders):
+        for name in folders:
             yield from _images(folder / name, f"{prefix}{name}/", left_out, above | {identity})
 
 

@@ -290,10 +290,15 @@ def _started_pool(num_workers: int) -> ThreadPoolExecutor:
     before = torch.get_num_threads()
     all_started = threading.Barrier(num_workers + 1)
     pool = ThreadPoolExecutor(num_workers, "vitbase-data")
-    for _ in range(num_workers):
-        pool.submit(_use_one_core, all_started)
-    all_started.wait()
-    torch.set_num_threads(before)
+    try:
+        for _ in range(num_workers):
+            pool.submit(_use_one_core, all_started)
+        all_started.wait()
+    except BaseException:  # Ctrl-C, or no more threads: let those go that wait
+        all_started.abort()
+        raise
+    finally:
+        torch.set_num_threads(before)
     return pool
 
 

@@ -6,6 +6,7 @@ but no error is returned as notes, for the caller to log.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from vitbase.config import EMBEDDED, Config
 from vitbase.data.archives import ArraySource, Split, find_archive, read_archive
-from vitbase.data.folders import LAYOUT, FolderSource, read_folder
+from vitbase.data.folders import LAYOUT, FolderSource, list_folder, read_folder
 from vitbase.data.holdout import hold_out
 from vitbase.errors import DataError
 
@@ -143,7 +144,7 @@ def open_source(data_path: str, split: Split, option: str) -> AnySource:
         with resources.as_file(resources.files("vitbase") / "data" / "samples") as folder:
             return read_archive(folder, split, option)
     folder = _existing_folder(data_path, option)
-    if find_archive(folder):
+    if _holds_archive(folder):
         return read_archive(folder, split, option)
     inside = _split_folders(folder)
     if inside:
@@ -153,7 +154,7 @@ def open_source(data_path: str, split: Split, option: str) -> AnySource:
                 f"--{option} {folder}: there is no folder {' or '.join(SPLIT_FOLDERS[split])}."
             )
         folder = inside[name]
-        if find_archive(folder):
+        if _holds_archive(folder):
             return read_archive(folder, split, option)
     return read_folder(folder, option)
 
@@ -177,11 +178,11 @@ def _hold_out(
 
 def _existing_folder(data_path: str, option: str) -> Path:
     folder = Path(data_path).expanduser()
-    if folder.is_dir():
+    if os.path.isdir(folder):
         return folder
-    if folder.exists():
+    if os.path.exists(folder):
         raise DataError(f"--{option} {data_path} is a file; expected a folder.")
-    nearest = next((parent for parent in folder.parents if parent.is_dir()), None)
+    nearest = next((parent for parent in folder.parents if os.path.isdir(parent)), None)
     where = f" (there is {nearest})" if nearest not in (None, Path("/"), Path(".")) else ""
     raise DataError(
         f"--{option} {data_path}: there is no such folder{where}. "
@@ -191,27 +192,26 @@ def _existing_folder(data_path: str, option: str) -> Path:
 
 def _split_folders(folder: Path) -> dict[str, Path]:
     """Return name -> path if a folder holds nothing but ``train``, ``val`` and the like."""
-    children = {
-        child.name.lower(): child
-        for child in folder.iterdir()
-        if not child.name.startswith(".") and child.is_dir()
-    }
+    names, _ = list_folder(folder)
+    inside = {name.lower(): folder / name for name in names}
     known = {name for names in SPLIT_FOLDERS.values() for name in names}
-    if "train" not in children or not children.keys() <= known:
+    if "train" not in inside or not inside.keys() <= known:
         return {}
-    # A class may be called "train": a split holds class folders, a class holds images.
-    if not any(child.is_dir() for child in children["train"].iterdir()) and not find_archive(
-        children["train"]
-    ):
-        return {}
-    return children
+    # A class may be called "train": a split holds class folders or an archive, a class images.
+    deeper, _ = list_folder(inside["train"])
+    return inside if deeper or _holds_archive(inside["train"]) else {}
+
+
+def _holds_archive(folder: Path) -> bool:
+    _, names = list_folder(folder)
+    return find_archive(names) is not None
 
 
 def _has_val(data_path: str) -> bool:
     if data_path == EMBEDDED:
         return True
     folder = _existing_folder(data_path, "data_path")
-    return find_archive(folder) is not None or len(_split_folders(folder)) > 1
+    return _holds_archive(folder) or len(_split_folders(folder)) > 1
 
 
 def _place(source: AnySource) -> object:
