@@ -18,7 +18,7 @@ _TYRO: Any = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
 _USAGE = """usage: vitbase COMMAND [...]
 
   train [RECIPE] [--OPTION VALUE ...]      train, or continue, a run (default recipe: fashion)
-  eval [RECIPE] --checkpoint_path PATH     top-1, top-5 and loss of a checkpoint, or a folder of them
+  eval [RECIPE] --checkpoint_path PATH     top-1, top-5, loss of a checkpoint or a folder of them
   predict IMAGE... --checkpoint_path PATH  the classes a model sees in images
   explain [RECIPE] [--OPTION VALUE ...]    what a run would do, in numbers, without its data
   recipes                                  the recipes that ship with vitbase
@@ -106,8 +106,7 @@ def _eval(words: list[str]) -> None:
     config = _parse_config("eval", words, default_recipe=recipe or "imagenet")
     from vitbase.evaluation.run import describe_sums, evaluate_each
 
-    count = 0
-    for count, result in enumerate(evaluate_each(config, on_unreadable=_warn), start=1):
+    for result in evaluate_each(config, on_unreadable=_warn):
         for note in result.notes:
             _warn(note)
         place = result.weights.parent if result.weights.name == "weights.safetensors" else None
@@ -125,8 +124,6 @@ def _eval(words: list[str]) -> None:
             say(json.dumps(row))
         else:
             say(f"{name}: {describe_sums(result.sums)}  ({result.seconds:.1f} s)")
-    if not as_json and count > 1:
-        say(f"{count} checkpoints evaluated")
 
 
 class _PredictOptions(TypedDict):
@@ -253,7 +250,7 @@ def _options_type(base: Config) -> Any:
     for name, (section, field) in FIELDS.items():
         default = getattr(getattr(base, section), name)
         hint = tyro.conf.arg(help=field.description, help_behavior_hint=f"(default: {default})")
-        sections.setdefault(section, {})[name] = Annotated[field.annotation, hint]  # type: ignore[valid-type]
+        sections.setdefault(section, {})[name] = Annotated[field.annotation, hint]
     types = {
         section: TypedDict(section, options, total=False)  # type: ignore[operator]
         for section, options in sections.items()

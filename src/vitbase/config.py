@@ -152,7 +152,9 @@ class DataSection(Section):
 class ModelSection(Section):
     """What is computed. An option left out keeps what the variant's row in the zoo says."""
 
-    model: str = Field("ViT-B_16", description="a variant of the zoo")
+    model: str | None = Field(
+        None, description="a variant of the zoo; none: that of checkpoint_path, else a small one"
+    )
     pre_trained: bool | None = Field(
         None, description="start from checkpoint_path; none: if checkpoint_path is given"
     )
@@ -279,17 +281,22 @@ class Config(BaseModel):
         lines: list[str] = []
         for section, values in self.model_dump(mode="json").items():
             lines.append(f"[{section}]")
-            # JSON's strings, numbers, booleans and flat arrays are valid TOML.
-            lines += [f"{key} = {json.dumps(v)}" for key, v in values.items() if v is not None]
+            lines += [f"{key} = {_toml(v)}" for key, v in values.items() if v is not None]
             lines.append("")
         return "\n".join(lines)
+
+
+def _toml(value: object) -> str:
+    # JSON's numbers, booleans, flat arrays and strings are valid TOML, but for a raw DEL.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _all_fields() -> dict[str, tuple[str, FieldInfo]]:
     fields: dict[str, tuple[str, FieldInfo]] = {}
     for section, info in Config.model_fields.items():
         kind = info.annotation
-        assert isinstance(kind, type) and issubclass(kind, Section)
+        assert isinstance(kind, type)
+        assert issubclass(kind, Section)
         for option, field in kind.model_fields.items():
             assert option not in fields, f"option {option} stands in two sections"
             fields[option] = (section, field)

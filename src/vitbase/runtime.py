@@ -35,7 +35,7 @@ class Runtime:
 
     @property
     def pin_memory(self) -> bool:
-        """Whether batches should be in pinned memory (only an accelerator copies faster from it)."""
+        """Whether batches belong in pinned memory: an accelerator copies faster from it."""
         return self.device.type != "cpu"
 
     @property
@@ -121,7 +121,7 @@ def _fast_bf16(device: torch.device) -> bool:
             return False
         return "amx_bf16" in flags
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "npu"
 
 

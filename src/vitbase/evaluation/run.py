@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from vitbase.config import EMBEDDED, Config, Preprocess
+from vitbase.config import Config, Preprocess
 from vitbase.data.augment import EvalTransform, normalize
 from vitbase.data.loader import EvalLoader
-from vitbase.data.sources import Source, open_train_val, open_val
+from vitbase.data.sources import Source, open_val
 from vitbase.errors import ConfigError, DataError
 from vitbase.evaluation.metrics import ClassificationSums
 from vitbase.runtime import Runtime, open_runtime
@@ -69,11 +69,11 @@ def evaluate_model(
             images = batch.images.to(runtime.device, non_blocking=True)
             with runtime.autocast():
                 logits = model(normalize(images, preprocess))
-            for name, cause in batch.bad:
-                on_unreadable(f"Unreadable evaluation image {name}: {cause}; counted as wrong")
-            sums += ClassificationSums.of(
-                logits.cpu(), batch.labels, torch.as_tensor(batch.readable)
-            )
+            for image in batch.bad:
+                on_unreadable(
+                    f"Unreadable evaluation image {image.place}: {image.cause}; counted as wrong"
+                )
+            sums += ClassificationSums.of(logits.cpu(), batch.labels.cpu(), batch.readable)
             np.add.at(visits, batch.positions.numpy(), 1)
     model.train(was_training)
     if not (visits == 1).all():
@@ -113,8 +113,8 @@ def evaluate_each(
     for path in find_weights(config.model.checkpoint_path):
         loaded = load_model(path, image_size=(config.data.image_height, config.data.image_width))
         if source is None:
-            source = _open_source(config, loaded)
-        notes = _check_fit(config, loaded, source)
+            source = open_val(config, loaded.labels)
+        notes = (*source.notes, *_check_fit(config, loaded, source))
         started = time.perf_counter()
         sums = evaluate_model(
             loaded.model.to(runtime.device),
@@ -126,13 +126,6 @@ def evaluate_each(
             on_unreadable=on_unreadable,
         )
         yield Evaluation(path, sums, time.perf_counter() - started, notes)
-
-
-def _open_source(config: Config, loaded: LoadedModel) -> Source:
-    if config.data.val_data_path is not None or config.data.data_path == EMBEDDED:
-        return open_val(config, loaded.labels)
-    # The evaluation images are a held-out part of, or beside, the training images.
-    return open_train_val(config).val
 
 
 def _check_fit(config: Config, loaded: LoadedModel, source: Source) -> tuple[str, ...]:

@@ -17,15 +17,13 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from vitbase.config import Config, differences_on_resume, load_config
 from vitbase.errors import CheckpointError, ConfigError
 from vitbase.weights import checkpoints
 from vitbase.weights.checkpoints import Checkpoint
-
-_METADATA_KEY = "vitbase"  # one key only: safetensors does not keep the order of several
+from vitbase.weights.formats import METADATA_KEY, write_safetensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +57,11 @@ class RunFolder:
         """Return the configuration of the run that is here, or None."""
         return load_config(str(self.config_file)) if self.config_file.is_file() else None
 
-    def start(self, config: Config) -> None:
-        """Create the folder for a new run, or check that `config` continues the one here.
+    def check(self, config: Config) -> None:
+        """Check that `config` continues the run that is here, if there is one.
 
         Raises: ConfigError if the run here differs in an option that moves its numbers, or
-          `resume` is off; CheckpointError if the folder cannot be written.
+          `resume` is off.
         """
         saved = self.read_config()
         if saved is not None:
@@ -79,6 +77,12 @@ class RunFolder:
                     + "\n  ".join(differences)
                     + "\nGive the same options to continue it, or another --output_dir."
                 )
+
+    def start(self, config: Config) -> None:
+        """Create the folder, or clean up what an interruption left in it.
+
+        Raises: CheckpointError if it cannot be written.
+        """
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             for leftover in self.checkpoints.glob(".writing-*"):
@@ -92,7 +96,7 @@ class RunFolder:
 
     def newest_whole(self) -> tuple[Checkpoint | None, list[str]]:
         """Return the newest undamaged checkpoint, and a line per damaged one passed over."""
-        warnings = []
+        warnings: list[str] = []
         for checkpoint in reversed(checkpoints.list_checkpoints(self.checkpoints)):
             damage = checkpoints.find_damage(checkpoint.path)
             if damage is None:
@@ -114,10 +118,10 @@ class RunFolder:
         final = self.checkpoints / name
         writing.mkdir()
         write_weights(writing / checkpoints.WEIGHTS_FILE)
-        save_file(
-            _optimizer_tensors(optimizer),
+        write_safetensors(
             writing / checkpoints.STATE_FILE,
-            {_METADATA_KEY: json.dumps(dataclasses.asdict(progress), sort_keys=True)},
+            _optimizer_tensors(optimizer),
+            json.dumps(dataclasses.asdict(progress), sort_keys=True),
         )
         checkpoints.write_manifest(writing)
         if final.exists():  # a damaged one that the run has passed again
@@ -161,7 +165,7 @@ class RunFolder:
 def read_progress(checkpoint: Path) -> Progress:
     """Read the numbers of a checkpoint's training state."""
     with safe_open(checkpoint / checkpoints.STATE_FILE, framework="pt") as file:
-        fields = json.loads((file.metadata() or {})[_METADATA_KEY])
+        fields = json.loads((file.metadata() or {})[METADATA_KEY])
     best = fields.pop("best")
     return Progress(best=Best(**best) if best else None, **fields)
 
@@ -197,7 +201,7 @@ def _named_parameters(optimizer: torch.optim.Optimizer) -> dict[str, nn.Paramete
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     return {
-        f"{kind}/{name}": value.detach().contiguous().cpu()
+        f"{kind}/{name}": value
         for name, parameter in _named_parameters(optimizer).items()
         for kind, value in optimizer.state[parameter].items()
         if isinstance(value, torch.Tensor)

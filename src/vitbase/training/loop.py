@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,21 +77,17 @@ def train(config: Config) -> TrainResult:
             f"{config.optimizer.accumulation_steps}). Give a smaller --batch_size."
         )
     folder = RunFolder(config.output_dir)
-    checkpoint, progress, warnings = None, None, []
-    if folder.read_config() is None:
+    folder.check(config)
+    checkpoint, warnings = folder.newest_whole()
+    progress: Progress | None = None
+    if checkpoint is None:
         model, notes = build_start(config, data.train.class_names)
-        folder.start(config)
     else:
-        folder.start(config)
-        checkpoint, warnings = folder.newest_whole()
-        if checkpoint is None:
-            model, notes = build_start(config, data.train.class_names)
-        else:
-            progress = read_progress(checkpoint.path)
-            if progress.updates >= config.schedule.epoch_size * steps_per_epoch:
-                return _report_finished(folder, progress)
-            loaded = load_model(checkpoint.weights)
-            model, notes = loaded.model, ()
+        progress = read_progress(checkpoint.path)
+        if progress.updates >= config.schedule.epoch_size * steps_per_epoch:
+            return _report_finished(folder, progress)
+        model, notes = load_model(checkpoint.weights).model, ()
+    folder.start(config)
     for line in (*data.notes, *notes, *warnings):
         say(line)
     if data.held_out:
@@ -234,7 +231,7 @@ class _Run:
     def _train_epoch(self, epoch: int, first_step: int) -> None:
         self.model.train()
         window = self._new_window()
-        waited_before = 0.0
+        waited_before = 0.0  # the loader counts anew in each epoch
         batches = self.loader.epoch(epoch, first_step)
         for step in range(first_step + 1, self.steps_per_epoch + 1):
             lr = self._update(batches, window)
@@ -295,18 +292,20 @@ class _Run:
             self.config.global_batch,
             device=self.runtime.device,
         )
-        return scales_L2B.split(self.config.data.batch_size, dim=2)
+        return torch.split(scales_L2B, self.config.data.batch_size, dim=2)
 
     def _report_unreadable(self, batch: Batch, window: _Window) -> None:
-        for name, cause in batch.bad:
-            self.journal.say(f"Unreadable training image {name}: {cause}; left out of the loss")
+        for image in batch.bad:
+            self.journal.say(
+                f"Unreadable training image {image.place}: {image.cause}; left out of the loss"
+            )
         window.unreadable += len(batch.bad)
 
     def _log(self, epoch: int, step: int, lr: float, window: _Window) -> None:
         readable = window.images - window.unreadable
         loss = float(window.loss_sum) / max(readable, 1)
         seconds = time.perf_counter() - window.started
-        if loss != loss or abs(loss) == float("inf"):
+        if not math.isfinite(loss):
             raise DivergedError(
                 f"The loss became {loss} at epoch {epoch + 1}, step {step}. The last checkpoint "
                 f"in {self.folder.checkpoints} is from before. Try a lower --lr_init, a longer "

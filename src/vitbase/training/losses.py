@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-IGNORED = -100
-"""The label of a row whose image could not be read: it adds nothing to the loss."""
+from vitbase.data.loader import IGNORED_LABEL
 
 
 def cross_entropy_sum(logits_BC: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
@@ -17,7 +16,7 @@ def cross_entropy_sum(logits_BC: torch.Tensor, labels_B: torch.Tensor) -> torch.
 
     Args:
       logits_BC: [B, C], any float type.
-      labels_B: [B] int64 in [0, C), or IGNORED.
+      labels_B: [B] int64 in [0, C), or IGNORED_LABEL.
     Returns: scalar float32.
     """
-    return F.cross_entropy(logits_BC.float(), labels_B, ignore_index=IGNORED, reduction="sum")
+    return F.cross_entropy(logits_BC.float(), labels_B, ignore_index=IGNORED_LABEL, reduction="sum")

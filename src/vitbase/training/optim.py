@@ -40,7 +40,8 @@ def decay_groups(model: nn.Module, decay_on: Literal["all_but_norms", "kernels"]
     kernel_owned = {
         id(module.weight) for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)
     }
-    decayed, kept = [], []
+    decayed: list[str] = []
+    kept: list[str] = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue

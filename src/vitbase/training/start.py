@@ -37,7 +37,7 @@ def spec_of(config: Config) -> ViTSpec:
     ):
         value = getattr(options, option)
         if value is not None:
-            overrides[option] = value  # type: ignore[literal-required]
+            overrides[option] = value
     if options.pool is not None:
         overrides["pool"] = options.pool
         overrides["class_token"] = options.pool == "token"

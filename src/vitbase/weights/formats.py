@@ -16,8 +16,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from vitbase.errors import WeightsError
+
+METADATA_KEY = "vitbase"
+"""Where this project's safetensors files keep what is not a tensor, as JSON."""
 
 _MINDSPORE_DTYPES = {
     "Float32": torch.float32,
@@ -64,6 +68,15 @@ def read_tensors(path: Path) -> TensorFile:
         f"{path} is no weights file that vitbase knows "
         f"(safetensors, or MindSpore's .ckpt); it starts with {head[:8]!r}."
     )
+
+
+def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: str) -> None:
+    """Write tensors and one JSON text (safetensors does not keep the order of several)."""
+    path.touch()
+    mode = path.stat().st_mode  # safetensors would leave a file that only its owner can read
+    on_host = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    save_file(on_host, path, {METADATA_KEY: metadata})
+    path.chmod(mode)
 
 
 def _read_safetensors(path: Path) -> TensorFile:

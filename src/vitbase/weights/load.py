@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors.torch import save_file
-from torch import nn
 
 from vitbase.config import Preprocess
 from vitbase.errors import WeightsError
@@ -20,9 +18,7 @@ from vitbase.model.vit import VisionTransformer, ViTSpec
 from vitbase.model.zoo import build_model
 from vitbase.weights import dialects
 from vitbase.weights.checkpoints import find_weights
-from vitbase.weights.formats import TensorFile, read_tensors
-
-_METADATA_KEY = "vitbase"  # one key only: safetensors does not keep the order of several
+from vitbase.weights.formats import METADATA_KEY, TensorFile, read_tensors, write_safetensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,12 +123,7 @@ def save_model(
         "preprocess": preprocess.model_dump(mode="json") if preprocess else None,
         "labels": list(labels) if labels else None,
     }
-    tensors = {name: value.detach().contiguous().cpu() for name, value in _parameters(model)}
-    save_file(tensors, path, {_METADATA_KEY: json.dumps(metadata, sort_keys=True)})
-
-
-def _parameters(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    return list(model.state_dict().items())
+    write_safetensors(path, model.state_dict(), json.dumps(metadata, sort_keys=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +137,7 @@ class _Origin:
 
 
 def _read_own(file: TensorFile) -> _Origin:
-    text = file.metadata.get(_METADATA_KEY)
+    text = file.metadata.get(METADATA_KEY)
     if text is None:
         raise WeightsError(
             f"{file.path} was not written by vitbase: its metadata hold no architecture."
@@ -217,7 +208,7 @@ def _fill(
     initialised: tuple[str, ...],
 ) -> None:
     """Copy tensors into the model; nothing may be missing, left over, or of another shape."""
-    parameters = dict(_parameters(model))
+    parameters = model.state_dict()
     for name, value in tensors.items():
         if name not in parameters:
             raise WeightsError(f"{path}: tensor '{name}' has no place in {model.spec.name}.")
