@@ -32,7 +32,7 @@ from vitbase.training.checkpoint import (
 from vitbase.training.journal import Journal, say
 from vitbase.training.losses import cross_entropy_sum
 from vitbase.training.optim import Schedule, build_optimizer, set_learning_rate
-from vitbase.training.start import build_start, complete_config
+from vitbase.training.start import build_start, complete_config, spec_of
 from vitbase.weights.checkpoints import Checkpoint, checkpoint_name
 from vitbase.weights.load import load_model, save_model
 
@@ -67,6 +67,8 @@ def train(config: Config) -> TrainResult:
     Raises: VitbaseError for whatever the user can mend, before anything is written where possible.
     """
     runtime = open_runtime(config.run.device_target, config.run.device_id, config.run.precision)
+    if config.model.model is not None or not config.starts_from_weights:
+        spec_of(config)  # a mistake in the architecture shows before millions of files are listed
     data = open_train_val(config)
     config = complete_config(config, data.train.class_names)
     steps_per_epoch = len(data.train) // config.global_batch

@@ -1,0 +1,89 @@
+"""Small real inputs that many tests share."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vitbase.config import EMBEDDED, Config, load_config
+from vitbase.data.sources import open_source
+
+# Two threads of torch per test process fight with each other on a busy machine; one is enough.
+torch.set_num_threads(1)
+
+TINY: dict[str, Any] = {
+    "model": "testing",
+    "pool": "gap",
+    "image_height": 16,
+    "image_width": 16,
+    "num_train_images": 60,
+    "num_val_images": 20,
+    "batch_size": 10,
+    "epoch_size": 2,
+    "warmup_epochs": 0,
+    "log_every_steps": 2,
+    "device_target": "CPU",
+    "num_workers": 2,
+}
+"""Options that turn recipe `fashion` into a run of a second on `tiny_idx`."""
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    header = struct.pack(">BBBB", 0, 0, 8, array.ndim) + struct.pack(
+        f">{array.ndim}I", *array.shape
+    )
+    data = header + array.astype(np.uint8).tobytes()
+    path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+
+
+@pytest.fixture(scope="session")
+def clothing() -> tuple[np.ndarray, np.ndarray]:
+    """Real photographs: the first 80 embedded ones, [80, 28, 28] uint8, and their labels."""
+    source = open_source(EMBEDDED, "val", "data_path")
+    pixels = [np.asarray(source.read(i))[..., 0] for i in range(80)]
+    return np.stack(pixels), np.asarray(source.labels[:80])
+
+
+@pytest.fixture(scope="session")
+def tiny_idx(tmp_path_factory: pytest.TempPathFactory, clothing: Any) -> Path:
+    """A folder of IDX files with 60 training and 20 evaluation photographs."""
+    folder = tmp_path_factory.mktemp("tiny_idx")
+    pixels, labels = clothing
+    for name, part in (("train", slice(0, 60)), ("t10k", slice(60, 80))):
+        write_idx(folder / f"{name}-images-idx3-ubyte.gz", pixels[part])
+        write_idx(folder / f"{name}-labels-idx1-ubyte.gz", labels[part])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photo_folder(tmp_path_factory: pytest.TempPathFactory, clothing: Any) -> Path:
+    """Class folders of real images in several formats: 3 classes, 8 images each, 40x32 pixels."""
+    folder = tmp_path_factory.mktemp("photos")
+    pixels, labels = clothing
+    suffixes = ("jpg", "png", "JPEG", "webp")
+    for label, name in enumerate(("bag", "boot", "coat")):
+        (folder / name).mkdir()
+        chosen = np.flatnonzero(labels % 3 == label)[:8]
+        for number, index in enumerate(chosen):
+            image = Image.fromarray(pixels[index]).convert("RGB").resize((40, 32))
+            image.save(folder / name / f"{number}.{suffixes[number % 4]}")
+    return folder
+
+
+@pytest.fixture
+def tiny_config(tiny_idx: Path, tmp_path: Path) -> Callable[..., Config]:
+    """Build the configuration of a run of a second; options may be changed."""
+
+    def build(**options: Any) -> Config:
+        defaults = {**TINY, "data_path": str(tiny_idx), "output_dir": str(tmp_path / "run")}
+        return load_config("fashion", **{**defaults, **options})
+
+    return build
