@@ -130,18 +130,17 @@ def _images(
 ) -> Iterator[str]:
     """Yield the images below a folder as relative paths; append other files to ``left_out``."""
     folders, files = list_folder(folder)
+    status = folder.stat()
+    identity = (status.st_dev, status.st_ino)
+    if identity in above:  # a link to a folder above: everything in it is listed already
+        return
     for name in files:
         if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
             yield prefix + name
         else:
             left_out.append(prefix + name)
-    if folders:
-        status = folder.stat()
-        identity = (status.st_dev, status.st_ino)
-        if identity in above:  # a link to a folder above: everything in it is listed already
-            return
-        for name in folders:
-            yield from _images(folder / name, f"{prefix}{name}/", left_out, above | {identity})
+    for name in folders:
+        yield from _images(folder / name, f"{prefix}{name}/", left_out, above | {identity})
 
 
 def _wrong_layout(root: Path, files: Sequence[str]) -> str:
