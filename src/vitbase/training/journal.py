@@ -45,8 +45,8 @@ class Journal:
         else:
             say(line)
 
-    def show(self, step: int, text: str) -> None:
-        """Move the live display; nothing happens where there is none."""
+    def show(self, step: int, text: str | None = None) -> None:
+        """Move the live display, and change its text; nothing happens where there is none."""
         if self._display is not None and self._task is not None:
             self._display.update(self._task, completed=step, description=text)
 

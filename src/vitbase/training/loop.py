@@ -238,6 +238,7 @@ class _Run:
         for step in range(first_step + 1, self.steps_per_epoch + 1):
             lr = self._update(batches, window)
             self.updates += 1
+            self.journal.show(self.updates)
             if (
                 step % self.config.run.log_every_steps == 0
                 or step == self.steps_per_epoch

@@ -120,7 +120,7 @@ def find_run_folder(checkpoint_path: str | Path) -> Path | None:
     """Return the run folder (with `config.toml`) that a `checkpoint_path` lies in, if any."""
     path = Path(checkpoint_path)
     for place in (path, *list(path.absolute().parents)[:3]):
-        if (place / "config.toml").is_file():
+        if (place / "config.toml").is_file() and (place / "checkpoints").is_dir():
             return place
     return None
 
