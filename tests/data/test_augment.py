@@ -107,6 +107,17 @@ def test_resize_of_a_part_of_a_read_only_image():
     assert resize(pixels, 60, 80, "bilinear") is pixels
 
 
+@pytest.mark.parametrize("train_crop", ["random_resized", "pad", "center"])
+def test_read_only_images_of_the_right_size(train_crop):
+    pixels = photo(32, 32)
+    pixels.flags.writeable = False
+    for position in range(20):
+        options = {"train_crop": train_crop, "crop_area_min": 1.0, "crop_pad": 0}
+        out = augmented(pixels, position, preprocess(crop_ratio=1.0), **options)
+        if train_crop != "random_resized":
+            assert any(np.array_equal(out, view) for view in (pixels, pixels[:, ::-1]))
+
+
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("crop_ratio", [0.875, 0.9, 1.0])
 @pytest.mark.parametrize("size", [(75, 100), (100, 75), (33, 33), (20, 300), (31, 17)])

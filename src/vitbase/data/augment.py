@@ -81,11 +81,7 @@ def resize(pixels: Pixels, height: int, width: int, interpolation: Interpolation
     """Resize with antialiasing; within 2 of Pillow's result in every pixel."""
     if pixels.shape[:2] == (height, width):
         return pixels
-    if not pixels.flags.writeable:
-        pixels = pixels.copy()  # torch has no read-only tensors, and warns
-    # The batch axis comes before the permutation: only so does torch see channels-last memory, and
-    # answer in it, which makes the resize 1.7 times and the copy of its result 60 times faster.
-    image_1CHW = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
+    image_1CHW = _as_tensor(pixels)
     resized_1CHW = F.interpolate(
         image_1CHW, size=(height, width), mode=interpolation, antialias=True
     )
@@ -95,9 +91,19 @@ def resize(pixels: Pixels, height: int, width: int, interpolation: Interpolation
 
 def mirror(pixels: Pixels) -> Pixels:
     """Return the image flipped left to right; 8 times faster than numpy's strided copy."""
-    image_1CHW = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
-    result: Pixels = image_1CHW.flip(3).permute(0, 2, 3, 1)[0].numpy()
+    result: Pixels = _as_tensor(pixels).flip(3).permute(0, 2, 3, 1)[0].numpy()
     return result
+
+
+def _as_tensor(pixels: Pixels) -> torch.Tensor:
+    """Return [1, C, H, W] in channels-last memory, which torch's operators keep to.
+
+    The batch axis comes before the permutation: only so does torch see that memory format, which
+    makes a resize 1.7 times, and the copy of its result 60 times faster.
+    """
+    if not pixels.flags.writeable:
+        pixels = pixels.copy()  # torch has no read-only tensors, and warns
+    return torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
 
 
 def cut(pixels: Pixels, window: Window) -> Pixels:

@@ -54,7 +54,7 @@ def decode(data: bytes, channels: int = 3) -> Pixels:
     Returns: uint8 [H, W, channels].
     Raises: ImageError naming the cause; a truncated image is never returned half grey.
     """
-    pixels = _decode_jpeg(data) if data[:2] == b"\xff\xd8" else None
+    pixels = _decode_jpeg(data, channels) if data[:2] == b"\xff\xd8" else None
     if pixels is None:
         pixels = _decode_other(data)
     return to_channels(pixels, channels)
@@ -72,14 +72,15 @@ def to_channels(pixels: Pixels, channels: int) -> Pixels:
     return grey[..., None]
 
 
-def _decode_jpeg(data: bytes) -> Pixels | None:
-    """Decode a plain JPEG; None for one that is left to Pillow."""
+def _decode_jpeg(data: bytes, channels: int) -> Pixels | None:
+    """Decode a plain JPEG; None for one that is left to Pillow. Grey ones come as asked for."""
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
         if colorspace not in ("YCbCr", "RGB", "Gray"):
             return None
         _refuse_bomb(height, width)
-        kind = "GRAY" if colorspace == "Gray" else "RGB"
+        # Luma of a colour JPEG is computed from RGB, as Pillow does, not taken from its Y.
+        kind = "GRAY" if colorspace == "Gray" and channels == 1 else "RGB"
         pixels: Pixels = simplejpeg.decode_jpeg(data, kind)
     except ValueError as error:
         if "Premature end" in str(error):

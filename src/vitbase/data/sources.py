@@ -78,6 +78,7 @@ def open_train_val(config: Config) -> TrainVal:
             f"; IDX or CIFAR files), or --data_path {EMBEDDED}."
         )
     train = open_source(options.data_path, "train", "data_path")
+    _check_class_count(train.class_names, config)
     notes: list[str] = [*train.notes]
     held_out: tuple[str, ...] = ()
     if options.val_data_path is not None:
@@ -92,7 +93,6 @@ def open_train_val(config: Config) -> TrainVal:
     else:
         train, val, held_out, found = _hold_out(train, config)
         notes += found
-    _check_class_count(train.class_names, config)
     notes += [note for note in val.notes if note not in notes]
     val, matched = _with_classes(val, train.class_names)
     notes += matched
