@@ -178,3 +178,18 @@ def test_a_jpeg_bomb_is_refused_before_decoding(monkeypatch):
     for read in (decode, read_size):
         with pytest.raises(ImageError, match="50x40 pixels are more than the 1,999"):
             read(data)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "PPM"])
+def test_damage_is_an_image_error_or_nothing(kind):
+    data = encode(photo(24, 30), kind)
+    rng = np.random.default_rng(0)
+    for reach in (30, 200, len(data)) * 20:
+        damaged = bytearray(data[: rng.integers(1, len(data) + 1)])
+        for _ in range(3):
+            damaged[rng.integers(min(reach, len(damaged)))] = rng.integers(256)
+        for read in (decode, read_size):
+            try:
+                read(bytes(damaged))
+            except ImageError as error:
+                assert str(error)

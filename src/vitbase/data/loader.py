@@ -127,8 +127,7 @@ class _Pending:
         shape = (count, preprocess.height, preprocess.width, preprocess.channels)
         self.images = torch.empty(shape, dtype=torch.uint8, pin_memory=workers.pin_memory)
         self.rows: NDArray[np.uint8] = self.images.numpy()
-        # Small decoded images take microseconds: one task a batch, or tasks would cost more.
-        chunk = count if isinstance(workers.source, ArraySource) else _chunk_size(workers, count)
+        chunk = _chunk_size(workers, count)
         self.tasks: list[Future[list[tuple[int, BadImage]]]] = [
             pool.submit(self._fill, range(first, min(first + chunk, count)))
             for first in range(0, count, chunk)
@@ -277,7 +276,12 @@ class EvalLoader(_Workers):
 
 
 def _chunk_size(workers: _Workers, count: int) -> int:
-    """Return how many images a task prepares: a few tasks per thread and batch."""
+    """Return how many images a task prepares: a few tasks per thread and batch.
+
+    A small decoded image takes microseconds, less than its share of a small task would cost.
+    """
+    if isinstance(workers.source, ArraySource):
+        return 64
     return max(1, min(16, count // (4 * workers.num_workers)))
 
 
