@@ -1,0 +1,143 @@
+"""Weights files: what they carry, what is refused, and that their bytes depend on nothing else."""
+
+from __future__ import annotations
+
+import stat
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import vitbase
+from vitbase.config import Preprocess
+from vitbase.errors import WeightsError
+from vitbase.weights.checkpoints import find_weights, list_checkpoints
+from vitbase.weights.load import save_model
+
+PREPROCESS = Preprocess(height=32, width=32, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
+LABELS = tuple("abcdefg")
+
+
+@pytest.fixture
+def saved(tmp_path):
+    torch.manual_seed(0)
+    model = vitbase.create_model("testing", num_classes=7, image_size=32)
+    torch.nn.init.normal_(model.head.weight)
+    path = tmp_path / "w.safetensors"
+    save_model(model, path, preprocess=PREPROCESS, labels=LABELS)
+    return model.eval(), path
+
+
+def test_a_file_stands_alone(saved):
+    model, path = saved
+    loaded = vitbase.load_model(path)
+    images = torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(loaded.model.eval()(images), model(images))
+    assert (loaded.spec, loaded.preprocess, loaded.labels) == (model.spec, PREPROCESS, LABELS)
+    assert set(loaded.report.mapped) == set(model.state_dict())
+    assert loaded.report.resized == loaded.report.dropped == loaded.report.initialised == ()
+
+
+def test_its_bytes_are_a_function_of_the_state_alone(saved, tmp_path):
+    model, path = saved
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        other = tmp_path / folder / "other.safetensors"
+        save_model(model, other, preprocess=PREPROCESS, labels=LABELS)
+        assert other.read_bytes() == path.read_bytes()
+
+
+def test_others_may_read_it_as_the_umask_says(saved, tmp_path):
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert stat.S_IMODE(saved[1].stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+def test_another_image_size_resamples_the_positions_and_says_so(saved):
+    model, path = saved
+    loaded = vitbase.load_model(path, image_size=(64, 48))
+    assert loaded.spec.image_size == (64, 48)
+    assert loaded.report.resized == ("pos_embed",)
+    assert loaded.model.pos_embed.shape == (1, 1 + 4 * 3, 10)
+    assert torch.equal(loaded.model.pos_embed[:, 0], model.pos_embed[:, 0])
+    with torch.inference_mode():
+        assert loaded.model(torch.rand(1, 3, 64, 48)).shape == (1, 7)
+
+
+@pytest.mark.parametrize(
+    "task", [{"num_classes": 3}, {"num_classes": 7, "labels": tuple("gfedcba")}]
+)
+def test_other_classes_get_a_head_of_zeros(saved, task):
+    loaded = vitbase.load_model(saved[1], **task)
+    assert loaded.report.initialised == ("head.weight", "head.bias")
+    assert not loaded.model.head.weight.any()
+    assert loaded.labels == task.get("labels")
+    assert any("head.weight" in line for line in loaded.report.lines())
+
+
+def test_the_same_classes_keep_the_head(saved):
+    loaded = vitbase.load_model(saved[1], num_classes=7, labels=LABELS)
+    assert torch.equal(loaded.model.head.weight, saved[0].head.weight)
+
+
+def test_every_cut_is_an_error_that_names_the_file(saved, tmp_path):
+    data = saved[1].read_bytes()
+    for length in (0, 5, 9, 100, len(data) // 2, len(data) - 1):
+        path = tmp_path / "cut.safetensors"
+        path.write_bytes(data[:length])
+        with pytest.raises(WeightsError, match=r"cut\.safetensors"):
+            vitbase.load_model(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"just some text, no weights", "no weights file"),
+        (b"PK\x03\x04 a zip archive", "no weights file"),
+        (b"\x80\x04\x95 a pickle", "no weights file"),
+        (b"\x0a\xff\xff\xff\xff\x7f", "MindSpore"),
+    ],
+)
+def test_what_is_no_weights_file_is_refused_by_content(tmp_path, content, message):
+    path = tmp_path / "x.ckpt"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=message):
+        vitbase.load_model(path)
+
+
+def test_foreign_tensors_are_named(saved, tmp_path):
+    model, path = saved
+    foreign = tmp_path / "foreign.safetensors"
+    save_file({"layer.weight": torch.zeros(2)}, foreign)
+    with pytest.raises(WeightsError, match="was not written by vitbase"):
+        vitbase.load_model(foreign)
+    metadata = vitbase.weights.formats.read_tensors(path).metadata
+    state = dict(model.state_dict())
+    del state["norm.bias"]
+    save_file(state, foreign, metadata)
+    with pytest.raises(WeightsError, match=r"norm\.bias"):
+        vitbase.load_model(foreign)
+    save_file({**model.state_dict(), "extra": torch.zeros(1)}, foreign, metadata)
+    with pytest.raises(WeightsError, match="extra"):
+        vitbase.load_model(foreign)
+    wrong = {**model.state_dict(), "norm.bias": torch.zeros(11)}
+    save_file(wrong, foreign, metadata)
+    with pytest.raises(WeightsError, match=r"norm\.bias.*\(11,\).*\(10,\)"):
+        vitbase.load_model(foreign)
+
+
+def test_a_folder_of_weights_files_is_taken_in_order(saved, tmp_path):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for name in ("b.safetensors", "a.safetensors"):
+        (folder / name).write_bytes(saved[1].read_bytes())
+    (folder / "notes.txt").write_text("no weights")
+    assert [path.name for path in find_weights(folder)] == ["a.safetensors", "b.safetensors"]
+
+
+def test_checkpoints_are_listed_by_place_not_by_name(tmp_path):
+    for name in ("train_vit_x-10_5", "train_vit_x-9_5", "train_vit_x-9_50", "other"):
+        (tmp_path / name).mkdir()
+    places = [(found.epoch, found.step) for found in list_checkpoints(tmp_path)]
+    assert places == [(9, 5), (9, 50), (10, 5)]
