@@ -90,13 +90,13 @@ class DataSection(Section):
         None, f"training images: class folders, IDX or CIFAR files, or '{EMBEDDED}'"
     )
     val_data_path: str | None = _free_on_resume(
-        None, "evaluation images; none: beside the training images, or held out of them"
+        None, "evaluation images; none: the test files or the folder val in data_path, else held out"
     )
     num_train_images: int | None = Field(
         None, ge=1, description="size of the training set, for explain; checked against the data"
     )
     num_val_images: int | None = Field(
-        None, ge=1, description="size of the evaluation set, for explain"
+        None, ge=1, description="size of the evaluation set; checked against the data"
     )
     num_classes: int | None = Field(None, ge=2, description="none: as many as the data has")
     image_height: int = Field(224, ge=1, description="rows of the model's input, in pixels")

@@ -13,10 +13,11 @@ from made_images import write_folder
 from vitbase.config import AugmentSection, Preprocess
 from vitbase.data.augment import EvalTransform, TrainTransform
 from vitbase.data.folders import read_folder
-from vitbase.data.loader import IGNORED_LABEL, EvalLoader, TrainLoader, usable_cores
+from vitbase.data.loader import IGNORED_LABEL, EvalLoader, TrainLoader
 from vitbase.data.order import epoch_permutation, sample_generator
 from vitbase.data.sources import open_source
 from vitbase.errors import DataError, ImageError
+from vitbase.runtime import available_cores
 
 PREPROCESS = Preprocess(height=32, width=32, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
 TRAIN = TrainTransform(PREPROCESS, AugmentSection())
@@ -300,8 +301,8 @@ def test_waiting_is_counted_per_pass(source):
     assert loader.seconds_waited < first
 
 
-def test_default_workers_are_the_usable_cores(source):
-    assert train_loader(source).num_workers == usable_cores() >= 1
+def test_default_workers_are_the_available_cores(source):
+    assert train_loader(source).num_workers == available_cores() >= 1
 
 
 def test_repeated_images_get_crops_of_their_own(source):

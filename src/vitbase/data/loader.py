@@ -8,7 +8,6 @@ on the batch that is needed next. Which thread does what changes no number.
 from __future__ import annotations
 
 import math
-import os
 import threading
 import time
 from collections import deque
@@ -31,6 +30,7 @@ from vitbase.data.order import (
 )
 from vitbase.data.sources import Source
 from vitbase.errors import DataError, ImageError
+from vitbase.runtime import available_cores
 
 IGNORED_LABEL = -100
 """The label of an image that could not be read in training; the loss passes over it."""
@@ -65,13 +65,6 @@ class _Job(NamedTuple):
     indices: NDArray[np.int64]
 
 
-def usable_cores() -> int:
-    """Return the number of processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 class _Workers:
     """What both loaders share: a source, a transform, and threads that apply it."""
 
@@ -85,7 +78,7 @@ class _Workers:
     ) -> None:
         self.source = source
         self.transform = transform
-        self.num_workers = num_workers or usable_cores()
+        self.num_workers = num_workers or available_cores()
         self.prefetch = prefetch
         self.pin_memory = pin_memory
         self.seconds_waited = 0.0
