@@ -90,7 +90,7 @@ class DataSection(Section):
         None, f"training images: class folders, IDX or CIFAR files, or '{EMBEDDED}'"
     )
     val_data_path: str | None = _free_on_resume(
-        None, "evaluation images; none: the test files or the folder val in data_path, else held out"
+        None, "evaluation images; none: test files or folder val in data_path, else held out"
     )
     num_train_images: int | None = Field(
         None, ge=1, description="size of the training set, for explain; checked against the data"

@@ -156,22 +156,39 @@ class Attention(nn.Module):
 
     def forward(self, x_BND: Tensor, *, first_row_only: bool = False) -> Tensor:
         """Returns: [B, N, D], or [B, 1, D], the first token's row, with ``first_row_only``."""
-        batch, tokens, width = x_BND.shape
-        head_width = width // self.num_heads
-        if first_row_only:
-            weight, bias = self.qkv.weight, self.qkv.bias
-            q_bias, kv_bias = (None, None) if bias is None else (bias[:width], bias[width:])
-            q_B1D = F.linear(x_BND[:, :1], weight[:width], q_bias)
-            q_BHNK = q_B1D.view(batch, 1, self.num_heads, head_width).transpose(1, 2)
-            kv_BNE = F.linear(x_BND, weight[width:], kv_bias)
-            kv = kv_BNE.view(batch, tokens, 2, self.num_heads, head_width)
-            k_BHNK, v_BHNK = kv.permute(2, 0, 3, 1, 4).unbind(0)
-        else:
-            qkv = self.qkv(x_BND).view(batch, tokens, 3, self.num_heads, head_width)
-            q_BHNK, k_BHNK, v_BHNK = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        y_BHNK = F.scaled_dot_product_attention(q_BHNK, k_BHNK, v_BHNK)
-        y_BND: Tensor = self.proj(y_BHNK.transpose(1, 2).flatten(2))
+        y_BND: Tensor = self.proj(self._first_row(x_BND) if first_row_only else self._rows(x_BND))
         return y_BND
+
+    def _rows(self, x_BND: Tensor) -> Tensor:
+        batch, tokens, _ = x_BND.shape
+        # Unbinding the third axis, not the first: its gradient is stacked in place, not permuted.
+        qkv_BN3HK = self.qkv(x_BND).view(batch, tokens, 3, self.num_heads, -1)
+        q_BHNK, k_BHNK, v_BHNK = (part.transpose(1, 2) for part in qkv_BN3HK.unbind(2))
+        y_BHNK = F.scaled_dot_product_attention(q_BHNK, k_BHNK, v_BHNK)
+        return y_BHNK.transpose(1, 2).flatten(2)
+
+    def _first_row(self, x_BND: Tensor) -> Tensor:
+        """One query needs no keys and values: its scores q·(W x + b) are (Wᵀq)·x, up to a
+        constant that softmax ignores, and its output Σ p (W x + b) is W (Σ p x) + b.
+
+        So each head attends with a query of width D to the tokens themselves, and two projections
+        of all tokens become two of B x H rows.
+        """
+        batch, _, width = x_BND.shape
+        q_weight, k_weight, v_weight = self.qkv.weight.chunk(3)
+        q_bias, _, v_bias = (None,) * 3 if self.qkv.bias is None else self.qkv.bias.chunk(3)
+        q_B1D = F.linear(x_BND[:, :1], q_weight, q_bias)
+        q_HBK = q_B1D.view(batch, self.num_heads, -1).transpose(0, 1)
+        head_width = q_HBK.shape[-1]
+        q_HBD = q_HBK @ k_weight.view(self.num_heads, head_width, width)
+        x_B1ND = x_BND[:, None]
+        y_B1HD = F.scaled_dot_product_attention(
+            q_HBD.transpose(0, 1)[:, None], x_B1ND, x_B1ND, scale=head_width**-0.5
+        )
+        y_HBD = y_B1HD[:, 0].transpose(0, 1)
+        y_HBK = y_HBD @ v_weight.view(self.num_heads, head_width, width).transpose(1, 2)
+        y_B1D = y_HBK.transpose(0, 1).reshape(batch, 1, width)
+        return y_B1D if v_bias is None else y_B1D + v_bias
 
 
 class Mlp(nn.Module):
