@@ -40,7 +40,7 @@ PARAMETERS = {
     "ViTC-Ti_16": 4_567_936,
     "ViTC-S_16": 17_754_136,
     "ViTC-B_16": 81_573_160,
-    "ViTC-Mini_7": 965_832,  # our own
+    "ViTC-Mini_8": 373_192,  # our own
 }
 
 
@@ -117,7 +117,7 @@ def test_image_size_and_overrides() -> None:
     assert variant_spec("vit_base_patch16_384", image_size=64).image_size == (64, 64)
     spec = variant_spec("B/16", image_size=(64, 32), num_classes=10, in_channels=1, gelu="erf")
     assert (spec.grid_hw, spec.num_classes, spec.in_channels, spec.gelu) == ((4, 2), 10, 1, "erf")
-    mini = variant_spec("ViTC-Mini_7")
+    mini = variant_spec("ViTC-Mini_8")
     assert (mini.image_size, mini.in_channels, mini.grid_hw) == ((28, 28), 1, (4, 4))
 
 

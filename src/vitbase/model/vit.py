@@ -67,6 +67,8 @@ class ViTSpec:
       qkv_bias: whether query, key and value have a bias.
       dropout: after the position embeddings, the attention's projection and both MLP layers.
       stochastic_depth: rate of the last block, growing linearly from 0 in the first.
+      head_init_std: initial deviation of the head's weights; 0, as in JAX, lets every class start with
+        the same probability, but short runs learn faster from about 1 / sqrt(width).
       head_bias_init: initial bias of the head.
     """
 
@@ -95,12 +97,26 @@ class ViTSpec:
     qkv_bias: bool = True
     dropout: float = 0.0
     stochastic_depth: float = 0.0
+    head_init_std: float = 0.0
     head_bias_init: float = 0.0
 
     @property
     def grid_hw(self) -> tuple[int, int]:
         """(rows, columns) of patch tokens."""
-        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+        rows, columns = (self._stem_pixels(pixels) for pixels in self.image_size)
+        patch = self.patch_size // self.stem_stride
+        return rows // patch, columns // patch
+
+    def _stem_pixels(self, pixels: int) -> int:
+        """Side of the feature map that the stem projects, for a side of the image.
+
+        The convolutions of a "conv" stem are padded, so they take any size, rounding up.
+        """
+        if self.stem != "conv":
+            return pixels // self.stem_stride
+        for _, kernel, stride in self.conv_layers:
+            pixels = (pixels + 2 * conv_padding(kernel, stride) - kernel) // stride + 1
+        return pixels
 
     @property
     def num_prefix(self) -> int:
@@ -186,9 +202,16 @@ def _check_values(spec: ViTSpec) -> None:
 
 
 def _check_combinations(spec: ViTSpec) -> None:
+    for layer in spec.conv_layers:
+        if len(layer) != 3 or min(layer) < 1:
+            raise ConfigError(f"{spec.name}: a conv layer is (channels, kernel, stride): {layer}.")
+        conv_padding(layer[1], layer[2])
+        if spec.conv_norm == "group" and layer[0] % 8:
+            raise ConfigError(f'{spec.name}: conv_norm "group" needs channels divisible by 8.')
     height, width = spec.image_size
-    if height % spec.patch_size or width % spec.patch_size:
-        side = spec.patch_size
+    side = spec.patch_size
+    padded = spec.stem == "conv" and side == spec.stem_stride
+    if not padded and (height % side or width % side):
         near = [max(1, round(pixels / side)) * side for pixels in spec.image_size]
         raise ConfigError(
             f"{spec.name}: an image of {height}x{width} pixels is not made of {side}x{side} "
@@ -206,12 +229,6 @@ def _check_combinations(spec: ViTSpec) -> None:
         raise ConfigError(f'{spec.name}: conv_layers belong to stem "conv", which needs them.')
     if spec.resnet_layers and spec.stem != "resnet":
         raise ConfigError(f'{spec.name}: resnet_layers belong to stem "resnet".')
-    for layer in spec.conv_layers:
-        if len(layer) != 3 or min(layer) < 1:
-            raise ConfigError(f"{spec.name}: a conv layer is (channels, kernel, stride): {layer}.")
-        conv_padding(layer[1], layer[2])
-        if spec.conv_norm == "group" and layer[0] % 8:
-            raise ConfigError(f'{spec.name}: conv_norm "group" needs channels divisible by 8.')
     if spec.stem == "resnet" and int(ROOT_CHANNELS * spec.resnet_width_factor) % GROUPS:
         raise ConfigError(
             f"{spec.name}: {ROOT_CHANNELS} times resnet_width_factor {spec.resnet_width_factor} "
@@ -302,7 +319,7 @@ class VisionTransformer(nn.Module):
             lecun_normal_(self.pre_logits.weight)
         self.head = Linear(features, spec.num_classes) if spec.num_classes else None
         if self.head is not None:
-            nn.init.zeros_(self.head.weight)
+            nn.init.normal_(self.head.weight, std=spec.head_init_std)
             nn.init.constant_(self.head.bias, spec.head_bias_init)
 
     def forward(self, images_BCHW: Tensor, depth_scales_L2B: Tensor | None = None) -> Tensor:

@@ -41,11 +41,11 @@ _g: _Size = {"width": 1408, "depth": 40, "num_heads": 16, "mlp_dim": 6144}
 _C_Ti: _Size = {"width": 192, "depth": 11, "num_heads": 3, "mlp_dim": 576}
 _C_S: _Size = {"width": 384, "depth": 11, "num_heads": 6, "mlp_dim": 1152}
 _C_B: _Size = {"width": 768, "depth": 11, "num_heads": 12, "mlp_dim": 3072}
-_C_Mini: _Size = {"width": 128, "depth": 3, "num_heads": 4, "mlp_dim": 256}
+_C_Mini: _Size = {"width": 128, "depth": 1, "num_heads": 4, "mlp_dim": 256}
 _STEM_Ti = ((24, 3, 2), (48, 3, 2), (96, 3, 2), (192, 3, 2))
 _STEM_S = ((48, 3, 2), (96, 3, 2), (192, 3, 2), (384, 3, 2))
 _STEM_B = ((64, 3, 2), (128, 3, 2), (128, 3, 1), (256, 3, 2), (256, 3, 1), (512, 3, 2))
-_STEM_MINI = ((32, 3, 1), (64, 3, 1), (128, 7, 7))
+_STEM_MINI = ((32, 3, 2), (64, 3, 2), (128, 3, 2))
 
 _R50 = (3, 4, 6, 3)
 _R50_16 = (3, 4, 9)  # three stages, so that a token stands for 16 pixels
@@ -90,15 +90,16 @@ _ROWS: tuple[ViTSpec, ...] = (
     ViTSpec(name="ViTC-S_16", patch_size=16, **_C_S, stem="conv", conv_layers=_STEM_S),
     ViTSpec(name="ViTC-B_16", patch_size=16, **_C_B, stem="conv", conv_layers=_STEM_B),
     ViTSpec(
-        name="ViTC-Mini_7",
+        name="ViTC-Mini_8",
         image_size=(28, 28),
         in_channels=1,
-        patch_size=7,
+        patch_size=8,
         **_C_Mini,
         stem="conv",
         conv_layers=_STEM_MINI,
         class_token=False,
         pool="gap",
+        head_init_std=0.05,
     ),
 )
 VARIANTS: dict[str, ViTSpec] = {row.name: row for row in _ROWS}
@@ -125,6 +126,7 @@ class SpecOverrides(TypedDict, total=False):
     qkv_bias: bool
     dropout: float
     stochastic_depth: float
+    head_init_std: float
     head_bias_init: float
 
 
@@ -199,8 +201,8 @@ def variant_spec(
       name: of a variant, see ``find_variant``.
       num_classes: outputs of the head; 0 for none.
       image_size: side, or (height, width), in pixels; None means the size in the name, else the
-        row's own (224; 28 for ViTC-Mini_7).
-      in_channels: None means the row's own (3; 1 for ViTC-Mini_7).
+        row's own (224; 28 for ViTC-Mini_8).
+      in_channels: None means the row's own (3; 1 for ViTC-Mini_8).
       overrides: other fields of the row.
     Raises: ConfigError if the name or a field is unknown, or the combination impossible.
     """
