@@ -67,8 +67,8 @@ class ViTSpec:
       qkv_bias: whether query, key and value have a bias.
       dropout: after the position embeddings, the attention's projection and both MLP layers.
       stochastic_depth: rate of the last block, growing linearly from 0 in the first.
-      head_init_std: initial deviation of the head's weights; 0, as in JAX, lets every class start with
-        the same probability, but short runs learn faster from about 1 / sqrt(width).
+      head_init_std: initial deviation of the head's weights; 0, as in JAX, lets every class start
+        with the same probability, but short runs learn faster from about 1 / sqrt(width).
       head_bias_init: initial bias of the head.
     """
 
