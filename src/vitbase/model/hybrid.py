@@ -1,18 +1,20 @@
-"""The ResNet stem of the hybrid models: weight-standardised convolutions and GroupNorm.
+"""Convolutional stems: a few small convolutions, or the ResNet of the hybrid models.
 
-Padding is that of the JAX code ("SAME"): with stride 2 the odd pixel goes to the bottom and the
-right, so that published hybrid weights give the published numbers.
+The ResNet's padding is that of the JAX code ("SAME"): with stride 2 the odd pixel goes to the
+bottom and the right, so that published hybrid weights give the published numbers.
 
 Shape legend: B batch, C channels, H rows, W columns, N tokens, D width.
-Source: ViT (arXiv 2010.11929) section 3.1 "Hybrid Architecture"; Big Transfer (arXiv 1912.11370).
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitbase.errors import ConfigError
 from vitbase.model.layers import Conv2d
 
 GROUPS = 32
@@ -38,6 +40,80 @@ def pad_same(maps_BCHW: Tensor, kernel: int, stride: int, value: float = 0.0) ->
     if top == bottom == left == right == 0:
         return maps_BCHW
     return F.pad(maps_BCHW, (left, right, top, bottom), value=value)
+
+
+class ConvStem(nn.Module):
+    """A few small convolutions, each followed by a norm and ReLU, then a projection to tokens.
+
+    GroupNorm stands where the paper has BatchNorm: batch statistics would make one rank differ
+    from several, and accumulated batches from whole ones.
+
+    Args:
+      in_channels: channels of the image.
+      width: D, channels of the tokens.
+      layers: (channels, kernel, stride) for each convolution.
+      norm: "group" (groups of 8 channels) or "layer" (over the channels of each pixel).
+      patch_size: side, in pixels of the last feature map, that makes one token.
+      norm_eps: epsilon of the norms.
+    Source: Early Convolutions Help Transformers See Better (arXiv 2106.14881) section 4.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        width: int,
+        *,
+        layers: tuple[tuple[int, int, int], ...],
+        norm: Literal["group", "layer"],
+        patch_size: int,
+        norm_eps: float,
+    ) -> None:
+        super().__init__()
+        convs: list[nn.Module] = []
+        norms: list[nn.Module] = []
+        for channels, kernel, stride in layers:
+            padding = conv_padding(kernel, stride)
+            convs.append(
+                Conv2d(in_channels, channels, kernel, stride=stride, padding=padding, bias=False)
+            )
+            norms.append(
+                nn.GroupNorm(channels // 8, channels, eps=norm_eps)
+                if norm == "group"
+                else ChannelNorm(channels, eps=norm_eps)
+            )
+            in_channels = channels
+        self.convs = nn.ModuleList(convs)
+        self.norms = nn.ModuleList(norms)
+        self.proj = Conv2d(in_channels, width, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Returns: tokens [B, N, D], row by row."""
+        maps_BCHW = images_BCHW
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            maps_BCHW = F.relu(norm(conv(maps_BCHW)))
+        tokens_BDN: Tensor = self.proj(maps_BCHW).flatten(2)
+        return tokens_BDN.transpose(1, 2)
+
+
+def conv_padding(kernel: int, stride: int) -> int:
+    """Padding with which a convolution turns ``n * stride`` pixels into exactly ``n``.
+
+    Raises: ConfigError if no symmetric padding does.
+    """
+    padding = max(0, -((stride - kernel) // 2))
+    if kernel < stride or 2 * padding >= kernel:
+        raise ConfigError(
+            f"A convolution with kernel {kernel} and stride {stride} cannot stand in a stem: "
+            "the kernel must be at least the stride, and odd if the stride is 1."
+        )
+    return padding
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of each pixel of a feature map."""
+
+    def forward(self, maps_BCHW: Tensor) -> Tensor:
+        return super().forward(maps_BCHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class StdConv2d(Conv2d):
@@ -90,6 +166,8 @@ class Bottleneck(nn.Module):
 class ResNetStem(nn.Module):
     """Root block, bottleneck stages, then a projection of the last feature map to tokens.
 
+    Its convolutions are weight-standardised, its norms GroupNorms.
+
     Args:
       in_channels: channels of the image.
       width: D, channels of the tokens.
@@ -97,6 +175,7 @@ class ResNetStem(nn.Module):
       width_factor: times 64 channels in the root block.
       patch_size: side, in pixels of the last feature map, that makes one token.
       norm_eps: epsilon of the GroupNorms.
+    Source: ViT (arXiv 2010.11929) section 3.1; Big Transfer (arXiv 1912.11370) section 3.
     """
 
     def __init__(

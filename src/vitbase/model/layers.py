@@ -9,13 +9,14 @@ Initialisation follows the paper's JAX code (google-research/vision_transformer)
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from vitbase.errors import ConfigError, WeightsError
+from vitbase.errors import WeightsError
 
 Gelu = Literal["tanh", "erf"]
 
@@ -65,80 +66,6 @@ class PatchStem(nn.Module):
         patches = images_BCHW.reshape(batch, channels, rows, side, columns, side)
         patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
-
-
-class ConvStem(nn.Module):
-    """A few small convolutions, each followed by a norm and ReLU, then a projection to tokens.
-
-    GroupNorm stands where the paper has BatchNorm: batch statistics would make one rank differ
-    from several, and accumulated batches from whole ones.
-
-    Args:
-      in_channels: channels of the image.
-      width: D, channels of the tokens.
-      layers: (channels, kernel, stride) for each convolution.
-      norm: "group" (groups of 8 channels) or "layer" (over the channels of each pixel).
-      patch_size: side, in pixels of the last feature map, that makes one token.
-      norm_eps: epsilon of the norms.
-    Source: Early Convolutions Help Transformers See Better (arXiv 2106.14881) section 4.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        width: int,
-        *,
-        layers: tuple[tuple[int, int, int], ...],
-        norm: Literal["group", "layer"],
-        patch_size: int,
-        norm_eps: float,
-    ) -> None:
-        super().__init__()
-        convs: list[nn.Module] = []
-        norms: list[nn.Module] = []
-        for channels, kernel, stride in layers:
-            padding = conv_padding(kernel, stride)
-            convs.append(
-                Conv2d(in_channels, channels, kernel, stride=stride, padding=padding, bias=False)
-            )
-            norms.append(
-                nn.GroupNorm(channels // 8, channels, eps=norm_eps)
-                if norm == "group"
-                else ChannelNorm(channels, eps=norm_eps)
-            )
-            in_channels = channels
-        self.convs = nn.ModuleList(convs)
-        self.norms = nn.ModuleList(norms)
-        self.proj = Conv2d(in_channels, width, kernel_size=patch_size, stride=patch_size)
-
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Returns: tokens [B, N, D], row by row."""
-        maps_BCHW = images_BCHW
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            maps_BCHW = F.relu(norm(conv(maps_BCHW)))
-        tokens_BDN: Tensor = self.proj(maps_BCHW).flatten(2)
-        return tokens_BDN.transpose(1, 2)
-
-
-def conv_padding(kernel: int, stride: int) -> int:
-    """Padding with which a convolution turns ``n * stride`` pixels into exactly ``n``.
-
-    Raises: ConfigError if no symmetric padding does.
-    """
-    padding = max(0, -((stride - kernel) // 2))
-    if kernel < stride or 2 * padding >= kernel:
-        raise ConfigError(
-            f"A convolution with kernel {kernel} and stride {stride} cannot stand in a stem: "
-            "the kernel must be at least the stride, and odd if the stride is 1."
-        )
-    return padding
-
-
-class ChannelNorm(nn.LayerNorm):
-    """LayerNorm over the channels of each pixel of a feature map."""
-
-    def forward(self, maps_BCHW: Tensor) -> Tensor:
-        return super().forward(maps_BCHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class Attention(nn.Module):
@@ -191,20 +118,89 @@ class Attention(nn.Module):
         return y_B1D if v_bias is None else y_B1D + v_bias
 
 
+_GATE = 2.0 * math.sqrt(2.0 / math.pi)
+_GATE_CUBE = 0.044715 * _GATE
+_CHUNK = 1 << 17  # elements: half a megabyte, so that a chunk stays in the cache between passes
+
+
+class _TanhGelu(torch.autograd.Function):
+    """The tanh GELU on a CPU, twice as fast as torch's, which computes tanh at high cost.
+
+    0.5 x (1 + tanh u) is x·sigmoid(2u), exactly, and a sigmoid costs a third of a tanh. The
+    backward pass computes the sigmoid again, so no more is kept than by torch.
+    """
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        y = torch.empty_like(x)
+        slope = x.new_tensor(_GATE)
+        for x_part, y_part in zip(*_chunks(x, y), strict=True):
+            _tanh_gelu_gate(x_part, slope, y_part).mul_(x_part)
+        return y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        grad_x = torch.empty_like(x)
+        slope = x.new_tensor(_GATE)
+        gates, terms = x.new_empty(2, min(_CHUNK, x.numel())).unbind(0)
+        for x_part, grad_y_part, grad_part in zip(*_chunks(x, grad_y, grad_x), strict=True):
+            gate, term = gates[: x_part.numel()], terms[: x_part.numel()]
+            _tanh_gelu_gate(x_part, slope, gate)
+            torch.mul(grad_y_part, gate, out=grad_part)
+            # d sigmoid(z) / dx = sigmoid'(z) dz/dx with z = x (slope + cube x²)
+            torch.mul(grad_y_part, x_part, out=term)
+            torch.ops.aten.sigmoid_backward.grad_input(term, gate, grad_input=term)
+            torch.addcmul(slope, x_part, x_part, value=3 * _GATE_CUBE, out=gate)
+            grad_part.addcmul_(term, gate)
+        return grad_x
+
+
+def _chunks(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    return [tensor.reshape(-1).split(_CHUNK) for tensor in tensors]
+
+
+def _tanh_gelu_gate(x: Tensor, slope: Tensor, out: Tensor) -> Tensor:
+    torch.addcmul(slope, x, x, value=_GATE_CUBE, out=out)
+    return out.mul_(x).sigmoid_()
+
+
+def gelu(x: Tensor, form: Gelu) -> Tensor:
+    """Gaussian error linear unit, exact ("erf") or its usual approximation ("tanh").
+
+    Source: arXiv 1606.08415 section 2.
+    """
+    if (
+        form == "tanh"
+        and x.is_cpu
+        and x.dtype == torch.float32
+        and x.is_contiguous()
+        and not torch.compiler.is_compiling()
+    ):
+        y: Tensor = _TanhGelu.apply(x)
+        return y
+    return F.gelu(x, approximate="tanh" if form == "tanh" else "none")
+
+
 class Mlp(nn.Module):
     """Two fully connected layers with a GELU between them."""
 
-    def __init__(self, width: int, hidden: int, *, gelu: Gelu, dropout: float) -> None:
+    def __init__(self, width: int, hidden: int, *, gelu_form: Gelu, dropout: float) -> None:
         super().__init__()
         self.fc1 = Linear(width, hidden)
         self.fc2 = Linear(hidden, width)
-        self.approximate = "tanh" if gelu == "tanh" else "none"
+        self.gelu_form = gelu_form
         self.dropout = dropout
         nn.init.normal_(self.fc1.bias, std=1e-6)
         nn.init.normal_(self.fc2.bias, std=1e-6)
 
     def forward(self, x_BND: Tensor) -> Tensor:
-        x_BNF = F.gelu(self.fc1(x_BND), approximate=self.approximate)
+        x_BNF = gelu(self.fc1(x_BND), self.gelu_form)
         y_BND: Tensor = self.fc2(F.dropout(x_BNF, self.dropout, self.training))
         return y_BND
 
@@ -222,7 +218,7 @@ class Block(nn.Module):
         mlp_dim: int,
         *,
         qkv_bias: bool,
-        gelu: Gelu,
+        gelu_form: Gelu,
         norm_eps: float,
         dropout: float,
         layer_scale_init: float | None,
@@ -231,7 +227,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width, eps=norm_eps)
         self.attn = Attention(width, num_heads, qkv_bias=qkv_bias)
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
-        self.mlp = Mlp(width, mlp_dim, gelu=gelu, dropout=dropout)
+        self.mlp = Mlp(width, mlp_dim, gelu_form=gelu_form, dropout=dropout)
         self.dropout = dropout
         if layer_scale_init is None:
             self.scale1 = self.scale2 = None

@@ -17,14 +17,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitbase.errors import ConfigError, nearest
-from vitbase.model.hybrid import GROUPS, ROOT_CHANNELS, ResNetStem, resnet_stride
+from vitbase.model.hybrid import (
+    GROUPS,
+    ROOT_CHANNELS,
+    ConvStem,
+    ResNetStem,
+    conv_padding,
+    resnet_stride,
+)
 from vitbase.model.layers import (
     Block,
-    ConvStem,
     Gelu,
     Linear,
     PatchStem,
-    conv_padding,
     draw_depth_scales,
     lecun_normal_,
     sincos_pos_embed,
@@ -305,7 +310,7 @@ class VisionTransformer(nn.Module):
                 spec.num_heads,
                 spec.mlp_dim,
                 qkv_bias=spec.qkv_bias,
-                gelu=spec.gelu,
+                gelu_form=spec.gelu,
                 norm_eps=spec.norm_eps,
                 dropout=spec.dropout,
                 layer_scale_init=spec.layer_scale_init,
