@@ -13,8 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from vitbase.config import EMBEDDED, Config, load_config
+from vitbase.config import Config, load_config
 from vitbase.data.sources import open_source
+from vitbase.options import EMBEDDED
 
 # Two threads of torch per test process fight with each other on a busy machine; one is enough.
 torch.set_num_threads(1)

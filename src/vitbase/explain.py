@@ -10,14 +10,15 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitbase.config import EMBEDDED, Config
+from vitbase.config import Config
 from vitbase.errors import ConfigError, DeviceError
 from vitbase.model.vit import VisionTransformer, ViTSpec
 from vitbase.model.zoo import build_model
+from vitbase.options import EMBEDDED
 from vitbase.runtime import open_runtime
 from vitbase.training.losses import cross_entropy_sum
 from vitbase.training.optim import Schedule, decay_groups
-from vitbase.training.start import load_for_training, spec_of
+from vitbase.training.start import complete_preprocess, load_for_training, spec_of
 
 _OPTIMIZER_COPIES = {"momentum": 1, "adamw": 2}  # tensors kept for each parameter
 _MEBI = 2**20
@@ -55,6 +56,8 @@ def explain(config: Config) -> Explanation:
 
     Raises: ConfigError if the number of training images is not known.
     """
+    if config.model.checkpoint_path is not None and config.model.model is None:
+        config = complete_preprocess(config)
     num_images = config.data.num_train_images
     if num_images is None:
         num_images, images_source = _count_images(config)

@@ -8,7 +8,6 @@ import torchvision.transforms as tv
 from made_images import encode, photo
 from PIL import Image
 
-from vitbase.config import AugmentSection, Preprocess
 from vitbase.data.augment import (
     EvalTransform,
     TrainTransform,
@@ -23,6 +22,7 @@ from vitbase.data.augment import (
 )
 from vitbase.data.order import sample_generator
 from vitbase.errors import ImageError
+from vitbase.options import AugmentSection, Preprocess
 
 INTERPOLATION = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import vitbase
-from vitbase.config import Preprocess, load_config
+from vitbase.config import load_config
 from vitbase.data.sources import open_source
 from vitbase.evaluation.metrics import ClassificationSums
 from vitbase.evaluation.run import describe_sums, evaluate_model
+from vitbase.options import Preprocess
 from vitbase.runtime import open_runtime
 
 

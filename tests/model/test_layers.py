@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
 
 from vitbase.errors import ConfigError, WeightsError
 from vitbase.model import resample_pos_embed
-from vitbase.model.hybrid import pad_same, same_padding
-from vitbase.model.layers import conv_padding, sincos_pos_embed
+from vitbase.model.hybrid import conv_padding, pad_same, same_padding
+from vitbase.model.layers import gelu, sincos_pos_embed
 
 
 def test_resample_to_the_same_grid_changes_nothing() -> None:
@@ -84,3 +86,34 @@ def test_conv_padding_divides_exactly(kernel: int, stride: int) -> None:
 def test_conv_padding_refuses(kernel: int, stride: int) -> None:
     with pytest.raises(ConfigError, match="cannot stand in a stem"):
         conv_padding(kernel, stride)
+
+
+@pytest.mark.parametrize("size", [(0,), (1,), (7, 5), (3, 197, 768)])
+def test_fast_tanh_gelu_is_the_tanh_gelu(size: tuple[int, ...]) -> None:
+    x = 4 * torch.randn(size)
+    mine, plain = x.clone().requires_grad_(), x.double().requires_grad_()
+    y, expected = gelu(mine, "tanh"), torch.nn.functional.gelu(plain, approximate="tanh")
+    assert "TanhGelu" in type(y.grad_fn).__name__
+    torch.testing.assert_close(y.double(), expected, atol=1e-6, rtol=1e-6)
+    grad = torch.randn(size)
+    y.backward(grad)
+    expected.backward(grad.double())
+    assert mine.grad is not None
+    assert plain.grad is not None
+    torch.testing.assert_close(mine.grad.double(), plain.grad, atol=3e-6, rtol=1e-5)
+
+
+def test_fast_tanh_gelu_far_from_zero() -> None:
+    x = torch.tensor([-1e10, -100.0, -9.0, -0.0, 0.0, 9.0, 100.0, 1e10], requires_grad=True)
+    y = gelu(x, "tanh")
+    y.sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(y, x.clamp(min=0))
+    torch.testing.assert_close(x.grad, torch.tensor([0, 0, 0, 0.5, 0.5, 1, 1, 1]))
+
+
+@pytest.mark.parametrize("form", ["tanh", "erf"])
+def test_other_gelus_are_torch_s(form: Literal["tanh", "erf"]) -> None:
+    approximate = "tanh" if form == "tanh" else "none"
+    for x in (torch.randn(4, 6, dtype=torch.float64), torch.randn(4, 6).t()):
+        assert torch.equal(gelu(x, form), torch.nn.functional.gelu(x, approximate=approximate))

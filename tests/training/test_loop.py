@@ -286,3 +286,33 @@ def test_mistakes_end_before_anything_is_written(tiny_config, options, error, me
         vitbase.train(config)
     assert message in str(raised.value)
     assert not config.output_dir.exists()
+
+
+def test_preprocessing_follows_the_weights_unless_it_is_given(tiny_config, photo_folder, tmp_path):
+    vitbase.train(tiny_config())
+    options = {
+        "data_path": str(photo_folder),
+        "checkpoint_path": str(tmp_path / "run"),
+        "batch_size": 4,
+        "epoch_size": 1,
+        "warmup_epochs": 0,
+    }
+    follows = vitbase.load_config("finetune", **options, output_dir=str(tmp_path / "follows"))
+    vitbase.train(follows)
+    trained = vitbase.load_model(tmp_path / "run")
+    tuned = vitbase.load_model(tmp_path / "follows")
+    assert tuned.preprocess == trained.preprocess
+    assert tuned.preprocess.channels == 1
+    # The same command continues (here: finds it finished), although the weights are gone.
+    shutil.rmtree(tmp_path / "run")
+    assert vitbase.train(follows).updates == 5
+    shutil.copytree(tmp_path / "follows", tmp_path / "run")
+    with pytest.raises(WeightsError, match="--image_channels 1"):
+        vitbase.train(
+            follows.replace(
+                image_channels=3,
+                mean=(0.5,) * 3,
+                std=(0.5,) * 3,
+                output_dir=str(tmp_path / "colour"),
+            )
+        )

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitbase.config import OptimizerSection, ScheduleSection
 from vitbase.model.zoo import build_model, list_variants, variant_spec
+from vitbase.options import OptimizerSection, ScheduleSection
 from vitbase.runtime import open_runtime
 from vitbase.training.optim import Schedule, build_optimizer, decay_groups
 

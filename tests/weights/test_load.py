@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 import vitbase
-from vitbase.config import Preprocess
 from vitbase.errors import WeightsError
+from vitbase.options import Preprocess
 from vitbase.weights.checkpoints import find_weights, list_checkpoints
 from vitbase.weights.load import save_model
 

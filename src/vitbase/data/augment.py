@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from vitbase.config import AugmentSection, Preprocess
 from vitbase.data.decode import decode, read_size, to_channels
+from vitbase.options import AugmentSection, Preprocess
 
 Pixels = NDArray[np.uint8]
 Window = tuple[int, int, int, int]

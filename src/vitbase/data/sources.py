@@ -17,11 +17,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vitbase.config import EMBEDDED, Config
+from vitbase.config import Config
 from vitbase.data.archives import ArraySource, Split, find_archive, read_archive
 from vitbase.data.folders import LAYOUT, FolderSource, list_folder, read_folder
 from vitbase.data.holdout import hold_out
 from vitbase.errors import DataError
+from vitbase.options import EMBEDDED
 
 SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {
     "train": ("train",),

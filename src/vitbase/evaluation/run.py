@@ -11,15 +11,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from vitbase.config import Config, Preprocess
+from vitbase.config import Config
 from vitbase.data.augment import EvalTransform, normalize
 from vitbase.data.loader import EvalLoader
 from vitbase.data.sources import Source, open_val
 from vitbase.errors import ConfigError, DataError
 from vitbase.evaluation.metrics import ClassificationSums
+from vitbase.options import Preprocess
 from vitbase.runtime import Runtime, open_runtime
 from vitbase.weights.checkpoints import find_weights
-from vitbase.weights.load import LoadedModel, load_model
+from vitbase.weights.load import LoadedModel, load_model, read_preprocess
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,15 +112,16 @@ def evaluate_each(
     runtime = open_runtime(config.run.device_target, config.run.device_id, config.run.precision)
     source: Source | None = None
     for path in find_weights(config.model.checkpoint_path):
-        loaded = load_model(path, image_size=(config.data.image_height, config.data.image_width))
+        preprocess = config.data.preprocess_after(read_preprocess(path))
+        loaded = load_model(path, image_size=(preprocess.height, preprocess.width))
         if source is None:
             source = open_val(config, loaded.labels)
-        notes = (*source.notes, *_check_fit(config, loaded, source))
+        notes = (*source.notes, *_check_fit(preprocess, loaded, source))
         started = time.perf_counter()
         sums = evaluate_model(
             loaded.model.to(runtime.device),
             source,
-            config.data.preprocess,
+            preprocess,
             runtime,
             batch_size=config.data.eval_batch_size or config.data.batch_size,
             num_workers=config.data.num_workers,
@@ -128,8 +130,13 @@ def evaluate_each(
         yield Evaluation(path, sums, time.perf_counter() - started, notes)
 
 
-def _check_fit(config: Config, loaded: LoadedModel, source: Source) -> tuple[str, ...]:
-    spec, data = loaded.spec, config.data
+def _check_fit(preprocess: Preprocess, loaded: LoadedModel, source: Source) -> tuple[str, ...]:
+    spec = loaded.spec
+    if spec.in_channels != preprocess.channels:
+        raise ConfigError(
+            f"{loaded.path} takes images of {spec.in_channels} channels; give --image_channels "
+            f"{spec.in_channels}."
+        )
     if len(source.class_names) > spec.num_classes:
         raise DataError(
             f"The evaluation images have {len(source.class_names)} classes, but "
@@ -140,10 +147,10 @@ def _check_fit(config: Config, loaded: LoadedModel, source: Source) -> tuple[str
             f"The classes of the evaluation images ({_few(source.class_names)}) are not those "
             f"of {loaded.path} ({_few(loaded.labels)})."
         )
-    if loaded.preprocess is not None and loaded.preprocess != data.preprocess:
+    if loaded.preprocess != preprocess:
         return (
             f"Note: {loaded.path} was trained with {loaded.preprocess}; this evaluation uses "
-            f"{data.preprocess}.",
+            f"{preprocess}.",
         )
     return ()
 

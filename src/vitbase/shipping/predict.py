@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vitbase.config import Preprocess
 from vitbase.data.augment import EvalTransform, normalize
 from vitbase.errors import DataError, ImageError
 from vitbase.runtime import open_runtime
@@ -72,18 +71,6 @@ def expand(paths: Sequence[str | Path]) -> list[Path]:
     return images
 
 
-def default_preprocess(loaded: LoadedModel) -> Preprocess:
-    """Return the preprocessing of weights that carry none: 8/7 resize, crop, ImageNet's colours."""
-    height, width = loaded.spec.image_size
-    return Preprocess(
-        height=height,
-        width=width,
-        channels=3,
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
-    )
-
-
 def predict_each(
     images: Sequence[Path],
     loaded: LoadedModel,
@@ -94,7 +81,7 @@ def predict_each(
 ) -> Iterator[Prediction]:
     """As :func:`predict`, on a loaded model, yielding results as they come."""
     runtime = open_runtime(device_target)
-    preprocess = loaded.preprocess or default_preprocess(loaded)
+    preprocess = loaded.preprocess
     transform = EvalTransform(preprocess)
     model = loaded.model.to(runtime.device).eval()
     names = loaded.labels or tuple(str(i) for i in range(loaded.spec.num_classes))

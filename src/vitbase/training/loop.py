@@ -32,7 +32,7 @@ from vitbase.training.checkpoint import (
 from vitbase.training.journal import Journal, say
 from vitbase.training.losses import cross_entropy_sum
 from vitbase.training.optim import Schedule, build_optimizer, set_learning_rate
-from vitbase.training.start import build_start, complete_config, spec_of
+from vitbase.training.start import build_start, complete_config, complete_preprocess, spec_of
 from vitbase.weights.checkpoints import Checkpoint, checkpoint_name
 from vitbase.weights.load import load_model, save_model
 
@@ -67,6 +67,8 @@ def train(config: Config) -> TrainResult:
     Raises: VitbaseError for whatever the user can mend, before anything is written where possible.
     """
     runtime = open_runtime(config.run.device_target, config.run.device_id, config.run.precision)
+    folder = RunFolder(config.output_dir)
+    config = complete_preprocess(config, folder.read_config())
     if config.model.model is not None or not config.starts_from_weights:
         spec_of(config)  # a mistake in the architecture shows before millions of files are listed
     data = open_train_val(config)
@@ -78,7 +80,6 @@ def train(config: Config) -> TrainResult:
             f"(batch_size {config.data.batch_size} x accumulation_steps "
             f"{config.optimizer.accumulation_steps}). Give a smaller --batch_size."
         )
-    folder = RunFolder(config.output_dir)
     folder.check(config)
     checkpoint, warnings = folder.newest_whole()
     progress: Progress | None = None
@@ -218,7 +219,7 @@ class _Run:
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         say(
             f"{spec.name}, {parameters:,} parameters, "
-            f"{config.data.image_height}x{config.data.image_width} px, {spec.num_classes} classes, "
+            f"{self.preprocess.height}x{self.preprocess.width} px, {spec.num_classes} classes, "
             f"on {self.runtime.describe()}"
         )
         say(

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from vitbase.config import OptimizerSection, ScheduleSection
+from vitbase.options import OptimizerSection, ScheduleSection
 from vitbase.runtime import Runtime
 
 NORM_LAYERS = (nn.LayerNorm, nn.GroupNorm)

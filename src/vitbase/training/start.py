@@ -8,8 +8,9 @@ from vitbase.config import Config
 from vitbase.errors import ConfigError, WeightsError
 from vitbase.model.vit import VisionTransformer, ViTSpec
 from vitbase.model.zoo import SpecOverrides, build_model, variant_spec
+from vitbase.options import Preprocess
 from vitbase.runtime import seed_generators
-from vitbase.weights.load import LoadedModel, load_model
+from vitbase.weights.load import LoadedModel, load_model, read_preprocess
 
 SMALL_VARIANT = "ViTC-Ti_16"
 """The model of a run that names none and starts from random weights: few images, little time."""
@@ -41,25 +42,38 @@ def spec_of(config: Config) -> ViTSpec:
     if options.pool is not None:
         overrides["pool"] = options.pool
         overrides["class_token"] = options.pool == "token"
+    preprocess = config.data.preprocess
     return variant_spec(
         options.model or SMALL_VARIANT,
         num_classes=config.data.num_classes or 1000,
-        image_size=(config.data.image_height, config.data.image_width),
-        in_channels=config.data.image_channels,
+        image_size=(preprocess.height, preprocess.width),
+        in_channels=preprocess.channels,
         **overrides,
     )
 
 
-def complete_config(config: Config, class_names: tuple[str, ...]) -> Config:
-    """Fill in what only the data can tell, so that the saved configuration repeats the run.
+def complete_preprocess(config: Config, saved: Config | None = None) -> Config:
+    """Fill in the preprocessing: as the weights that the run starts from need it, else defaults.
 
-    Raises: ConfigError if the run should start from weights and none are given.
+    Args:
+      saved: the configuration of the run to be continued, which has it filled in already.
+    Raises: ConfigError if the run should start from weights and none are given; WeightsError.
     """
-    if config.starts_from_weights and config.model.checkpoint_path is None:
-        raise ConfigError(
-            "pre_trained is True, but there are no weights to start from. Give "
-            "--checkpoint_path, or --pre_trained False to start from random weights."
-        )
+    theirs: Preprocess | None = None
+    if saved is not None:
+        theirs = saved.data.preprocess
+    elif config.starts_from_weights:
+        if config.model.checkpoint_path is None:
+            raise ConfigError(
+                "pre_trained is True, but there are no weights to start from. Give "
+                "--checkpoint_path, or --pre_trained False to start from random weights."
+            )
+        theirs = read_preprocess(config.model.checkpoint_path)
+    return config.with_preprocess(config.data.preprocess_after(theirs))
+
+
+def complete_config(config: Config, class_names: tuple[str, ...]) -> Config:
+    """Fill in what only the data can tell, so that the saved configuration repeats the run."""
     return config.replace(
         num_classes=config.data.num_classes or len(class_names),
         pre_trained=config.starts_from_weights,
@@ -87,14 +101,20 @@ def load_for_training(config: Config, class_names: tuple[str, ...] | None) -> Lo
     Raises: WeightsError if the weights are of another architecture than `model` names.
     """
     assert config.model.checkpoint_path is not None
+    preprocess = config.data.preprocess
     loaded = load_model(
         config.model.checkpoint_path,
         num_classes=config.data.num_classes,
         labels=class_names,
-        image_size=(config.data.image_height, config.data.image_width),
+        image_size=(preprocess.height, preprocess.width),
         dropout=config.model.dropout,
         stochastic_depth=config.model.stochastic_depth,
     )
+    if loaded.spec.in_channels != preprocess.channels:
+        raise WeightsError(
+            f"{loaded.path} takes images of {loaded.spec.in_channels} channels, this run has "
+            f"{preprocess.channels}. Give --image_channels {loaded.spec.in_channels}."
+        )
     if config.model.model is not None:
         differing = _differing_fields(spec_of(config), loaded.spec)
         if differing:
@@ -117,7 +137,7 @@ def _differing_fields(wanted: ViTSpec, found: ViTSpec) -> list[str]:
 
 def _preprocess_notes(config: Config, loaded: LoadedModel) -> tuple[str, ...]:
     theirs, ours = loaded.preprocess, config.data.preprocess
-    if theirs is None or (theirs.mean, theirs.std) == (ours.mean, ours.std):
+    if (theirs.mean, theirs.std) == (ours.mean, ours.std):
         return ()
     return (
         f"Note: the weights were trained with mean {theirs.mean} and std {theirs.std}; this run "

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from vitbase.config import Preprocess
 from vitbase.errors import WeightsError
 from vitbase.model.layers import resample_pos_embed
 from vitbase.model.vit import VisionTransformer, ViTSpec
 from vitbase.model.zoo import build_model
+from vitbase.options import Preprocess, default_preprocess
 from vitbase.weights import dialects
 from vitbase.weights.checkpoints import find_weights
 from vitbase.weights.formats import METADATA_KEY, TensorFile, read_tensors, write_safetensors
@@ -45,12 +45,12 @@ class LoadReport:
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-    """A model, and what came with its weights (None where the file does not tell)."""
+    """A model, and what came with its weights; labels are None where the file does not tell."""
 
     path: Path
     model: VisionTransformer
     spec: ViTSpec
-    preprocess: Preprocess | None
+    preprocess: Preprocess
     labels: tuple[str, ...] | None
     report: LoadReport
 
@@ -77,14 +77,8 @@ def load_model(
       stochastic_depth: likewise.
     Raises: WeightsError or CheckpointError, naming the file and the first offending tensor.
     """
-    path = find_weights(path)[-1]
-    file = read_tensors(path)
-    if file.format == "mindspore":
-        network, dropped = dialects.drop_mindspore_state(file.tensors)
-        tensors = dialects.to_ours(path, network, dialects.MINDSPORE)
-        origin = _Origin("mindspore", _read_mindspore_spec(path, tensors, num_heads), None, None)
-    else:
-        origin, tensors, dropped = _read_own(file), file.tensors, ()
+    origin, tensors, dropped = _open(find_weights(path)[-1], num_heads)
+    path = origin.path
     spec = origin.spec
     renamed = labels is not None and origin.labels is not None and labels != origin.labels
     new_head = num_classes is not None and (num_classes != spec.num_classes or renamed)
@@ -105,6 +99,14 @@ def load_model(
     report = LoadReport(path, origin.dialect, tuple(tensors), resized, dropped, initialised)
     kept_labels = labels if new_head else origin.labels
     return LoadedModel(path, model, spec, origin.preprocess, kept_labels, report)
+
+
+def read_preprocess(path: str | Path) -> Preprocess:
+    """Read what images must become for the weights of a file, without building the model.
+
+    Raises: WeightsError or CheckpointError, as :func:`load_model`.
+    """
+    return _open(find_weights(path)[-1], None)[0].preprocess
 
 
 def save_model(
@@ -128,12 +130,31 @@ def save_model(
 
 @dataclasses.dataclass(frozen=True)
 class _Origin:
-    """What a file says of itself."""
+    """What a file says of itself; preprocessing it does not tell is its origin's."""
 
+    path: Path
     dialect: str
     spec: ViTSpec
-    preprocess: Preprocess | None
+    preprocess: Preprocess
     labels: tuple[str, ...] | None
+
+
+def _open(
+    path: Path, num_heads: int | None
+) -> tuple[_Origin, dict[str, torch.Tensor], tuple[str, ...]]:
+    """Read a weights file: what it is, its tensors under our names, and the names left out."""
+    file = read_tensors(path)
+    if file.format != "mindspore":
+        return _read_own(file), file.tensors, ()
+    network, dropped = dialects.drop_mindspore_state(file.tensors)
+    tensors = dialects.to_ours(path, network, dialects.MINDSPORE)
+    spec = _read_mindspore_spec(path, tensors, num_heads)
+    origin = _Origin(path, "mindspore", spec, _default_preprocess(spec), None)
+    return origin, tensors, dropped
+
+
+def _default_preprocess(spec: ViTSpec) -> Preprocess:
+    return default_preprocess(*spec.image_size, 1 if spec.in_channels == 1 else 3)
 
 
 def _read_own(file: TensorFile) -> _Origin:
@@ -148,9 +169,10 @@ def _read_own(file: TensorFile) -> _Origin:
         preprocess = metadata["preprocess"]
         labels = metadata["labels"]
         return _Origin(
+            file.path,
             "vitbase",
             spec,
-            Preprocess.model_validate(preprocess) if preprocess else None,
+            Preprocess.model_validate(preprocess) if preprocess else _default_preprocess(spec),
             tuple(labels) if labels else None,
         )
     except (ValueError, KeyError, TypeError, ValidationError) as error:
