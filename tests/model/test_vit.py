@@ -195,6 +195,30 @@ def test_export(kind: str) -> None:
     torch.testing.assert_close(program.module()(images), model(images), atol=2e-6, rtol=0)
 
 
+def test_compiles_as_one_graph() -> None:
+    model = small(num_registers=1)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    images, labels = images_for(model), torch.tensor([1, 3])
+    loss = F.cross_entropy(compiled(images), labels)
+    torch.testing.assert_close(loss, F.cross_entropy(model(images), labels))
+    loss.backward()
+    assert model.stem.proj.weight.grad is not None
+
+
+def test_functional_gradient() -> None:
+    model = small()
+    images, labels = images_for(model), torch.tensor([1, 3])
+    parameters = dict(model.named_parameters())
+
+    def loss_of(values: dict[str, torch.Tensor]) -> torch.Tensor:
+        return F.cross_entropy(torch.func.functional_call(model, values, (images,)), labels)
+
+    gradients = torch.func.grad(loss_of)(parameters)
+    loss_of(parameters).backward()
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(gradients[name], parameter.grad, msg=name)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -118,56 +118,52 @@ class Attention(nn.Module):
         return y_B1D if v_bias is None else y_B1D + v_bias
 
 
-_GATE = 2.0 * math.sqrt(2.0 / math.pi)
-_GATE_CUBE = 0.044715 * _GATE
-_CHUNK = 1 << 17  # elements: half a megabyte, so that a chunk stays in the cache between passes
+_SLOPE = 2.0 * math.sqrt(2.0 / math.pi)
+_CUBE = 0.044715 * _SLOPE
+_CHUNK = 1 << 18  # elements: a megabyte, so that a chunk stays in the cache between passes
 
 
 class _TanhGelu(torch.autograd.Function):
-    """The tanh GELU on a CPU, twice as fast as torch's, which computes tanh at high cost.
+    """The tanh GELU on a CPU, where torch computes a slow tanh, and another for the gradient.
 
-    0.5 x (1 + tanh u) is x·sigmoid(2u), exactly, and a sigmoid costs a third of a tanh. The
-    backward pass computes the sigmoid again, so no more is kept than by torch.
+    0.5 x (1 + tanh u) is x sigmoid(2u), exactly, and a sigmoid costs a third of a tanh. The
+    gradient takes the sigmoid from the output, which the next layer keeps in any case.
     """
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
         y = torch.empty_like(x)
-        slope = x.new_tensor(_GATE)
+        slope = x.new_tensor(_SLOPE)
         for x_part, y_part in zip(*_chunks(x, y), strict=True):
-            _tanh_gelu_gate(x_part, slope, y_part).mul_(x_part)
+            torch.addcmul(slope, x_part, x_part, value=_CUBE, out=y_part)
+            y_part.mul_(x_part).sigmoid_().mul_(x_part)
         return y
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+        ctx.save_for_backward(inputs[0], output)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
+        x, y = ctx.saved_tensors
         grad_x = torch.empty_like(x)
-        slope = x.new_tensor(_GATE)
-        gates, terms = x.new_empty(2, min(_CHUNK, x.numel())).unbind(0)
-        for x_part, grad_y_part, grad_part in zip(*_chunks(x, grad_y, grad_x), strict=True):
-            gate, term = gates[: x_part.numel()], terms[: x_part.numel()]
-            _tanh_gelu_gate(x_part, slope, gate)
+        slope = x.new_tensor(_SLOPE)
+        for x_part, y_part, grad_y_part, grad_part in zip(
+            *_chunks(x, y, grad_y, grad_x), strict=True
+        ):
+            gate = torch.div(y_part, x_part).nan_to_num_(nan=0.5)  # 0 / 0 at x = 0
             torch.mul(grad_y_part, gate, out=grad_part)
             # d sigmoid(z) / dx = sigmoid'(z) dz/dx with z = x (slope + cube x²)
-            torch.mul(grad_y_part, x_part, out=term)
+            term = torch.mul(grad_y_part, x_part)
             torch.ops.aten.sigmoid_backward.grad_input(term, gate, grad_input=term)
-            torch.addcmul(slope, x_part, x_part, value=3 * _GATE_CUBE, out=gate)
+            torch.addcmul(slope, x_part, x_part, value=3 * _CUBE, out=gate)
             grad_part.addcmul_(term, gate)
         return grad_x
 
 
 def _chunks(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
     return [tensor.reshape(-1).split(_CHUNK) for tensor in tensors]
-
-
-def _tanh_gelu_gate(x: Tensor, slope: Tensor, out: Tensor) -> Tensor:
-    torch.addcmul(slope, x, x, value=_GATE_CUBE, out=out)
-    return out.mul_(x).sigmoid_()
 
 
 def gelu(x: Tensor, form: Gelu) -> Tensor:
