@@ -147,7 +147,7 @@ def test_predict_names_what_it_cannot_read_and_goes_on(capsys, trained, tmp_path
         (["train", "fashion", "--device_target", "Ascend"], "Ascend"),
         (["train", "extra", "words"], "extra"),
         (["eval"], "checkpoint_path"),
-        (["eval", "--checkpoint_path", "/no/such/run"], "/no/such/run"),
+        (["eval", "--checkpoint_path", "/no/such/run"], "/no/such/run does not exist"),
         (["predict", "x.png"], "--checkpoint_path"),
         (["predict", "/no/x.png", "--checkpoint_path", "/no/such/run"], "/no/"),
         (["explain", "finetune"], "--data_path"),

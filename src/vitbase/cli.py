@@ -94,11 +94,12 @@ def _eval(words: list[str]) -> None:
     given = _find_value(words, "checkpoint_path")
     recipe: str | None = None
     if given is not None and not _has_recipe(words):
-        from vitbase.weights.checkpoints import find_run_folder
+        from vitbase.weights.checkpoints import find_run_folder, find_weights
 
         run = find_run_folder(given)
         recipe = str(run / "config.toml") if run else None
         if recipe is None:
+            find_weights(given)  # that nothing is there is the better message
             raise ConfigError(
                 f"{given} lies in no run folder, so it does not tell what to evaluate on. Name a "
                 f"recipe too, such as: vitbase eval imagenet --checkpoint_path {given}"

@@ -158,6 +158,38 @@ def test_a_finished_run_says_so_and_gives_its_result(tiny_config, capsys):
     assert rows_of(first.output_dir) == before
 
 
+def test_a_finished_run_needs_no_data(tiny_config, tiny_idx, tmp_path):
+    shutil.copytree(tiny_idx, tmp_path / "data")
+    config = tiny_config(data_path=str(tmp_path / "data"), num_classes=None)
+    first = vitbase.train(config)
+    shutil.rmtree(tmp_path / "data")
+    assert vitbase.train(config) == first
+
+
+def test_a_run_is_not_continued_on_other_classes(photo_folder, tmp_path, monkeypatch):
+    data = tmp_path / "data"
+    shutil.copytree(photo_folder, data)
+    config = vitbase.load_config(
+        "finetune",
+        data_path=str(data),
+        output_dir=str(tmp_path / "run"),
+        model="testing",
+        pool="gap",
+        image_height=32,
+        image_width=32,
+        batch_size=4,
+        epoch_size=2,
+        checkpoint_every_steps=2,
+    )
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 3)
+        with pytest.raises(InterruptedRunError):
+            vitbase.train(config)
+    (data / "bag").rename(data / "sack")
+    with pytest.raises(DataError, match=r"bag, boot, coat.*boot, coat, sack"):
+        vitbase.train(config)
+
+
 def test_other_options_are_refused_on_resume(tiny_config):
     vitbase.train(tiny_config())
     with pytest.raises(ConfigError, match=r"lr_init: the run has 0.\d+, asked for 0.5"):

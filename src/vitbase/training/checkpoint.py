@@ -42,6 +42,7 @@ class Progress:
     global_batch: int
     loss_scaler: dict[str, Any]
     best: Best | None
+    finished: bool
 
 
 class RunFolder:

@@ -53,7 +53,7 @@ class Journal:
     @contextlib.contextmanager
     def live(self, step: int) -> Iterator[None]:
         """Show the live display, from a step on, if the output is a terminal."""
-        if not sys.stdout.isatty():
+        if sys.stdout is None or not sys.stdout.isatty():
             yield
             return
         from rich.progress import (  # a tenth of a second that a log file does not need
@@ -82,5 +82,7 @@ class Journal:
 
 def say(line: str) -> None:
     """Write one line to standard output at once, readable in a file."""
+    if sys.stdout is None:  # closed by whoever started us: nobody reads
+        return
     sys.stdout.write(line + "\n")
     sys.stdout.flush()

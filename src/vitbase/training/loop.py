@@ -16,7 +16,7 @@ from vitbase.config import Config
 from vitbase.data.augment import TrainTransform, normalize
 from vitbase.data.loader import Batch, TrainLoader
 from vitbase.data.sources import TrainVal, open_train_val
-from vitbase.errors import CheckpointError, ConfigError, VitbaseError
+from vitbase.errors import CheckpointError, ConfigError, DataError, VitbaseError
 from vitbase.evaluation.run import describe_sums, evaluate_model
 from vitbase.model.layers import draw_depth_scales
 from vitbase.model.vit import VisionTransformer
@@ -32,7 +32,13 @@ from vitbase.training.checkpoint import (
 from vitbase.training.journal import Journal, say
 from vitbase.training.losses import cross_entropy_sum
 from vitbase.training.optim import Schedule, build_optimizer, set_learning_rate
-from vitbase.training.start import build_start, complete_config, complete_preprocess, spec_of
+from vitbase.training.start import (
+    build_start,
+    complete_from_data,
+    complete_from_run,
+    complete_preprocess,
+    spec_of,
+)
 from vitbase.weights.checkpoints import Checkpoint, checkpoint_name
 from vitbase.weights.load import load_model, save_model
 
@@ -68,11 +74,17 @@ def train(config: Config) -> TrainResult:
     """
     runtime = open_runtime(config.run.device_target, config.run.device_id, config.run.precision)
     folder = RunFolder(config.output_dir)
-    config = complete_preprocess(config, folder.read_config())
+    saved = folder.read_config()
+    config = complete_preprocess(config) if saved is None else complete_from_run(config, saved)
     if config.model.model is not None or not config.starts_from_weights:
         spec_of(config)  # a mistake in the architecture shows before millions of files are listed
+    folder.check(config)
+    checkpoint, warnings = folder.newest_whole()
+    progress = read_progress(checkpoint.path) if checkpoint else None
+    if progress is not None and progress.finished:
+        return _report_finished(folder, progress)
     data = open_train_val(config)
-    config = complete_config(config, data.train.class_names)
+    config = complete_from_data(config, data.train.class_names)
     steps_per_epoch = len(data.train) // config.global_batch
     if steps_per_epoch == 0:
         raise ConfigError(
@@ -80,16 +92,10 @@ def train(config: Config) -> TrainResult:
             f"(batch_size {config.data.batch_size} x accumulation_steps "
             f"{config.optimizer.accumulation_steps}). Give a smaller --batch_size."
         )
-    folder.check(config)
-    checkpoint, warnings = folder.newest_whole()
-    progress: Progress | None = None
     if checkpoint is None:
         model, notes = build_start(config, data.train.class_names)
     else:
-        progress = read_progress(checkpoint.path)
-        if progress.updates >= config.schedule.epoch_size * steps_per_epoch:
-            return _report_finished(folder, progress)
-        model, notes = load_model(checkpoint.weights).model, ()
+        model, notes = _load_checkpoint(checkpoint, data.train.class_names), ()
     folder.start(config)
     for line in (*data.notes, *notes, *warnings):
         say(line)
@@ -100,6 +106,17 @@ def train(config: Config) -> TrainResult:
         say(f"The held-out images are listed in {folder.path / 'held_out.txt'}")
     run = _Run(config, runtime, folder, data, model, steps_per_epoch)
     return run.go(checkpoint, progress)
+
+
+def _load_checkpoint(checkpoint: Checkpoint, class_names: tuple[str, ...]) -> VisionTransformer:
+    """Load the model of a run to be continued. Raises: DataError if the classes have changed."""
+    loaded = load_model(checkpoint.weights)
+    if loaded.labels is not None and loaded.labels != class_names:
+        raise DataError(
+            f"The run was trained on the classes {', '.join(loaded.labels[:5])}…, but data_path "
+            f"now has {', '.join(class_names[:5])}…. Give the same images, or another --output_dir."
+        )
+    return loaded.model
 
 
 def _report_finished(folder: RunFolder, progress: Progress) -> TrainResult:
@@ -371,6 +388,7 @@ class _Run:
             global_batch=self.config.global_batch,
             loss_scaler=self.scaler.state_dict(),
             best=self.best,
+            finished=self.updates == self.total_steps,
         )
         self.folder.save(name, self._write_weights, self.optimizer, progress)
         self.folder.prune(self.config.checkpoint.keep_checkpoint_max, self.best)

@@ -52,17 +52,13 @@ def spec_of(config: Config) -> ViTSpec:
     )
 
 
-def complete_preprocess(config: Config, saved: Config | None = None) -> Config:
+def complete_preprocess(config: Config) -> Config:
     """Fill in the preprocessing: as the weights that the run starts from need it, else defaults.
 
-    Args:
-      saved: the configuration of the run to be continued, which has it filled in already.
     Raises: ConfigError if the run should start from weights and none are given; WeightsError.
     """
     theirs: Preprocess | None = None
-    if saved is not None:
-        theirs = saved.data.preprocess
-    elif config.starts_from_weights:
+    if config.starts_from_weights:
         if config.model.checkpoint_path is None:
             raise ConfigError(
                 "pre_trained is True, but there are no weights to start from. Give "
@@ -72,10 +68,19 @@ def complete_preprocess(config: Config, saved: Config | None = None) -> Config:
     return config.with_preprocess(config.data.preprocess_after(theirs))
 
 
-def complete_config(config: Config, class_names: tuple[str, ...]) -> Config:
+def complete_from_data(config: Config, class_names: tuple[str, ...]) -> Config:
     """Fill in what only the data can tell, so that the saved configuration repeats the run."""
     return config.replace(
         num_classes=config.data.num_classes or len(class_names),
+        pre_trained=config.starts_from_weights,
+    )
+
+
+def complete_from_run(config: Config, saved: Config) -> Config:
+    """Fill in what is unset as the run to be continued has it; its weights need not be there."""
+    config = config.with_preprocess(config.data.preprocess_after(saved.data.preprocess))
+    return config.replace(
+        num_classes=config.data.num_classes or saved.data.num_classes,
         pre_trained=config.starts_from_weights,
     )
 
