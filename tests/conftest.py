@@ -80,6 +80,28 @@ def photo_folder(tmp_path_factory: pytest.TempPathFactory, clothing: Any) -> Pat
 
 
 @pytest.fixture
+def photo_config(photo_folder: Path, tmp_path: Path) -> Callable[..., Config]:
+    """Build the configuration of a run of a second on class folders; options may be changed."""
+
+    def build(**options: Any) -> Config:
+        defaults: dict[str, Any] = {
+            "data_path": str(photo_folder),
+            "output_dir": str(tmp_path / "run"),
+            "model": "testing",
+            "pool": "gap",
+            "image_height": 32,
+            "image_width": 32,
+            "batch_size": 4,
+            "epoch_size": 1,
+            "warmup_epochs": 0,
+            "device_target": "CPU",
+        }
+        return load_config("finetune", **{**defaults, **options})
+
+    return build
+
+
+@pytest.fixture
 def tiny_config(tiny_idx: Path, tmp_path: Path) -> Callable[..., Config]:
     """Build the configuration of a run of a second; options may be changed."""
 

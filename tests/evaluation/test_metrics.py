@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import vitbase
-from vitbase.config import load_config
 from vitbase.data.sources import open_source
 from vitbase.evaluation.metrics import ClassificationSums
 from vitbase.evaluation.run import describe_sums, evaluate_model
@@ -69,21 +68,8 @@ def test_the_batch_size_changes_no_count(tiny_idx, batch_size):
     assert sums.loss == pytest.approx(alone.loss, abs=1e-5)
 
 
-def test_an_unreadable_evaluation_image_is_named_and_counts_as_wrong(photo_folder, tmp_path):
-    config = load_config(
-        "finetune",
-        data_path=str(photo_folder),
-        val_data_path=str(tmp_path / "val"),
-        output_dir=str(tmp_path / "run"),
-        model="testing",
-        pool="gap",
-        image_height=32,
-        image_width=32,
-        batch_size=4,
-        epoch_size=1,
-        warmup_epochs=0,
-        device_target="CPU",
-    )
+def test_an_unreadable_evaluation_image_is_named_and_counts_as_wrong(photo_config, tmp_path):
+    config = photo_config(val_data_path=str(tmp_path / "val"))
     pixels = np.arange(32 * 40 * 3, dtype=np.uint8).reshape(32, 40, 3)
     for name in ("bag", "boot", "coat"):
         (tmp_path / "val" / name).mkdir(parents=True)

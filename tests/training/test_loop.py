@@ -166,21 +166,10 @@ def test_a_finished_run_needs_no_data(tiny_config, tiny_idx, tmp_path):
     assert vitbase.train(config) == first
 
 
-def test_a_run_is_not_continued_on_other_classes(photo_folder, tmp_path, monkeypatch):
+def test_a_run_is_not_continued_on_other_classes(photo_config, photo_folder, tmp_path, monkeypatch):
     data = tmp_path / "data"
     shutil.copytree(photo_folder, data)
-    config = vitbase.load_config(
-        "finetune",
-        data_path=str(data),
-        output_dir=str(tmp_path / "run"),
-        model="testing",
-        pool="gap",
-        image_height=32,
-        image_width=32,
-        batch_size=4,
-        epoch_size=2,
-        checkpoint_every_steps=2,
-    )
+    config = photo_config(data_path=str(data), epoch_size=2, checkpoint_every_steps=2)
     with monkeypatch.context() as patch:
         interrupt_after(patch, 3)
         with pytest.raises(InterruptedRunError):
@@ -253,19 +242,8 @@ def test_mixed_precision_takes_steps_and_keeps_float32_weights(tiny_config, prec
     assert losses[-1] < losses[0]
 
 
-def test_a_folder_of_photographs_is_enough(photo_folder, tmp_path, capsys):
-    config = vitbase.load_config(
-        "finetune",
-        data_path=str(photo_folder),
-        output_dir=str(tmp_path / "run"),
-        model="testing",
-        pool="gap",
-        image_height=32,
-        image_width=32,
-        batch_size=4,
-        epoch_size=1,
-        warmup_epochs=0,
-    )
+def test_a_folder_of_photographs_is_enough(photo_config, photo_folder, tmp_path, capsys):
+    config = photo_config()
     result = vitbase.train(config)
     held_out = (tmp_path / "run" / "held_out.txt").read_text().split()
     assert {name.split("/")[0] for name in held_out} == {"bag", "boot", "coat"}
