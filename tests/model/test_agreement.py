@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import timm
 import torch
 
 from vitbase.model import VisionTransformer, create_model
-
-timm = pytest.importorskip("timm")
 
 
 def load_from_timm(model: VisionTransformer, peer: Any) -> None:

@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
+import timm.layers
 import torch
 
 from vitbase.errors import ConfigError, WeightsError
@@ -39,9 +40,8 @@ def test_resample_keeps_rows_and_columns_apart() -> None:
 
 
 def test_resample_agrees_with_timm() -> None:
-    timm_layers = pytest.importorskip("timm.layers")
     pos = torch.randn(1, 1 + 49, 16)
-    expected = timm_layers.resample_abs_pos_embed(pos, [5, 12], num_prefix_tokens=1)
+    expected = timm.layers.resample_abs_pos_embed(pos, [5, 12], num_prefix_tokens=1)
     torch.testing.assert_close(resample_pos_embed(pos, (5, 12), num_prefix=1), expected)
 
 
