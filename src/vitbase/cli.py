@@ -20,6 +20,8 @@ _USAGE = """usage: vitbase COMMAND [...]
   train [RECIPE] [--OPTION VALUE ...]      train, or continue, a run (default recipe: fashion)
   eval [RECIPE] --checkpoint_path PATH     top-1, top-5, loss of a checkpoint or a folder of them
   predict IMAGE... --checkpoint_path PATH  the classes a model sees in images
+  weights show FILE                        what a weights file of any origin holds
+  weights convert IN OUT --dialect NAME    rewrite it for another system, and prove it equal
   explain [RECIPE] [--OPTION VALUE ...]    what a run would do, in numbers, without its data
   recipes                                  the recipes that ship with vitbase
 
@@ -136,19 +138,22 @@ class _PredictOptions(TypedDict):
     checkpoint_path: Annotated[
         str, tyro.conf.arg(help="a run folder, a checkpoint, or a weights file")
     ]
+    num_heads: Annotated[int | None, tyro.conf.arg(help="where the weights do not tell")]
     top: Annotated[int, tyro.conf.arg(help="classes for each image")]
     device_target: Annotated[str, tyro.conf.arg(help="Ascend, GPU, CPU or auto")]
 
 
 def _predict(words: list[str]) -> None:
     words, as_json = _take_switch(words, "--json")
-    _refuse_unknown(words, ("checkpoint_path", "top", "device_target", "help"))
+    _refuse_unknown(words, (*_PredictOptions.__annotations__, "help"))
     options: _PredictOptions = tyro.cli(
         _PredictOptions,
         prog="vitbase predict",
         description="The classes a model sees in images. --json prints a JSON object a line.",
         args=words,
-        default=_PredictOptions(images=(), checkpoint_path="", top=5, device_target="auto"),
+        default=_PredictOptions(
+            images=(), checkpoint_path="", num_heads=None, top=5, device_target="auto"
+        ),
         config=_TYRO,
         use_underscores=True,
     )
@@ -163,7 +168,7 @@ def _predict(words: list[str]) -> None:
 
     images = expand(options["images"])
     weights = find_weights(options["checkpoint_path"])[-1]
-    loaded = load_model(weights)
+    loaded = load_model(weights, num_heads=options["num_heads"])
     if not as_json:
         say(f"Weights: {weights}")
     failed = 0
@@ -188,6 +193,93 @@ def _predict(words: list[str]) -> None:
         raise VitbaseError(f"{failed} of {len(images)} images could not be read.")
 
 
+class _WeightsOptions(TypedDict, total=False):
+    num_heads: Annotated[
+        int | None, tyro.conf.arg(help="attention heads, where the file does not tell")
+    ]
+    ignore: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(help="tensors to leave out, by name or pattern, such as 'decoder_*'"),
+    ]
+
+
+class _ConvertOptions(_WeightsOptions, total=False):
+    dialect: Annotated[str, tyro.conf.arg(help="whose names and layout to write")]
+    allow: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(help="what may be computed otherwise there: gelu, resnet_form, norm_eps"),
+    ]
+
+
+def _weights(words: list[str]) -> None:
+    actions = {"show": _show_weights, "convert": _convert_weights}
+    if not words or words[0] not in actions:
+        asked = f"Unknown action '{words[0]}'. " if words and words[0][:1] != "-" else ""
+        raise ConfigError(
+            f"{asked}Usage: vitbase weights show FILE [--tensors] [--json]\n"
+            f"   or: vitbase weights convert IN OUT --dialect NAME"
+        )
+    actions[words[0]](words[1:])
+
+
+def _show_weights(words: list[str]) -> None:
+    words, with_tensors = _take_switch(words, "--tensors")
+    words, as_json = _take_switch(words, "--json")
+    places, options = _parse_weights("show FILE", 1, words, _WeightsOptions)
+    from vitbase.weights.show import show_weights
+
+    shown = show_weights(places[0], **options)
+    if as_json:
+        say(json.dumps(shown.to_dict(), ensure_ascii=False))
+    else:
+        for line in shown.lines():
+            say(line)
+        if with_tensors or shown.error is not None:
+            say("")
+            for line in shown.tensor_lines():
+                say(line)
+    if shown.error is not None:
+        raise VitbaseError(shown.error)
+
+
+def _convert_weights(words: list[str]) -> None:
+    (source, path), options = _parse_weights("convert IN OUT", 2, words, _ConvertOptions)
+    if "dialect" not in options:
+        from vitbase.weights.tables_hf import DIALECT_NAMES
+
+        raise ConfigError(f"Give --dialect, one of {', '.join(DIALECT_NAMES)}.")
+    from vitbase.weights.convert import TOLERANCE, convert
+
+    done = convert(source, path, **options)
+    for line in done.loaded.report.lines():
+        say(line)
+    say(f"Written to {done.path} ({done.dialect}): {done.tensors} tensors")
+    for field, before, after in done.changed:
+        say(f"Note: {done.dialect} computes with {field} {after}, the original with {before}.")
+    say(
+        f"Opened again: outputs on 4 random images differ by at most {done.difference:.2g}"
+        + (" (equal bit for bit)." if done.difference == 0 else f" (bound: {TOLERANCE:g}).")
+    )
+    for note in done.notes:
+        say(note)
+
+
+def _parse_weights(
+    usage: str, count: int, words: list[str], kind: Any
+) -> tuple[list[str], dict[str, Any]]:
+    """Split `PLACE... [--OPTION VALUE ...]`; the places come first."""
+    asks_help = bool({"-h", "--help"} & set(words))
+    at = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+    places, words = words[:at], words[at:]
+    if len(places) != count and not asks_help:
+        raise ConfigError(f"Usage: vitbase weights {usage}; got {' '.join(places) or 'nothing'}.")
+    _refuse_unknown(words, (*kind.__annotations__, "help"))
+    options: dict[str, Any] = tyro.cli(
+        kind, prog=f"vitbase weights {usage}", args=words, config=_TYRO, use_underscores=True
+    )
+    return places, options
+
+
 def _recipes(words: list[str]) -> None:
     if words:
         raise ConfigError(f"`vitbase recipes` takes no arguments, but got '{words[0]}'.")
@@ -201,6 +293,7 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
     "eval": _eval,
     "predict": _predict,
+    "weights": _weights,
     "explain": _explain,
     "recipes": _recipes,
 }

@@ -63,6 +63,7 @@ class Config(BaseModel):
             mean=preprocess.mean,
             std=preprocess.std,
             crop_ratio=preprocess.crop_ratio,
+            crop_mode=preprocess.crop_mode,
             interpolation=preprocess.interpolation,
         )
 

@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vitbase.config import Config
 from vitbase.errors import ConfigError, DeviceError
-from vitbase.model.vit import VisionTransformer, ViTSpec
+from vitbase.model.spec import ViTSpec
+from vitbase.model.vit import VisionTransformer
 from vitbase.model.zoo import build_model
 from vitbase.options import EMBEDDED
 from vitbase.runtime import open_runtime

@@ -18,7 +18,8 @@ DEVICE_TARGETS = {name.lower(): name for name in ("auto", "Ascend", "GPU", "CPU"
 class Preprocess(BaseModel):
     """What an image must become before the model sees it. Travels with weights.
 
-    Evaluation resizes the short side to ``size / crop_ratio``, then crops the centre.
+    Evaluation resizes the short side to ``size / crop_ratio``, or with ``crop_mode`` "squash" both
+    sides whatever the image's aspect, then crops the centre.
     ``mean`` and ``std`` are per channel, for pixels scaled to [0, 1].
     """
 
@@ -29,7 +30,15 @@ class Preprocess(BaseModel):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     crop_ratio: float = 0.875
+    crop_mode: Literal["center", "squash"] = "center"
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+
+def describe_differences(weights: Preprocess, run: Preprocess) -> list[tuple[str, object, object]]:
+    """List (option, the weights' value, the run's) where they differ; the size may."""
+    names = ("mean", "std", "interpolation", "crop_ratio", "crop_mode")
+    pairs = [(name, getattr(weights, name), getattr(run, name)) for name in names]
+    return [pair for pair in pairs if pair[1] != pair[2]]
 
 
 def default_preprocess(height: int, width: int, channels: Literal[1, 3]) -> Preprocess:
@@ -124,6 +133,10 @@ class DataSection(Section):
         le=1,
         description="evaluation: centre crop / resized side; none: as the weights, or 0.875",
     )
+    crop_mode: Literal["center", "squash"] | None = Field(
+        None,
+        description="evaluation: squash ignores the aspect; none: as the weights, or center",
+    )
     batch_size: int = Field(128, ge=1, description="images per device and forward pass")
     eval_batch_size: int | None = _free_on_resume(None, "none: batch_size", ge=1)
     num_workers: int | None = _free_on_resume(None, "decoding threads; none: one per core", ge=1)
@@ -168,6 +181,7 @@ class DataSection(Section):
             "mean": self.mean,
             "std": self.std,
             "crop_ratio": self.crop_ratio,
+            "crop_mode": self.crop_mode,
             "interpolation": self.interpolation,
         }
         return base.model_copy(update={k: v for k, v in given.items() if v is not None})
@@ -186,6 +200,11 @@ class ModelSection(Section):
     dropout: float | None = Field(None, ge=0, lt=1, description="rate, after every linear map")
     stochastic_depth: float | None = Field(
         None, ge=0, lt=1, description="rate at the last block, growing linearly from 0"
+    )
+    num_heads: int | None = Field(
+        None,
+        ge=1,
+        description="attention heads, where weights do not tell and they are not 64 wide",
     )
     pool: Literal["token", "gap"] | None = Field(
         None, description="class token, or average of all patch tokens"

@@ -15,7 +15,7 @@ from vitbase.errors import WeightsError
 from vitbase.runtime import open_runtime
 from vitbase.training.losses import cross_entropy_sum
 from vitbase.training.optim import build_optimizer
-from vitbase.weights.formats import read_tensors
+from vitbase.weights.formats import open_tensors
 
 FOLDER = Path(__file__).parent / "mindspore_tiny"
 META = json.loads((FOLDER / "meta.json").read_text(encoding="utf-8"))
@@ -65,9 +65,9 @@ def test_training_is_that_of_mindspore(expected):
     after = vitbase.load_model(FOLDER / "train.ckpt", num_heads=META["heads"]).model.state_dict()
     for name, value in model.state_dict().items():
         assert largest_difference(value, after[name]) < TOLERANCE, name
-    moments = read_tensors(FOLDER / "train.ckpt").tensors
+    moments = open_tensors(FOLDER / "train.ckpt").tensors
     head = optimizer.state[model.head.weight]["momentum_buffer"]
-    assert largest_difference(head, moments["moments.head.weight"]) < TOLERANCE
+    assert largest_difference(head, moments["moments.head.weight"].read()) < TOLERANCE
 
 
 def test_heads_that_the_file_does_not_tell_are_asked_for():

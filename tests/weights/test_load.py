@@ -12,7 +12,7 @@ import vitbase
 from vitbase.errors import WeightsError
 from vitbase.options import Preprocess
 from vitbase.weights.checkpoints import find_weights, list_checkpoints
-from vitbase.weights.load import save_model
+from vitbase.weights.save import save_weights
 
 PREPROCESS = Preprocess(height=32, width=32, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
 LABELS = tuple("abcdefg")
@@ -24,7 +24,7 @@ def saved(tmp_path):
     model = vitbase.create_model("testing", num_classes=7, image_size=32)
     torch.nn.init.normal_(model.head.weight)
     path = tmp_path / "w.safetensors"
-    save_model(model, path, preprocess=PREPROCESS, labels=LABELS)
+    save_weights(model, path, preprocess=PREPROCESS, labels=LABELS)
     return model.eval(), path
 
 
@@ -44,7 +44,7 @@ def test_its_bytes_are_a_function_of_the_state_alone(saved, tmp_path):
     for folder in ("x", "y"):
         (tmp_path / folder).mkdir()
         other = tmp_path / folder / "other.safetensors"
-        save_model(model, other, preprocess=PREPROCESS, labels=LABELS)
+        save_weights(model, other, preprocess=PREPROCESS, labels=LABELS)
         assert other.read_bytes() == path.read_bytes()
 
 
@@ -94,8 +94,8 @@ def test_every_cut_is_an_error_that_names_the_file(saved, tmp_path):
     ("content", "message"),
     [
         (b"just some text, no weights", "no weights file"),
-        (b"PK\x03\x04 a zip archive", "no weights file"),
-        (b"\x80\x04\x95 a pickle", "no weights file"),
+        (b"PK\x03\x04 a zip archive", "damaged archive"),
+        (b"\x80\x04\x95 a pickle", "damaged file of torch"),
         (b"\x0a\xff\xff\xff\xff\x7f", "MindSpore"),
     ],
 )
@@ -110,9 +110,9 @@ def test_foreign_tensors_are_named(saved, tmp_path):
     model, path = saved
     foreign = tmp_path / "foreign.safetensors"
     save_file({"layer.weight": torch.zeros(2)}, foreign)
-    with pytest.raises(WeightsError, match="was not written by vitbase"):
+    with pytest.raises(WeightsError, match="the first is 'layer.weight'"):
         vitbase.load_model(foreign)
-    metadata = vitbase.weights.formats.read_tensors(path).metadata
+    metadata = vitbase.weights.formats.open_tensors(path).metadata
     state = dict(model.state_dict())
     del state["norm.bias"]
     save_file(state, foreign, metadata)

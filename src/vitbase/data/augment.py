@@ -61,12 +61,15 @@ def eval_size(size: tuple[int, int], preprocess: Preprocess) -> tuple[int, int]:
     """Return the (height, width) an image is resized to before its central crop.
 
     The target is floor(side / crop_ratio), as in timm; the image covers it, keeping its aspect,
-    one side exactly. The other side is rounded down, as in torchvision.
+    one side exactly. The other side is rounded down, as in torchvision. With crop_mode "squash"
+    the image becomes the target itself.
     """
     height, width = size
     # The ratio may have been computed as, say, 224 / 232: its rounding must not cost a pixel.
     target_height = math.floor(preprocess.height / preprocess.crop_ratio + 1e-6)
     target_width = math.floor(preprocess.width / preprocess.crop_ratio + 1e-6)
+    if preprocess.crop_mode == "squash":
+        return target_height, target_width
     if target_height * width <= target_width * height:
         return max(target_height, int(target_width * height / width)), target_width
     return target_height, max(target_width, int(target_height * width / height))

@@ -17,7 +17,7 @@ from vitbase.data.loader import EvalLoader
 from vitbase.data.sources import Source, open_val
 from vitbase.errors import ConfigError, DataError
 from vitbase.evaluation.metrics import ClassificationSums
-from vitbase.options import Preprocess
+from vitbase.options import Preprocess, describe_differences
 from vitbase.runtime import Runtime, open_runtime
 from vitbase.weights.checkpoints import find_weights
 from vitbase.weights.load import LoadedModel, load_model, read_preprocess
@@ -112,8 +112,10 @@ def evaluate_each(
     runtime = open_runtime(config.run.device_target, config.run.device_id, config.run.precision)
     source: Source | None = None
     for path in find_weights(config.model.checkpoint_path):
-        preprocess = config.data.preprocess_after(read_preprocess(path))
-        loaded = load_model(path, image_size=(preprocess.height, preprocess.width))
+        heads = config.model.num_heads
+        preprocess = config.data.preprocess_after(read_preprocess(path, num_heads=heads))
+        size = (preprocess.height, preprocess.width)
+        loaded = load_model(path, num_heads=heads, image_size=size)
         if source is None:
             source = open_val(config, loaded.labels)
         notes = (*source.notes, *_check_fit(preprocess, loaded, source))
@@ -147,10 +149,11 @@ def _check_fit(preprocess: Preprocess, loaded: LoadedModel, source: Source) -> t
             f"The classes of the evaluation images ({_few(source.class_names)}) are not those "
             f"of {loaded.path} ({_few(loaded.labels)})."
         )
-    if loaded.preprocess != preprocess:
+    differences = describe_differences(loaded.preprocess, preprocess)
+    if differences:
         return (
-            f"Note: {loaded.path} was trained with {loaded.preprocess}; this evaluation uses "
-            f"{preprocess}.",
+            f"Warning: images are prepared otherwise than {loaded.path} was trained on: "
+            + "; ".join(f"{name} {ours} instead of {theirs}" for name, theirs, ours in differences),
         )
     return ()
 

@@ -1,7 +1,8 @@
 """What is computed: Vision Transformers, their stems, and the table of variants."""
 
 from vitbase.model.layers import draw_depth_scales, resample_pos_embed
-from vitbase.model.vit import VisionTransformer, ViTSpec
+from vitbase.model.spec import ViTSpec
+from vitbase.model.vit import VisionTransformer
 from vitbase.model.zoo import (
     DEFAULT_VARIANT,
     VARIANTS,

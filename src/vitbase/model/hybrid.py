@@ -17,9 +17,13 @@ from torch.nn import functional as F
 from vitbase.errors import ConfigError
 from vitbase.model.layers import Conv2d
 
+Form = Literal["jax", "timm"]
 GROUPS = 32
 ROOT_CHANNELS = 64
-_WEIGHT_EPS = 1e-5
+
+# JAX's code divides a filter by (deviation + 1e-5), timm's by sqrt(variance + 1e-8), and their
+# group norms have different epsilons; the same weights give slightly different numbers.
+_JAX_WEIGHT_EPS, _TIMM_WEIGHT_EPS, _TIMM_NORM_EPS = 1e-5, 1e-8, 1e-5
 
 
 def resnet_stride(num_layers: tuple[int, ...]) -> int:
@@ -122,13 +126,20 @@ class StdConv2d(Conv2d):
     Source: Weight Standardization (arXiv 1903.10520).
     """
 
-    def __init__(self, in_channels: int, channels: int, kernel: int, stride: int = 1) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, kernel: int, stride: int, form: Form
+    ) -> None:
         super().__init__(in_channels, channels, kernel_size=kernel, stride=stride, bias=False)
+        self.form = form
 
     def forward(self, maps_BCHW: Tensor) -> Tensor:
         weight = self.weight.float()
         variance, mean = torch.var_mean(weight, dim=(1, 2, 3), correction=0, keepdim=True)
-        weight = (weight - mean) / (variance.sqrt() + _WEIGHT_EPS)
+        if self.form == "jax":
+            scale = 1.0 / (variance.sqrt() + _JAX_WEIGHT_EPS)
+        else:
+            scale = torch.rsqrt(variance + _TIMM_WEIGHT_EPS)
+        weight = (weight - mean) * scale
         padded = pad_same(maps_BCHW, self.kernel_size[0], self.stride[0])
         return F.conv2d(padded, weight.to(self.weight.dtype), stride=self.stride)
 
@@ -138,18 +149,20 @@ class Bottleneck(nn.Module):
 
     conv_proj: StdConv2d | None
 
-    def __init__(self, in_channels: int, channels: int, stride: int, norm_eps: float) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, norm_eps: float, form: Form
+    ) -> None:
         super().__init__()
         out_channels = 4 * channels
-        self.conv1 = StdConv2d(in_channels, channels, 1)
+        self.conv1 = StdConv2d(in_channels, channels, 1, 1, form)
         self.norm1 = nn.GroupNorm(GROUPS, channels, eps=norm_eps)
-        self.conv2 = StdConv2d(channels, channels, 3, stride)
+        self.conv2 = StdConv2d(channels, channels, 3, stride, form)
         self.norm2 = nn.GroupNorm(GROUPS, channels, eps=norm_eps)
-        self.conv3 = StdConv2d(channels, out_channels, 1)
+        self.conv3 = StdConv2d(channels, out_channels, 1, 1, form)
         self.norm3 = nn.GroupNorm(GROUPS, out_channels, eps=norm_eps)
         nn.init.zeros_(self.norm3.weight)  # each unit starts as the identity
         if in_channels != out_channels or stride != 1:
-            self.conv_proj = StdConv2d(in_channels, out_channels, 1, stride)
+            self.conv_proj = StdConv2d(in_channels, out_channels, 1, stride, form)
             self.norm_proj = nn.GroupNorm(GROUPS, out_channels, eps=norm_eps)
         else:
             self.conv_proj = None
@@ -174,7 +187,8 @@ class ResNetStem(nn.Module):
       num_layers: bottleneck units in each stage; may be empty.
       width_factor: times 64 channels in the root block.
       patch_size: side, in pixels of the last feature map, that makes one token.
-      norm_eps: epsilon of the GroupNorms.
+      norm_eps: epsilon of the GroupNorms, in the form "jax".
+      form: whose small numbers to compute with.
     Source: ViT (arXiv 2010.11929) section 3.1; Big Transfer (arXiv 1912.11370) section 3.
     """
 
@@ -187,10 +201,12 @@ class ResNetStem(nn.Module):
         width_factor: float,
         patch_size: int,
         norm_eps: float,
+        form: Form,
     ) -> None:
         super().__init__()
+        norm_eps = norm_eps if form == "jax" else _TIMM_NORM_EPS
         channels = int(ROOT_CHANNELS * width_factor)
-        self.root_conv = StdConv2d(in_channels, channels, 7, 2)
+        self.root_conv = StdConv2d(in_channels, channels, 7, 2, form)
         self.root_norm = nn.GroupNorm(GROUPS, channels, eps=norm_eps)
         stages = []
         in_channels = channels
@@ -198,7 +214,7 @@ class ResNetStem(nn.Module):
             units = []
             for unit in range(num_units):
                 stride = 2 if index > 0 and unit == 0 else 1
-                units.append(Bottleneck(in_channels, channels * 2**index, stride, norm_eps))
+                units.append(Bottleneck(in_channels, channels * 2**index, stride, norm_eps, form))
                 in_channels = 4 * channels * 2**index
             stages.append(nn.Sequential(*units))
         self.stages = nn.ModuleList(stages)

@@ -13,9 +13,12 @@ import re
 from dataclasses import replace
 from typing import TypedDict, Unpack
 
+import torch
+
 from vitbase.errors import ConfigError, nearest
-from vitbase.model.layers import Gelu
-from vitbase.model.vit import ConvNorm, Pool, PosEmbed, VisionTransformer, ViTSpec
+from vitbase.model.layers import Gelu, sincos_pos_embed
+from vitbase.model.spec import ConvNorm, Pool, PosEmbed, ViTSpec
+from vitbase.model.vit import VisionTransformer
 
 DEFAULT_VARIANT = "ViT-B_16"
 
@@ -223,9 +226,48 @@ def variant_spec(
     )
 
 
+_SIZES = (
+    "patch_size",
+    "width",
+    "depth",
+    "num_heads",
+    "mlp_dim",
+    "stem",
+    "conv_layers",
+    "resnet_layers",
+    "resnet_width_factor",
+    "num_registers",
+)
+
+
+def name_of(spec: ViTSpec) -> str | None:
+    """Find the variant whose row has the sizes of a specification.
+
+    Returns: its name, or None. Of two rows of the same sizes, the one with or without LayerScale.
+    """
+    for row in _ROWS:
+        same = all(getattr(row, field) == getattr(spec, field) for field in _SIZES)
+        if same and (row.layer_scale_init is None) == (spec.layer_scale_init is None):
+            return row.name
+    return None
+
+
 def build_model(spec: ViTSpec) -> VisionTransformer:
     """Build a model with new weights, drawn from torch's default generator."""
     return VisionTransformer(spec)
+
+
+def build_unfilled(spec: ViTSpec) -> VisionTransformer:
+    """Build a model on the meta device: every parameter has a shape, none has memory or a value."""
+    with torch.device("meta"):
+        return VisionTransformer(spec)
+
+
+def allocate(model: VisionTransformer) -> None:
+    """Give the parameters of :func:`build_unfilled` memory; the caller fills every one of them."""
+    model.to_empty(device="cpu")
+    if model.spec.pos_embed == "sincos2d":
+        model.pos_embed = sincos_pos_embed(model.spec.grid_hw, model.spec.width)
 
 
 def create_model(

@@ -122,7 +122,7 @@ class RunFolder:
         write_safetensors(
             writing / checkpoints.STATE_FILE,
             _optimizer_tensors(optimizer),
-            json.dumps(dataclasses.asdict(progress), sort_keys=True),
+            {METADATA_KEY: json.dumps(dataclasses.asdict(progress), sort_keys=True)},
         )
         checkpoints.write_manifest(writing)
         if final.exists():  # a damaged one that the run has passed again

@@ -40,7 +40,8 @@ from vitbase.training.start import (
     spec_of,
 )
 from vitbase.weights.checkpoints import Checkpoint, checkpoint_name
-from vitbase.weights.load import load_model, save_model
+from vitbase.weights.load import load_model
+from vitbase.weights.save import save_weights
 
 _STEP_STREAM = 1  # first part of the key of torch's generators; 0 is initialisation's
 
@@ -394,4 +395,6 @@ class _Run:
         self.folder.prune(self.config.checkpoint.keep_checkpoint_max, self.best)
 
     def _write_weights(self, path: Path) -> None:
-        save_model(self.model, path, preprocess=self.preprocess, labels=self.data.train.class_names)
+        save_weights(
+            self.model, path, preprocess=self.preprocess, labels=self.data.train.class_names
+        )

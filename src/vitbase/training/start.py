@@ -6,9 +6,10 @@ from typing import Any
 
 from vitbase.config import Config
 from vitbase.errors import ConfigError, WeightsError
-from vitbase.model.vit import VisionTransformer, ViTSpec
+from vitbase.model.spec import ViTSpec
+from vitbase.model.vit import VisionTransformer
 from vitbase.model.zoo import SpecOverrides, build_model, variant_spec
-from vitbase.options import Preprocess
+from vitbase.options import Preprocess, describe_differences
 from vitbase.runtime import seed_generators
 from vitbase.weights.load import LoadedModel, load_model, read_preprocess
 
@@ -30,6 +31,7 @@ def spec_of(config: Config) -> ViTSpec:
     for option in (
         "dropout",
         "stochastic_depth",
+        "num_heads",
         "pos_embed",
         "num_registers",
         "representation_size",
@@ -64,7 +66,7 @@ def complete_preprocess(config: Config) -> Config:
                 "pre_trained is True, but there are no weights to start from. Give "
                 "--checkpoint_path, or --pre_trained False to start from random weights."
             )
-        theirs = read_preprocess(config.model.checkpoint_path)
+        theirs = read_preprocess(config.model.checkpoint_path, num_heads=config.model.num_heads)
     return config.with_preprocess(config.data.preprocess_after(theirs))
 
 
@@ -109,6 +111,7 @@ def load_for_training(config: Config, class_names: tuple[str, ...] | None) -> Lo
     preprocess = config.data.preprocess
     loaded = load_model(
         config.model.checkpoint_path,
+        num_heads=config.model.num_heads,
         num_classes=config.data.num_classes,
         labels=class_names,
         image_size=(preprocess.height, preprocess.width),
@@ -141,10 +144,12 @@ def _differing_fields(wanted: ViTSpec, found: ViTSpec) -> list[str]:
 
 
 def _preprocess_notes(config: Config, loaded: LoadedModel) -> tuple[str, ...]:
-    theirs, ours = loaded.preprocess, config.data.preprocess
-    if (theirs.mean, theirs.std) == (ours.mean, ours.std):
+    differences = describe_differences(loaded.preprocess, config.data.preprocess)
+    if not differences:
         return ()
+    options = " and ".join(f"--{name}" for name, _, _ in differences)
     return (
-        f"Note: the weights were trained with mean {theirs.mean} and std {theirs.std}; this run "
-        f"uses mean {ours.mean} and std {ours.std}. Give --mean and --std to change that.",
+        "Warning: this run prepares images otherwise than the weights were trained on: "
+        + "; ".join(f"{name} {ours} instead of {theirs}" for name, theirs, ours in differences)
+        + f". Leave out {options} to do as the weights.",
     )

@@ -16,12 +16,14 @@ import re
 from pathlib import Path
 
 from vitbase.errors import CheckpointError
+from vitbase.weights import hub
 
 PREFIX = "train_vit"
 WEIGHTS_FILE = "weights.safetensors"
 STATE_FILE = "training_state.safetensors"
 MANIFEST_FILE = "manifest.json"
 BEST_FILE = "best.json"
+WEIGHTS_SUFFIXES = {".ckpt", ".safetensors", ".npz", ".pth", ".pt", ".bin"}
 _NAME = re.compile(r"^(?P<prefix>.+)-(?P<epoch>\d+)_(?P<step>\d+)$")
 
 
@@ -95,11 +97,14 @@ def find_weights(checkpoint_path: str | Path) -> list[Path]:
     """Return every weights file a `checkpoint_path` stands for, oldest first.
 
     Args:
-      checkpoint_path: a run folder, its `checkpoints/`, one checkpoint folder, a weights file, or
+      checkpoint_path: a run folder, its `checkpoints/`, one checkpoint folder, a weights file, a
+        folder of Hugging Face's or timm's, a model of the hub as `hf-hub:owner/name`, or
         the seed's form `./ckpt_0/train_vit_imagenet-156_10009.ckpt` (with or without the suffix)
         for a checkpoint of the run folder `./ckpt_0`.
     Raises: CheckpointError if nothing is there, or a checkpoint is damaged.
     """
+    if str(checkpoint_path).startswith(hub.PREFIX):
+        return [hub.fetch(str(checkpoint_path))]
     path = Path(checkpoint_path)
     if path.is_file():
         return [path]
@@ -114,7 +119,11 @@ def find_weights(checkpoint_path: str | Path) -> list[Path]:
     found = list_checkpoints(path / "checkpoints") or list_checkpoints(path)
     if found:
         return [_whole(checkpoint.path) for checkpoint in found]
-    files = sorted(entry for entry in path.iterdir() if entry.suffix in {".ckpt", ".safetensors"})
+    if (path / "config.json").is_file():
+        for name in hub.MODEL_FILES:
+            if (path / name).is_file():
+                return [path / name]
+    files = sorted(entry for entry in path.iterdir() if entry.suffix in WEIGHTS_SUFFIXES)
     if files:
         return files
     raise CheckpointError(f"checkpoint_path {path} holds no checkpoint and no weights file.")

@@ -1,20 +1,45 @@
-"""Name tables: how the parameters of other systems are called here.
+"""Name tables: how the parameters of other systems are called and laid out here.
 
-A table is a list of rows, theirs -> ours, in which `{i}` stands for the block's number. Where one
-of ours joins several of theirs (the fused query, key and value), the row lists them in order and
-they are concatenated along the first axis. A row works both ways.
+A dialect is one table, read both ways. A row joins one parameter of ours to one or several of
+theirs: in names `{i}` stands for a number, `{i+1}` for one that they count from 1; several of
+theirs, such as query, key and value, are concatenated along our first axis; a layout says how
+axes differ. The mechanism is here, the tables are in `tables.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from vitbase.errors import WeightsError
+from vitbase.model.layers import Gelu
+from vitbase.model.spec import ViTSpec
+from vitbase.weights.stored import StoredTensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How axes differ: a pair of inverse functions. The second is also told the heads."""
+
+    to_ours: Callable[[Tensor], Tensor]
+    to_theirs: Callable[[Tensor, int], Tensor]
+
+
+SAME = Layout(lambda t: t, lambda t, heads: t)
+# JAX's kernels: [in, out] for [out, in]; [H, W, in, out] for [out, in, H, W].
+DENSE = Layout(lambda t: t.T, lambda t, heads: t.T)
+CONV = Layout(lambda t: t.permute(3, 2, 0, 1), lambda t, heads: t.permute(2, 3, 1, 0))
+# flax keeps heads apart: query [D, H, K], its bias [H, K], out [H, K, D].
+HEADS_IN = Layout(lambda t: t.flatten(1).T, lambda t, heads: t.T.unflatten(1, (heads, -1)))
+HEADS_BIAS = Layout(lambda t: t.flatten(), lambda t, heads: t.unflatten(0, (heads, -1)))
+HEADS_OUT = Layout(lambda t: t.flatten(0, 1).T, lambda t, heads: t.T.unflatten(0, (heads, -1)))
+# Published hybrids have norms of shape [1, 1, 1, C], newer ones [C].
+VECTOR = Layout(lambda t: t.flatten(), lambda t, heads: t)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,84 +48,222 @@ class Row:
 
     theirs: tuple[str, ...]
     ours: str
+    layout: Layout = SAME
 
 
-def _rows(*pairs: tuple[str, str]) -> tuple[Row, ...]:
-    return tuple(Row(tuple(theirs.split(" + ")), ours) for theirs, ours in pairs)
+@dataclasses.dataclass(frozen=True)
+class Dialect:
+    """The names of one origin, and what it computes with them.
 
-
-# Source: the MindSpore model zoo's vit_base, modeling_ms.py.
-MINDSPORE = _rows(
-    ("transformer.embeddings.position_embeddings", "pos_embed"),
-    ("transformer.embeddings.cls_token", "cls_token"),
-    ("transformer.embeddings.patch_embeddings.weight", "stem.proj.weight"),
-    ("transformer.embeddings.patch_embeddings.bias", "stem.proj.bias"),
-    ("transformer.encoder.layer.{i}.attention_norm.gamma", "blocks.{i}.norm1.weight"),
-    ("transformer.encoder.layer.{i}.attention_norm.beta", "blocks.{i}.norm1.bias"),
-    ("transformer.encoder.layer.{i}.ffn_norm.gamma", "blocks.{i}.norm2.weight"),
-    ("transformer.encoder.layer.{i}.ffn_norm.beta", "blocks.{i}.norm2.bias"),
-    ("transformer.encoder.layer.{i}.ffn.fc1.weight", "blocks.{i}.mlp.fc1.weight"),
-    ("transformer.encoder.layer.{i}.ffn.fc1.bias", "blocks.{i}.mlp.fc1.bias"),
-    ("transformer.encoder.layer.{i}.ffn.fc2.weight", "blocks.{i}.mlp.fc2.weight"),
-    ("transformer.encoder.layer.{i}.ffn.fc2.bias", "blocks.{i}.mlp.fc2.bias"),
-    (
-        "transformer.encoder.layer.{i}.attn.query.weight"
-        " + transformer.encoder.layer.{i}.attn.key.weight"
-        " + transformer.encoder.layer.{i}.attn.value.weight",
-        "blocks.{i}.attn.qkv.weight",
-    ),
-    (
-        "transformer.encoder.layer.{i}.attn.query.bias"
-        " + transformer.encoder.layer.{i}.attn.key.bias"
-        " + transformer.encoder.layer.{i}.attn.value.bias",
-        "blocks.{i}.attn.qkv.bias",
-    ),
-    ("transformer.encoder.layer.{i}.attn.out.weight", "blocks.{i}.attn.proj.weight"),
-    ("transformer.encoder.layer.{i}.attn.out.bias", "blocks.{i}.attn.proj.bias"),
-    ("transformer.encoder.encoder_norm.gamma", "norm.weight"),
-    ("transformer.encoder.encoder_norm.beta", "norm.bias"),
-    ("head.weight", "head.weight"),
-    ("head.bias", "head.bias"),
-)
-
-# What MindSpore's optimizer keeps beside the weights in a training checkpoint.
-_MINDSPORE_STATE = re.compile(r"^(moments\..+|learning_rate|momentum|global_step|epoch_num)$")
-
-
-def drop_mindspore_state(
-    tensors: Mapping[str, torch.Tensor],
-) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
-    """Tell the network's tensors from the optimizer's.
-
-    Returns: the network's tensors, and the names of the others.
+    Attributes:
+      name: as users write it; "hf" has several tables.
+      rows: parameters; which of them a file has decides its architecture.
+      signature: patterns that must all match some name of a file, after `spellings`.
+      spellings: (pattern, replacement) for other names of the same parameters, such as those of
+        older versions; tried in order, each once, when reading.
+      left_out: pattern of names that are not of the classifier; read, they are reported.
+      gelu: form of GELU.
+      norm_eps: epsilon of its norms.
+      preprocess: what its published weights were trained on; None for ImageNet's statistics.
+      limits: fields of ViTSpec and the values that it can express.
+      refuses: says what else it cannot express, or None.
+      suffixes: file formats to write; "" is a folder.
+      file_order: parts of names, in the order in which its files have them inside a block.
+      unused: vectors that its code expects, though no classifier reads them; written as zeros.
+      prefix: what stands before every name but the head's in a file with a head.
     """
-    network = {n: t for n, t in tensors.items() if not _MINDSPORE_STATE.match(n)}
-    return network, tuple(n for n in tensors if n not in network)
+
+    name: str
+    rows: tuple[Row, ...]
+    signature: tuple[str, ...]
+    spellings: tuple[tuple[str, str], ...] = ()
+    left_out: str | None = None
+    gelu: Gelu = "erf"
+    norm_eps: float = 1e-6
+    preprocess: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    limits: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    refuses: Callable[[ViTSpec], str | None] = lambda spec: None
+    suffixes: tuple[str, ...] = (".safetensors", ".pth", ".pt", ".bin")
+    file_order: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    prefix: Callable[[ViTSpec], str] | None = None
+
+    def problems(self, spec: ViTSpec, ignore: Iterable[str] = ()) -> list[str]:
+        """Say what of an architecture this dialect cannot express."""
+        found = [
+            f"{field} {getattr(spec, field)!r}"
+            for field, values in self.limits.items()
+            if field not in ignore
+            and getattr(spec, field) not in _as_expressed(field, values)
+            and (field != "resnet_form" or spec.stem == "resnet")
+        ]
+        other = self.refuses(spec)
+        return [*found, other] if other else found
+
+
+def _as_expressed(field: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Where learned positions can be expressed, so can others, as such; see `save.py`."""
+    if field == "pos_embed" and "learned" in values:
+        return ("learned", "learned_grid", "sincos2d")
+    return values
+
+
+def named(dialect: Dialect, names: Iterable[str]) -> dict[str, str]:
+    """Return the file's names by the spelling that the table has.
+
+    Raises: WeightsError if two names mean the same parameter.
+    """
+    spellings = [(re.compile(pattern), new) for pattern, new in dialect.spellings]
+    found: dict[str, str] = {}
+    for name in names:
+        spelled = name
+        for pattern, new in spellings:
+            spelled = pattern.sub(new, spelled)
+        if spelled in found:
+            raise WeightsError(f"tensors '{found[spelled]}' and '{name}' are the same parameter")
+        found[spelled] = name
+    return found
+
+
+def find_dialect(dialects: Iterable[Dialect], names: Iterable[str]) -> Dialect | None:
+    """Return the first dialect whose signature a file's names have."""
+    names = list(names)
+    for dialect in dialects:
+        signature = [re.compile(pattern) for pattern in dialect.signature]
+        spellings = [(re.compile(pattern), new) for pattern, new in dialect.spellings]
+        spelled = names
+        for pattern, new in spellings:
+            spelled = [pattern.sub(new, name) for name in spelled]
+        if all(any(pattern.fullmatch(name) for name in spelled) for pattern in signature):
+            return dialect
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Mapped:
+    """One of our parameters in a file: where it comes from, its shape, and how to read it.
+
+    `num_heads` is there where the file keeps heads apart.
+    """
+
+    theirs: tuple[str, ...]
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+    num_heads: int | None = None
 
 
 def to_ours(
-    path: Path, tensors: Mapping[str, torch.Tensor], table: tuple[Row, ...]
-) -> dict[str, torch.Tensor]:
-    """Rename, and join where needed, every tensor of a file.
+    dialect: Dialect, tensors: Mapping[str, StoredTensor]
+) -> tuple[dict[str, Mapped], list[str], list[str]]:
+    """Find our parameters in a file, without reading them.
 
-    Raises: WeightsError naming the file and the first tensor that is missing or left over.
+    Returns: our parameters by name; the file's names left out as no weights of the classifier;
+      and its names that the table does not know.
+    Raises: WeightsError naming the first tensor that is missing or has an impossible shape.
     """
-    remaining = dict(tensors)
-    numbers = [int(match[1]) for name in tensors if (match := re.search(r"\.layer\.(\d+)\.", name))]
-    ours: dict[str, torch.Tensor] = {}
-    for row in table:
-        for number in range(max(numbers, default=-1) + 1) if "{i}" in row.ours else (0,):
-            names = [name.replace("{i}", str(number)) for name in row.theirs]
-            missing = [name for name in names if name not in remaining]
-            if missing:
-                raise WeightsError(f"{path}: tensor '{missing[0]}' is missing.")
-            parts = [remaining.pop(name) for name in names]
-            ours[row.ours.replace("{i}", str(number))] = (
-                parts[0] if len(parts) == 1 else torch.cat(parts)
-            )
-    if remaining:
-        raise WeightsError(
-            f"{path}: tensor '{next(iter(remaining))}' belongs to no part of a Vision Transformer "
-            f"({len(remaining)} such tensors)."
-        )
-    return ours
+    patterns = [
+        (row, part, _pattern(name)) for row in dialect.rows for part, name in enumerate(row.theirs)
+    ]
+    left_out = re.compile(dialect.left_out) if dialect.left_out else None
+    parts: dict[tuple[Row, tuple[int, ...]], dict[int, str]] = {}
+    skipped: list[str] = []
+    unknown: list[str] = []
+    for spelled, name in named(dialect, tensors).items():
+        for row, part, pattern in patterns:
+            match = pattern.fullmatch(spelled)
+            if match:
+                numbers = _numbers(row.theirs[part], match)
+                parts.setdefault((row, numbers), {})[part] = name
+                break
+        else:
+            dropped = left_out is not None and left_out.fullmatch(spelled)
+            (skipped if dropped else unknown).append(name)
+    ours = {}
+    for (row, numbers), found in parts.items():
+        for part, theirs in enumerate(row.theirs):
+            if part not in found:
+                raise WeightsError(f"tensor '{_fill(theirs, numbers)}' is missing")
+        names = tuple(found[part] for part in range(len(row.theirs)))
+        ours[_fill(row.ours, numbers)] = _mapped(row, names, [tensors[name] for name in names])
+    return ours, skipped, unknown
+
+
+def to_theirs(dialect: Dialect, name: str, value: Tensor, num_heads: int) -> dict[str, Tensor]:
+    """Give one of our parameters its names and layout in a dialect.
+
+    Raises: KeyError if the dialect has no name for it; `Dialect.problems` says so before.
+    """
+    row, numbers = _find_row(dialect, name)
+    pieces = value.chunk(len(row.theirs)) if len(row.theirs) > 1 else (value,)
+    return {
+        _fill(theirs, numbers): row.layout.to_theirs(piece, num_heads)
+        for theirs, piece in zip(row.theirs, pieces, strict=True)
+    }
+
+
+def their_name(dialect: Dialect, name: str) -> str:
+    """Return what one of our parameters, or the first part of it, is called in a dialect."""
+    try:
+        row, numbers = _find_row(dialect, name)
+    except KeyError:
+        return name
+    return _fill(row.theirs[0], numbers)
+
+
+def _find_row(dialect: Dialect, name: str) -> tuple[Row, tuple[int, ...]]:
+    for row in dialect.rows:
+        match = _pattern(row.ours).fullmatch(name)
+        if match:
+            return row, _numbers(row.ours, match)
+    raise KeyError(name)
+
+
+def order_of(dialect: Dialect, ours: str, theirs: str) -> tuple[int, ...]:
+    """Return a key that sorts parameters as the dialect's table, block by block."""
+    row, numbers = _find_row(dialect, ours)
+    at = dialect.rows.index(row)
+    first = at  # of the rows around it that belong to blocks, too
+    while numbers and first > 0 and _HOLE.search(dialect.rows[first - 1].ours):
+        first -= 1
+    inside = [i for i, part in enumerate(dialect.file_order) if part in theirs]
+    return (first, *numbers, *([0] * (2 - len(numbers))), *(inside[:1] or [99]), at)
+
+
+_HOLE = re.compile(r"\{(\w)(\+1)?\}")
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    """Compile a name with holes; numbers have no leading zeros, so that none has two names."""
+    return re.compile(r"(0|[1-9]\d{0,3})".join(map(re.escape, _HOLE.split(name)[::3])))
+
+
+def _numbers(name: str, match: re.Match[str]) -> tuple[int, ...]:
+    """Return the numbers that fill a name's holes, counted from 0."""
+    return tuple(
+        int(text) - bool(hole[2])
+        for text, hole in zip(match.groups(), _HOLE.finditer(name), strict=True)
+    )
+
+
+def _fill(name: str, numbers: tuple[int, ...]) -> str:
+    remaining = iter(numbers)
+    return _HOLE.sub(lambda hole: str(next(remaining) + bool(hole[2])), name)
+
+
+def _mapped(row: Row, names: tuple[str, ...], stored: list[StoredTensor]) -> Mapped:
+    for name, tensor in zip(names, stored, strict=True):
+        if not tensor.dtype.is_floating_point:
+            raise WeightsError(f"tensor '{name}' holds {tensor.dtype} numbers, not weights")
+
+    def join(read: Callable[[StoredTensor], Tensor]) -> Tensor:
+        pieces = [row.layout.to_ours(read(tensor)) for tensor in stored]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    try:
+        # On the meta device a layout is applied to shapes alone.
+        shape = join(lambda tensor: torch.empty(tensor.shape, device="meta")).shape
+    except (RuntimeError, IndexError):
+        shapes = ", ".join(str(tensor.shape) for tensor in stored)
+        raise WeightsError(f"tensor '{names[0]}' has an impossible shape: {shapes}") from None
+    heads = stored[0].shape[1] if row.layout is HEADS_IN else None
+    return Mapped(names, tuple(shape), lambda: join(lambda tensor: tensor.read()), heads)

@@ -3,27 +3,53 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 
 from vitbase.errors import WeightsError
 from vitbase.model.layers import resample_pos_embed
-from vitbase.model.vit import VisionTransformer, ViTSpec
-from vitbase.model.zoo import build_model
-from vitbase.options import Preprocess, default_preprocess
-from vitbase.weights import dialects
+from vitbase.model.spec import ViTSpec
+from vitbase.model.vit import VisionTransformer
+from vitbase.model.zoo import allocate, build_unfilled
+from vitbase.options import Preprocess
 from vitbase.weights.checkpoints import find_weights
-from vitbase.weights.formats import METADATA_KEY, TensorFile, read_tensors, write_safetensors
+from vitbase.weights.dialects import Dialect, Mapped, find_dialect, their_name, to_ours
+from vitbase.weights.formats import METADATA_KEY, open_tensors
+from vitbase.weights.origins import Told, read_preprocess_of, read_spec, read_told
+from vitbase.weights.stored import TensorFile
+from vitbase.weights.tables_hf import DIALECT_NAMES, DIALECTS
+
+HEAD = ("head.weight", "head.bias")
+
+# What other models have and ours have not, so that the message can say more than a name.
+_STRANGERS = (
+    (r".*(dist_token|distillation_token|head_dist).*", "it is of a distilled DeiT with two heads"),
+    (r".*norm_pre.*|.*pre_layrnorm.*", "it is of CLIP, which has a norm before the blocks"),
+    (r".*[qk]_norm.*", "it is of a model that normalises queries and keys"),
+    (r".*(w12|weights_in|fc1_g).*", "it is of a gated MLP"),
+    (r"(decoder_|decoder\.).*|mask_token", "it is of a masked autoencoder's decoder"),
+    (r".*attn_pool.*|.*MAPHead.*", "it is of attention pooling"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadReport:
-    """What loading did: names of tensors mapped, resized, dropped and initialised."""
+    """What loading did, by our names of tensors; those dropped have the file's names.
+
+    Attributes:
+      path: the file.
+      dialect: whose names it has.
+      mapped: taken from the file.
+      resized: position embeddings resampled to another image size.
+      dropped: in the file, and not used.
+      initialised: not taken from the file, but set to zero.
+      notes: how the file was opened, such as which entry of it.
+    """
 
     path: Path
     dialect: str
@@ -31,16 +57,19 @@ class LoadReport:
     resized: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     initialised: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def lines(self) -> Iterator[str]:
         """Yield what a log should say of it."""
-        yield f"Weights from {self.path} ({self.dialect}): {len(self.mapped)} tensors"
+        notes = "".join(f"; {note}" for note in self.notes)
+        yield f"Weights from {self.path} ({self.dialect}): {len(self.mapped)} tensors{notes}"
         if self.resized:
             yield f"Resized to this image size: {', '.join(self.resized)}"
         if self.initialised:
             yield f"Set to zero, to be learned anew: {', '.join(self.initialised)}"
         if self.dropped:
-            yield f"Not of the network, left out: {len(self.dropped)} tensors"
+            few = ", ".join(self.dropped[:4]) + (", …" if len(self.dropped) > 4 else "")
+            yield f"Not of the network, left out: {len(self.dropped)} tensors ({few})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +84,23 @@ class LoadedModel:
     report: LoadReport
 
 
+@dataclasses.dataclass(frozen=True)
+class OpenedWeights:
+    """A weights file understood, but not yet read: whose it is, and what model it makes."""
+
+    file: TensorFile
+    dialect: Dialect
+    ours: dict[str, Mapped]
+    dropped: tuple[str, ...]
+    spec: ViTSpec
+    preprocess: Preprocess
+    labels: tuple[str, ...] | None
+
+    @property
+    def path(self) -> Path:
+        return self.file.path
+
+
 def load_model(
     path: str | Path,
     *,
@@ -64,8 +110,9 @@ def load_model(
     labels: tuple[str, ...] | None = None,
     dropout: float | None = None,
     stochastic_depth: float | None = None,
+    ignore: Sequence[str] = (),
 ) -> LoadedModel:
-    """Load a model from a run, a checkpoint, or a weights file.
+    """Load a model from a run, a checkpoint, or a weights file of any known origin.
 
     Args:
       path: anything `checkpoint_path` takes; of a run, its newest checkpoint.
@@ -75,12 +122,12 @@ def load_model(
       labels: class names of the task; a head for other names is set to zero as well.
       dropout: rate for training on, instead of the file's.
       stochastic_depth: likewise.
+      ignore: names, or patterns such as "decoder_*", of tensors in the file to leave out.
     Raises: WeightsError or CheckpointError, naming the file and the first offending tensor.
     """
-    origin, tensors, dropped = _open(find_weights(path)[-1], num_heads)
-    path = origin.path
-    spec = origin.spec
-    renamed = labels is not None and origin.labels is not None and labels != origin.labels
+    opened = open_weights(path, num_heads=num_heads, image_size=image_size, ignore=ignore)
+    spec = opened.spec
+    renamed = labels is not None and opened.labels is not None and labels != opened.labels
     new_head = num_classes is not None and (num_classes != spec.num_classes or renamed)
     changes: dict[str, Any] = {
         "num_classes": num_classes,
@@ -89,159 +136,174 @@ def load_model(
         "stochastic_depth": stochastic_depth,
     }
     spec = dataclasses.replace(spec, **{k: v for k, v in changes.items() if v is not None})
-    model = build_model(spec)
-    initialised: tuple[str, ...] = ()
-    if new_head:
-        initialised = ("head.weight", "head.bias")
-        tensors = {name: tensor for name, tensor in tensors.items() if name not in initialised}
-    resized = _resample(tensors, origin.spec, model)
-    _fill(path, model, tensors, initialised)
-    report = LoadReport(path, origin.dialect, tuple(tensors), resized, dropped, initialised)
-    kept_labels = labels if new_head else origin.labels
-    return LoadedModel(path, model, spec, origin.preprocess, kept_labels, report)
+    initialised = HEAD if new_head and spec.num_classes else ()
+    model, resized = fill_model(opened, spec, initialised)
+    mapped = tuple(name for name in opened.ours if name not in HEAD or not new_head)
+    report = LoadReport(
+        opened.path,
+        opened.dialect.name,
+        mapped,
+        resized,
+        opened.dropped,
+        initialised,
+        opened.file.notes,
+    )
+    kept_labels = labels if new_head else opened.labels
+    return LoadedModel(opened.path, model, spec, opened.preprocess, kept_labels, report)
 
 
-def read_preprocess(path: str | Path) -> Preprocess:
+def read_preprocess(path: str | Path, *, num_heads: int | None = None) -> Preprocess:
     """Read what images must become for the weights of a file, without building the model.
 
     Raises: WeightsError or CheckpointError, as :func:`load_model`.
     """
-    return _open(find_weights(path)[-1], None)[0].preprocess
+    return open_weights(path, num_heads=num_heads).preprocess
 
 
-def save_model(
-    model: VisionTransformer,
-    path: Path,
+def open_weights(
+    path: str | Path,
     *,
-    preprocess: Preprocess | None = None,
-    labels: tuple[str, ...] | None = None,
-) -> None:
-    """Write a model's weights with its spec, preprocessing and labels: the file stands alone.
+    num_heads: int | None = None,
+    image_size: tuple[int, int] | None = None,
+    ignore: Sequence[str] = (),
+    trust_metadata: bool = True,
+) -> OpenedWeights:
+    """Understand a weights file without reading its tensors.
 
-    The bytes are a function of these alone; no time, host or path is in them.
+    Args:
+      trust_metadata: False opens a file as another system would, by its tensors alone.
+    Raises: WeightsError or CheckpointError, as :func:`load_model`.
     """
-    metadata = {
-        "spec": model.spec.to_dict(),
-        "preprocess": preprocess.model_dump(mode="json") if preprocess else None,
-        "labels": list(labels) if labels else None,
-    }
-    write_safetensors(path, model.state_dict(), json.dumps(metadata, sort_keys=True))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Origin:
-    """What a file says of itself; preprocessing it does not tell is its origin's."""
-
-    path: Path
-    dialect: str
-    spec: ViTSpec
-    preprocess: Preprocess
-    labels: tuple[str, ...] | None
-
-
-def _open(
-    path: Path, num_heads: int | None
-) -> tuple[_Origin, dict[str, torch.Tensor], tuple[str, ...]]:
-    """Read a weights file: what it is, its tensors under our names, and the names left out."""
-    file = read_tensors(path)
-    if file.format != "mindspore":
-        return _read_own(file), file.tensors, ()
-    network, dropped = dialects.drop_mindspore_state(file.tensors)
-    tensors = dialects.to_ours(path, network, dialects.MINDSPORE)
-    spec = _read_mindspore_spec(path, tensors, num_heads)
-    origin = _Origin(path, "mindspore", spec, _default_preprocess(spec), None)
-    return origin, tensors, dropped
-
-
-def _default_preprocess(spec: ViTSpec) -> Preprocess:
-    return default_preprocess(*spec.image_size, 1 if spec.in_channels == 1 else 3)
-
-
-def _read_own(file: TensorFile) -> _Origin:
-    text = file.metadata.get(METADATA_KEY)
-    if text is None:
-        raise WeightsError(
-            f"{file.path} was not written by vitbase: its metadata hold no architecture."
-        )
+    file = open_tensors(find_weights(path)[-1])
     try:
-        metadata = json.loads(text)
-        spec = ViTSpec.from_dict(metadata["spec"])
-        preprocess = metadata["preprocess"]
-        labels = metadata["labels"]
-        return _Origin(
-            file.path,
-            "vitbase",
-            spec,
-            Preprocess.model_validate(preprocess) if preprocess else _default_preprocess(spec),
-            tuple(labels) if labels else None,
-        )
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
-        raise WeightsError(f"{file.path} has damaged metadata: {error}") from None
+        return _understand(file, num_heads, image_size, ignore, trust_metadata)
+    except WeightsError as error:
+        text = str(error)
+        # What other rooms say of a tensor lacks the file's name.
+        named = str(file.path) in text
+        raise WeightsError(text if named else f"{file.path}: {text}.") from None
 
 
-def _read_mindspore_spec(
-    path: Path, tensors: dict[str, torch.Tensor], num_heads: int | None
-) -> ViTSpec:
-    """Read the architecture off the shapes. GELU and epsilon are those of the origin."""
-    patch = tensors["stem.proj.weight"]
-    tokens, width = tensors["pos_embed"].shape[1:]
-    side = round((tokens - 1) ** 0.5)
-    if side * side != tokens - 1:
-        raise WeightsError(f"{path}: 'pos_embed' of {tokens} tokens is no square grid and a class.")
-    depth = sum(name.endswith("attn.proj.weight") for name in tensors)
-    heads = num_heads or width // 64
-    if heads == 0 or width % heads:
+def _understand(
+    file: TensorFile,
+    num_heads: int | None,
+    image_size: tuple[int, int] | None,
+    ignore: Sequence[str],
+    trust_metadata: bool,
+) -> OpenedWeights:
+    ignored = [n for n in file.tensors if any(fnmatchcase(n, pattern) for pattern in ignore)]
+    tensors = {name: t for name, t in file.tensors.items() if name not in ignored}
+    dialect = find_dialect(DIALECTS, tensors)
+    if dialect is None:
+        first = next(iter(tensors), None)
         raise WeightsError(
-            f"{path}: the number of heads cannot be read off these weights (width {width}); "
-            f"give num_heads."
+            f"its {len(tensors)} tensors"
+            + (f" (the first is '{first}')" if first else "")
+            + f" are not those of a Vision Transformer of {', '.join(DIALECT_NAMES)}"
         )
-    return ViTSpec(
-        name="mindspore",
-        image_size=(side * patch.shape[2], side * patch.shape[3]),
-        in_channels=patch.shape[1],
-        patch_size=patch.shape[2],
-        width=width,
-        depth=depth,
-        num_heads=heads,
-        mlp_dim=tensors["blocks.0.mlp.fc1.weight"].shape[0],
-        num_classes=tensors["head.weight"].shape[0],
-        gelu="tanh",
-        norm_eps=1e-6,
+    ours, skipped, unknown = to_ours(dialect, tensors)
+    if unknown:
+        raise WeightsError(_explain_unknown(unknown))
+    if not trust_metadata:
+        file = dataclasses.replace(
+            file, metadata={k: v for k, v in file.metadata.items() if k != METADATA_KEY}
+        )
+    told = read_told(file, dialect)
+    if dialect.name == "vitbase" and told.spec is None:
+        raise WeightsError(
+            "it was not written by vitbase: its metadata hold no architecture, which the tensors "
+            "alone do not tell"
+        )
+    spec = read_spec(dialect, ours, told, num_heads=num_heads, image_size=image_size)
+    preprocess = read_preprocess_of(dialect, told, spec)
+    labels = _fitting_labels(told, spec)
+    return OpenedWeights(file, dialect, ours, (*skipped, *ignored), spec, preprocess, labels)
+
+
+def _explain_unknown(unknown: list[str]) -> str:
+    others = f" ({len(unknown)} such tensors)" if len(unknown) > 1 else ""
+    for pattern, meaning in _STRANGERS:
+        if re.fullmatch(pattern, unknown[0]):
+            others = f": {meaning}{others}"
+            break
+    return (
+        f"tensor '{unknown[0]}' belongs to no part of a Vision Transformer that vitbase "
+        f"computes{others}. To load the rest without it, ignore it by name or pattern"
     )
 
 
-def _resample(
-    tensors: dict[str, torch.Tensor], stored: ViTSpec, model: VisionTransformer
-) -> tuple[str, ...]:
-    """Resize learned position embeddings, in `tensors`, to the model's grid."""
-    position = tensors.get("pos_embed")
-    if position is None or stored.grid_hw == model.spec.grid_hw:
-        return ()
-    tensors["pos_embed"] = resample_pos_embed(
-        position, model.spec.grid_hw, num_prefix=stored.pos_embed_prefix, old_grid_hw=stored.grid_hw
-    )
-    return ("pos_embed",)
+def _fitting_labels(told: Told, spec: ViTSpec) -> tuple[str, ...] | None:
+    if told.labels is not None and len(told.labels) > max(spec.num_classes, 0):
+        raise WeightsError(f"it has {len(told.labels)} labels for {spec.num_classes} classes")
+    return told.labels
 
 
-def _fill(
-    path: Path,
-    model: VisionTransformer,
-    tensors: dict[str, torch.Tensor],
-    initialised: tuple[str, ...],
-) -> None:
-    """Copy tensors into the model; nothing may be missing, left over, or of another shape."""
+def fill_model(
+    opened: OpenedWeights, spec: ViTSpec, initialised: tuple[str, ...] = ()
+) -> tuple[VisionTransformer, tuple[str, ...]]:
+    """Build a model of a specification and read a file's tensors into it, one at a time.
+
+    Args:
+      spec: as the file's, but for image size, classes and regularisation.
+      initialised: parameters that are set to zero instead.
+    Returns: the model, and the names of what was resampled.
+    Raises: WeightsError if anything is missing, left over, of another shape, or not a number.
+    """
+    model = build_unfilled(spec)
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    resampled = spec.pos_embed != "sincos2d" and opened.spec.grid_hw != spec.grid_hw
+    resized = ("pos_embed",) if resampled else ()
+    _check_shapes(opened, expected, initialised, resized)
+    allocate(model)  # not before the shapes are known to be those of the file
     parameters = model.state_dict()
-    for name, value in tensors.items():
-        if name not in parameters:
-            raise WeightsError(f"{path}: tensor '{name}' has no place in {model.spec.name}.")
-        if value.shape != parameters[name].shape:
-            raise WeightsError(
-                f"{path}: tensor '{name}' has shape {tuple(value.shape)}, but {model.spec.name} "
-                f"needs {tuple(parameters[name].shape)}."
-            )
-    missing = [name for name in parameters if name not in tensors and name not in initialised]
-    if missing:
-        raise WeightsError(f"{path}: tensor '{missing[0]}' of {model.spec.name} is missing.")
     with torch.no_grad():
-        for name, value in tensors.items():
-            parameters[name].copy_(value)
+        for name, parameter in parameters.items():
+            if name in initialised:
+                parameter.zero_()
+                continue
+            value = opened.ours[name].read()
+            if not torch.isfinite(value).all():
+                raise WeightsError(
+                    f"{opened.path}: tensor '{_file_name(opened, name)}' holds values that are "
+                    f"not finite (NaN or infinite)."
+                )
+            if name in resized:
+                value = resample_pos_embed(
+                    value.float(),
+                    spec.grid_hw,
+                    num_prefix=spec.pos_embed_prefix,
+                    old_grid_hw=opened.spec.grid_hw,
+                )
+            parameter.copy_(value)
+    return model, resized
+
+
+def _check_shapes(
+    opened: OpenedWeights,
+    expected: dict[str, tuple[int, ...]],
+    initialised: tuple[str, ...],
+    resized: tuple[str, ...],
+) -> None:
+    name = opened.spec.name
+    for ours, mapped in opened.ours.items():
+        if ours in initialised or ours in resized:
+            continue
+        theirs = _file_name(opened, ours)
+        if ours not in expected:
+            if ours in HEAD:
+                continue  # a head of which nothing is wanted
+            raise WeightsError(f"{opened.path}: tensor '{theirs}' has no place in {name}.")
+        if mapped.shape != expected[ours]:
+            raise WeightsError(
+                f"{opened.path}: tensor '{theirs}' has shape {mapped.shape}, but {name} needs "
+                f"{expected[ours]}."
+            )
+    for ours in expected:
+        if ours not in opened.ours and ours not in initialised:
+            raise WeightsError(
+                f"{opened.path}: tensor '{their_name(opened.dialect, ours)}' is missing."
+            )
+
+
+def _file_name(opened: OpenedWeights, name: str) -> str:
+    return opened.ours[name].theirs[0]

@@ -1,0 +1,170 @@
+"""From one system's weights to another's, proven before it is called done."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from vitbase.errors import WeightsError
+from vitbase.model.spec import ViTSpec
+from vitbase.model.vit import VisionTransformer
+from vitbase.weights.checkpoints import find_weights
+from vitbase.weights.load import LoadedModel, fill_model, load_model, open_weights
+from vitbase.weights.save import COMPUTED, choose_dialect, save_weights, write_whole
+
+TOLERANCE = 1e-5
+"""Largest difference of outputs, relative to the largest output, that rounding may explain."""
+
+_IMAGES, _SEED = 4, 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversion:
+    """What was written, and how its outputs compare with the original's.
+
+    Attributes:
+      loaded: the original.
+      path: what was written.
+      dialect: in which dialect.
+      tensors: how many.
+      difference: largest absolute difference of logits and features on random images.
+      changed: (what, before, after) of what the other system computes otherwise.
+      notes: what the other system must be told, because files of its kind do not say it.
+    """
+
+    loaded: LoadedModel
+    path: Path
+    dialect: str
+    tensors: int
+    difference: float
+    changed: tuple[tuple[str, object, object], ...]
+    notes: tuple[str, ...]
+
+
+def convert(
+    source: str | Path,
+    path: str | Path,
+    *,
+    dialect: str,
+    num_heads: int | None = None,
+    ignore: Sequence[str] = (),
+    allow: Sequence[str] = (),
+) -> Conversion:
+    """Write weights of any origin in another dialect, open the result again, and compare outputs.
+
+    The result is opened as the other system would, with what that computes. Nothing is left at
+    `path` unless the comparison holds.
+
+    Args:
+      source: anything `load_model` takes.
+      path: where to; must not exist yet. See `save_weights` for suffixes.
+      dialect: see `save_weights`.
+      num_heads: see `load_model`.
+      ignore: see `load_model`.
+      allow: "gelu", "resnet_form" or "norm_eps" accepts the other system's; the difference is
+        then reported.
+    Raises: WeightsError if the source is unreadable, the dialect cannot express it, or outputs
+      differ by more than rounding.
+    """
+    path = Path(path)
+    for name in allow:
+        if name not in COMPUTED:
+            raise WeightsError(
+                f"'{name}' cannot be allowed to change; only {', '.join(COMPUTED)} can."
+            )
+    if path.exists():
+        raise WeightsError(f"{path} exists already. Choose another name, or remove it.")
+    find_weights(source)
+    loaded = load_model(source, num_heads=num_heads, ignore=ignore)
+    choose_dialect(dialect, loaded.spec, path.suffix, allow)  # before anything is written
+    result: list[Conversion] = []
+
+    def write_and_compare(writing: Path) -> None:
+        save_weights(
+            loaded.model,
+            writing,
+            dialect=dialect,
+            preprocess=loaded.preprocess,
+            labels=loaded.labels,
+            allow=allow,
+        )
+        result.append(_compare(loaded, writing, path, dialect, allow))
+
+    write_whole(path, write_and_compare)
+    return result[0]
+
+
+def _compare(
+    loaded: LoadedModel, written: Path, path: Path, dialect: str, allow: Sequence[str]
+) -> Conversion:
+    spec = loaded.spec
+    opened = open_weights(
+        written,
+        num_heads=spec.num_heads,
+        image_size=spec.image_size,
+        # A file of timm's says nothing of GELU, our metadata in it do; see `notes`.
+        trust_metadata=dialect in ("vitbase", "timm"),
+    )
+    other, _ = fill_model(opened, opened.spec)
+    difference, scale = _largest_difference(loaded.model, other)
+    changed = tuple(
+        (field, getattr(spec, field), getattr(other.spec, field))
+        for field in COMPUTED
+        if getattr(spec, field) != getattr(other.spec, field)
+        and (field != "resnet_form" or spec.stem == "resnet")
+    )
+    excused = any(field in allow for field, _, _ in changed)
+    # Not "more than": a difference that is not a number must not pass.
+    if not (difference <= TOLERANCE * max(1.0, scale)) and not excused:
+        reasons = ", ".join(f"{field} {before} became {after}" for field, before, after in changed)
+        raise WeightsError(
+            f"{path} was not written: read back as {dialect} computes, outputs differ by up to "
+            f"{difference:.2g} on random images{f' ({reasons})' if reasons else ''}."
+        )
+    tensors = len(opened.file.tensors)
+    notes = _notes(spec, path, dialect)
+    return Conversion(loaded, path, dialect, tensors, difference, changed, notes)
+
+
+def _notes(spec: ViTSpec, path: Path, dialect: str) -> tuple[str, ...]:
+    """Say what to tell a system whose files hold names and numbers only."""
+    told = []
+    if spec.num_heads * 64 != spec.width and path.suffix and dialect not in ("vitbase", "google"):
+        told.append(f"num_heads {spec.num_heads}")
+    if dialect == "timm" and path.suffix:
+        if spec.gelu == "tanh":
+            told.append("act_layer='gelu_tanh'")
+        if spec.pool != "token":
+            told.append(f"global_pool='avg', fc_norm={spec.pool == 'gap_norm'}")
+    if not told:
+        return ()
+    return (f"Tell {dialect} when it builds the model: {', '.join(told)}.",)
+
+
+def _largest_difference(first: VisionTransformer, second: VisionTransformer) -> tuple[float, float]:
+    """Return the largest difference of features and logits, and the largest of them."""
+    difference, scale = 0.0, 0.0
+    images_BCHW = _draw_images(first.spec)
+    with torch.inference_mode():
+        for one_BC, other_BC in (
+            # A head of zeros would hide every difference of the features.
+            (
+                first.eval().forward_features(images_BCHW),
+                second.eval().forward_features(images_BCHW),
+            ),
+            (first(images_BCHW), second(images_BCHW)),
+        ):
+            difference = max(difference, float((one_BC - other_BC).abs().max()))
+            scale = max(scale, float(one_BC.abs().max()))
+            if not torch.isfinite(one_BC - other_BC).all():
+                difference = float("nan")
+                break
+    return difference, scale
+
+
+def _draw_images(spec: ViTSpec) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(_SEED)
+    return torch.randn(_IMAGES, spec.in_channels, *spec.image_size, generator=generator)

@@ -1,0 +1,184 @@
+"""Model -> weights file, in any dialect that can express it; whole, or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vitbase.errors import WeightsError, nearest
+from vitbase.model.spec import ViTSpec
+from vitbase.model.vit import VisionTransformer
+from vitbase.options import Preprocess
+from vitbase.weights import folders
+from vitbase.weights.dialects import Dialect, order_of, to_theirs
+from vitbase.weights.formats import METADATA_KEY, write_npz, write_safetensors
+from vitbase.weights.mindspore import write_mindspore
+from vitbase.weights.tables_hf import DIALECT_NAMES, DIALECTS
+
+COMPUTED = ("gelu", "resnet_form", "norm_eps")
+"""What a system computes with weights, and no shape tells."""
+
+
+def save_weights(
+    model: VisionTransformer,
+    path: str | Path,
+    *,
+    dialect: str = "vitbase",
+    preprocess: Preprocess | None = None,
+    labels: tuple[str, ...] | None = None,
+    allow: Sequence[str] = (),
+) -> None:
+    """Write a model's weights under the names of another system, or of this one.
+
+    A safetensors file also holds spec, preprocessing and labels, so it stands alone; so does a
+    folder for Hugging Face or timm. The bytes are a function of these alone; no time, host or path
+    is in them.
+
+    Args:
+      path: a file whose suffix is one of the dialect's: `.ckpt` for MindSpore, `.npz` for Google's,
+        `.safetensors` or `.pth` for the others; a folder for "hf", and also for "timm".
+      dialect: vitbase, mindspore, google, timm, hf, torchvision or dinov2.
+      preprocess: what images must become for this model.
+      labels: class names.
+      allow: "gelu", or "resnet_form", writes although the dialect computes another form of it.
+    Raises: WeightsError if the dialect cannot express the model, or the place cannot be written.
+    """
+    path = Path(path)
+    table = choose_dialect(dialect, model.spec, path.suffix, allow)
+    state = expressible_state(model, table)
+    tensors = rename(table, state, model.spec)
+    kept = preprocess.model_dump(mode="json") if preprocess else None
+    own = {
+        "spec": model.spec.to_dict(),
+        "preprocess": kept,
+        "labels": list(labels) if labels else None,
+    }
+
+    def write(place: Path) -> None:
+        if path.suffix == "":
+            folders.write_folder(place, table, tensors, model.spec, preprocess, labels)
+        elif path.suffix == ".ckpt":
+            write_mindspore(place, tensors)
+        elif path.suffix == ".npz":
+            write_npz(place, tensors)
+        elif path.suffix == ".safetensors":
+            write_safetensors(place, tensors, {METADATA_KEY: json.dumps(own, sort_keys=True)})
+        else:
+            torch.save(tensors, place)
+
+    write_whole(path, write)
+
+
+def choose_dialect(name: str, spec: ViTSpec, suffix: str, allow: Sequence[str] = ()) -> Dialect:
+    """Find the table of a dialect that can express an architecture.
+
+    Raises: WeightsError naming what it cannot express, or the suffixes that it has.
+    """
+    tables = [table for table in DIALECTS if table.name == name]
+    if not tables:
+        raise WeightsError(
+            f"Unknown dialect '{name}'.{nearest(name, DIALECT_NAMES)} "
+            f"There are {', '.join(DIALECT_NAMES)}."
+        )
+    if suffix not in tables[0].suffixes:
+        kinds = ", ".join(known or "a folder, without a suffix" for known in tables[0].suffixes)
+        raise WeightsError(
+            f"Weights of {name} are written as {kinds}; "
+            + (f"not as '{suffix}'." if suffix else "not as a folder.")
+        )
+    problems = [table.problems(spec, _not_asked(name, suffix, allow)) for table in tables]
+    for table, found in zip(tables, problems, strict=True):
+        if not found:
+            return table
+    fewest = min(problems, key=len)
+    fields = [problem.split()[0] for problem in fewest]
+    hint = ""
+    if set(fields) <= set(COMPUTED):
+        hint = f" Outputs would change slightly; allow {', '.join(fields)} to write it all the same"
+        says = "gelu" in fields and name == "timm"
+        hint += ", or write a folder or .safetensors, which can say which." if says else "."
+    raise WeightsError(f"{name} cannot express {spec.name} with {', '.join(fewest)}.{hint}")
+
+
+def _not_asked(name: str, suffix: str, allow: Sequence[str]) -> tuple[str, ...]:
+    """Fields that need not be the dialect's: allowed ones, and those that the file itself says."""
+    says = name == "timm" and suffix in ("", ".safetensors")
+    return (*allow, "gelu") if says else tuple(allow)
+
+
+def expressible_state(model: VisionTransformer, dialect: Dialect) -> dict[str, Tensor]:
+    """Return the model's state, its positions as the dialect knows them.
+
+    Fixed positions, and those of a grid alone, are learned ones with zeros for the class token.
+    Where registers stand between class token and grid, timm has positions for all or the grid
+    alone: the class token takes its own in. Outputs are the same, bit for bit.
+    """
+    state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+    spec = model.spec
+    if dialect.name == "timm" and spec.num_registers and spec.pos_embed_prefix:
+        state["cls_token"] = state["cls_token"] + state["pos_embed"][:, :1]
+        state["pos_embed"] = state["pos_embed"][:, 1:]
+    elif spec.pos_embed not in dialect.limits.get("pos_embed", (spec.pos_embed,)):
+        position = model.pos_embed.detach().cpu()
+        if spec.class_token and not spec.pos_embed_prefix:
+            position = torch.cat([torch.zeros_like(position[:, :1]), position], dim=1)
+        state["pos_embed"] = position
+    return state
+
+
+def rename(dialect: Dialect, state: dict[str, Tensor], spec: ViTSpec) -> dict[str, Tensor]:
+    """Return a state under the dialect's names, in the order of its own files."""
+    found = []
+    for name, value in state.items():
+        for theirs, tensor in to_theirs(dialect, name, value, spec.num_heads).items():
+            found.append((order_of(dialect, name, theirs), theirs, tensor))
+    tensors = {
+        theirs: tensor.contiguous() for _, theirs, tensor in sorted(found, key=lambda f: f[:2])
+    }
+    tensors |= {name: torch.zeros(1, spec.width) for name in dialect.unused}
+    if dialect.prefix and spec.num_classes:
+        prefix = dialect.prefix(spec)
+        tensors = {n if n.startswith("classifier.") else prefix + n: t for n, t in tensors.items()}
+    return tensors
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Write a file or folder beside its place, sync it, and rename it.
+
+    Raises: WeightsError if the place cannot be written; nothing is left there then.
+    """
+    writing = path.with_name(f".writing-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(writing)
+        write(writing)
+        _sync(writing)
+        if path.is_dir():
+            raise WeightsError(f"{path} exists already. Choose another name, or remove it.")
+        os.replace(writing, path)
+    except OSError as error:
+        raise WeightsError(f"Cannot write {path}: {error.strerror or error}.") from None
+    finally:
+        _remove(writing)
+
+
+def _sync(path: Path) -> None:
+    for place in (*(path.iterdir() if path.is_dir() else ()), path):
+        descriptor = os.open(place, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
