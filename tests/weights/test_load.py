@@ -110,7 +110,7 @@ def test_foreign_tensors_are_named(saved, tmp_path):
     model, path = saved
     foreign = tmp_path / "foreign.safetensors"
     save_file({"layer.weight": torch.zeros(2)}, foreign)
-    with pytest.raises(WeightsError, match="the first is 'layer.weight'"):
+    with pytest.raises(WeightsError, match=r"the first is 'layer.weight'"):
         vitbase.load_model(foreign)
     metadata = vitbase.weights.formats.open_tensors(path).metadata
     state = dict(model.state_dict())
