@@ -18,15 +18,20 @@ if TYPE_CHECKING:
     from vitbase.model.zoo import create_model, list_variants
     from vitbase.shipping.predict import Prediction, predict
     from vitbase.training.loop import TrainResult, train
+    from vitbase.weights.convert import Conversion, convert_weights
     from vitbase.weights.load import LoadedModel, load_model
+    from vitbase.weights.save import save_weights
+    from vitbase.weights.show import show_weights
 
 _HOMES = {
     "Config": "vitbase.config",
+    "Conversion": "vitbase.weights.convert",
     "Evaluation": "vitbase.evaluation.run",
     "LoadedModel": "vitbase.weights.load",
     "Prediction": "vitbase.shipping.predict",
     "TrainResult": "vitbase.training.loop",
     "VitbaseError": "vitbase.errors",
+    "convert_weights": "vitbase.weights.convert",
     "create_model": "vitbase.model.zoo",
     "evaluate": "vitbase.evaluation.run",
     "explain": "vitbase.explain",
@@ -34,16 +39,20 @@ _HOMES = {
     "load_config": "vitbase.config",
     "load_model": "vitbase.weights.load",
     "predict": "vitbase.shipping.predict",
+    "save_weights": "vitbase.weights.save",
+    "show_weights": "vitbase.weights.show",
     "train": "vitbase.training.loop",
 }
 
 __all__ = [
     "Config",
+    "Conversion",
     "Evaluation",
     "LoadedModel",
     "Prediction",
     "TrainResult",
     "VitbaseError",
+    "convert_weights",
     "create_model",
     "evaluate",
     "explain",
@@ -51,6 +60,8 @@ __all__ = [
     "load_config",
     "load_model",
     "predict",
+    "save_weights",
+    "show_weights",
     "train",
 ]
 

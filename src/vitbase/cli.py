@@ -248,9 +248,9 @@ def _convert_weights(words: list[str]) -> None:
         from vitbase.weights.tables_hf import DIALECT_NAMES
 
         raise ConfigError(f"Give --dialect, one of {', '.join(DIALECT_NAMES)}.")
-    from vitbase.weights.convert import TOLERANCE, convert
+    from vitbase.weights.convert import TOLERANCE, convert_weights
 
-    done = convert(source, path, **options)
+    done = convert_weights(source, path, **options)
     for line in done.loaded.report.lines():
         say(line)
     say(f"Written to {done.path} ({done.dialect}): {done.tensors} tensors")

@@ -252,6 +252,12 @@ def name_of(spec: ViTSpec) -> str | None:
     return None
 
 
+def heads_of(width: int, mlp_dim: int) -> int | None:
+    """Return the heads that every variant of these sizes has, or None if there is none."""
+    found = {row.num_heads for row in _ROWS if (row.width, row.mlp_dim) == (width, mlp_dim)}
+    return found.pop() if len(found) == 1 else None
+
+
 def build_model(spec: ViTSpec) -> VisionTransformer:
     """Build a model with new weights, drawn from torch's default generator."""
     return VisionTransformer(spec)

@@ -44,7 +44,7 @@ class Conversion:
     notes: tuple[str, ...]
 
 
-def convert(
+def convert_weights(
     source: str | Path,
     path: str | Path,
     *,

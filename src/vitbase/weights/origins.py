@@ -18,7 +18,7 @@ from vitbase.errors import ConfigError, WeightsError
 from vitbase.model.hybrid import ROOT_CHANNELS, resnet_stride
 from vitbase.model.layers import Gelu
 from vitbase.model.spec import Pool, PosEmbed, ViTSpec
-from vitbase.model.zoo import find_variant, name_of, variant_spec
+from vitbase.model.zoo import find_variant, heads_of, name_of, variant_spec
 from vitbase.options import Preprocess, default_preprocess
 from vitbase.weights.dialects import Dialect, Mapped, their_name
 from vitbase.weights.formats import METADATA_KEY
@@ -163,7 +163,8 @@ def read_spec(
     """Read the architecture off the tensors' shapes; `told` fills in what shapes do not tell.
 
     Args:
-      num_heads: the user's; else the file's, else heads are 64 wide.
+      num_heads: the user's; else the file's, else those of the published models of this width
+        and MLP, else heads are 64 wide.
       image_size: the user's; decides only where a grid is not square and the file is silent.
     Raises: WeightsError naming the tensor that is missing or fits no Vision Transformer.
     """
@@ -194,14 +195,15 @@ def read_spec(
     grid, pos_embed = _read_grid(dialect, shapes, told, patch_size, class_token, image_size)
     head = shape_of("head.weight", 2) if "head.weight" in shapes else None
     rep = shape_of("pre_logits.weight", 2)[0] if "pre_logits.weight" in shapes else None
+    mlp_dim = shape_of("blocks.0.mlp.fc1.weight", 2)[0]
     values: dict[str, Any] = {
         "image_size": (grid[0] * patch_size, grid[1] * patch_size),
         "in_channels": shape_of("stem.root_conv.weight", 4)[1] if hybrid else channels,
         "patch_size": patch_size,
         "width": width,
         "depth": _count_blocks(dialect, shapes),
-        "num_heads": _read_heads(dialect, ours, width, num_heads or told.num_heads),
-        "mlp_dim": shape_of("blocks.0.mlp.fc1.weight", 2)[0],
+        "num_heads": _read_heads(dialect, ours, width, mlp_dim, num_heads or told.num_heads),
+        "mlp_dim": mlp_dim,
         "num_classes": head[0] if head else 0,
         "stem": "resnet" if hybrid else "patch",
         "resnet_layers": resnet_layers,
@@ -267,14 +269,14 @@ def _read_grid(
 
 
 def _read_heads(
-    dialect: Dialect, ours: Mapping[str, Mapped], width: int, num_heads: int | None
+    dialect: Dialect, ours: Mapping[str, Mapped], width: int, mlp_dim: int, num_heads: int | None
 ) -> int:
     query = ours.get("blocks.0.attn.qkv.weight")
     kept = query.num_heads if query else None
     if kept is not None and num_heads is not None and kept != num_heads:
         name = their_name(dialect, "blocks.0.attn.qkv.weight")
         raise WeightsError(f"tensor '{name}' has {kept} heads, not {num_heads}")
-    heads = kept or num_heads
+    heads = kept or num_heads or heads_of(width, mlp_dim)
     if heads is None and width % 64:
         raise WeightsError(
             f"the number of heads cannot be read off these weights, and the width {width} is not "
