@@ -58,6 +58,7 @@ class Case:
       options: for `load_model`, what the file does not tell.
       logits: how to ask the other model.
       reads: False where the file that is read is not the other system's own.
+      large: hundreds of megabytes, too long for every day.
     """
 
     origin: str
@@ -72,6 +73,7 @@ class Case:
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     logits: Callable[[Module, torch.Tensor], torch.Tensor] = lambda model, images: model(images)
     reads: bool = True
+    large: bool = False
 
     def __str__(self) -> str:
         return f"{self.origin} {self.variant}"
@@ -190,6 +192,7 @@ def timm_cases() -> Iterator[Case]:
     yield _timm("vit_small_patch16_224", "S/16, read at 288", (224, 224), read_at=(288, 288))
     yield _timm("vit_small_patch16_224", "S/16, read at 96 x 160", (224, 224), read_at=(96, 160))
     yield _timm("vit_base_patch16_224", "B/16", (224, 224), file="w.safetensors")
+    yield _timm("vit_large_patch16_224", "L/16", (224, 224))
     yield _timm("vit_base_patch8_224", "B/8, 2 blocks", (64, 64), depth=2)
     yield _timm("vit_large_patch16_224", "L/16, 2 blocks", (64, 64), depth=2)
     yield _timm("vit_huge_patch14_224", "H/14, 2 blocks", (56, 56), depth=2)
@@ -272,9 +275,9 @@ def _features(model: Module, images: torch.Tensor) -> torch.Tensor:
 
 
 def _hf(kind: str, variant: str, size: int, shards: str = "10GB", **options: Any) -> Case:
-    config = getattr(
-        transformers, f"{kind.split('For', maxsplit=1)[0].removesuffix('Model')}Config"
-    )(image_size=size, num_labels=CLASSES, **options)
+    family = kind.removesuffix("Model").removesuffix("ForImageClassification")
+    configuration = getattr(transformers, f"{family}Config")
+    config = configuration(image_size=size, num_labels=CLASSES, **options)
     model_class = getattr(transformers, kind)
 
     def save(model: Module, path: Path) -> None:
@@ -285,7 +288,7 @@ def _hf(kind: str, variant: str, size: int, shards: str = "10GB", **options: Any
         f"{kind}, {variant}",
         lambda: model_class(config),
         save,
-        lambda path: model_class.from_pretrained(path),
+        model_class.from_pretrained,
         "hf",
         (size, size),
         "hf",
@@ -437,9 +440,13 @@ def google_cases() -> Iterator[Case]:
     )
 
 
+_LARGE = ("B/16", "L/16", "vit_b_16", "vit_b_32", "ViTForImageClassification, B/16")
+
+
 def cases() -> list[Case]:
     groups = (timm_cases, dinov2_cases, hf_cases, torchvision_cases, google_cases)
-    return [case for group in groups for case in group()]
+    every = [case for group in groups for case in group()]
+    return [dataclasses.replace(case, large=case.variant in _LARGE) for case in every]
 
 
 # Files that other systems wrote, with their own logits
@@ -566,7 +573,8 @@ def main() -> None:
     )
     lines = []
     for line in table():
-        print(line, flush=True)
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
         lines.append(line)
     if arguments.write:
         text = arguments.write.read_text(encoding="utf-8")

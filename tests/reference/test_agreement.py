@@ -7,9 +7,14 @@ from pathlib import Path
 import agreement
 import pytest
 
+CASES = [
+    pytest.param(case, id=str(case), marks=[pytest.mark.slow] if case.large else [])
+    for case in agreement.cases()
+]
+
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("case", agreement.cases(), ids=str)
+@pytest.mark.parametrize("case", CASES)
 def test_logits_agree_both_ways(case: agreement.Case, tmp_path: Path) -> None:
     read, written = agreement.measure(case, tmp_path)
     assert read is None or read < agreement.TOLERANCE
