@@ -197,6 +197,10 @@ class ModelSection(Section):
         None, description="start from checkpoint_path; none: if checkpoint_path is given"
     )
     checkpoint_path: str | None = Field(None, description="weights to start from, or to evaluate")
+    continue_training: bool = Field(
+        False,
+        description="also take momentum and position from checkpoint_path, written by MindSpore",
+    )
     dropout: float | None = Field(None, ge=0, lt=1, description="rate, after every linear map")
     stochastic_depth: float | None = Field(
         None, ge=0, lt=1, description="rate at the last block, growing linearly from 0"

@@ -11,11 +11,14 @@ import torch
 
 import vitbase
 from vitbase.config import load_config
-from vitbase.errors import WeightsError
+from vitbase.errors import CheckpointError, WeightsError
 from vitbase.runtime import open_runtime
+from vitbase.training.checkpoint import read_mindspore_state, restore_from_mindspore
 from vitbase.training.losses import cross_entropy_sum
 from vitbase.training.optim import build_optimizer
 from vitbase.weights.formats import open_tensors
+from vitbase.weights.load import open_weights
+from vitbase.weights.mindspore import write_mindspore
 
 FOLDER = Path(__file__).parent / "mindspore_tiny"
 META = json.loads((FOLDER / "meta.json").read_text(encoding="utf-8"))
@@ -41,24 +44,33 @@ def test_logits_are_those_of_mindspore(file, logits, expected):
     assert largest_difference(ours, expected[logits]) < TOLERANCE
 
 
-def test_training_is_that_of_mindspore(expected):
-    model = vitbase.load_model(FOLDER / "weights.ckpt", num_heads=META["heads"]).model
-    config = load_config(
-        "imagenet",
-        lr_init=META["lr"],
-        momentum=META["momentum"],
-        weight_decay=META["weight_decay"],
-    )
-    optimizer = build_optimizer(model, config.optimizer, open_runtime("CPU"))
+def train_steps(model, optimizer, expected, steps):
     model.train()
     losses = []
-    for _ in range(META["steps"]):
+    for _ in range(steps):
         optimizer.zero_grad()
         loss = cross_entropy_sum(model(expected["images"]), expected["labels"].long())
         loss = loss / len(expected["labels"])
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
+    return losses
+
+
+def start(file):
+    model = vitbase.load_model(FOLDER / file, num_heads=META["heads"]).model
+    config = load_config(
+        "imagenet",
+        lr_init=META["lr"],
+        momentum=META["momentum"],
+        weight_decay=META["weight_decay"],
+    )
+    return model, build_optimizer(model, config.optimizer, open_runtime("CPU"))
+
+
+def test_training_is_that_of_mindspore(expected):
+    model, optimizer = start("weights.ckpt")
+    losses = train_steps(model, optimizer, expected, META["steps"])
     assert len(losses) == 5
     assert largest_difference(torch.tensor(losses), expected["losses"]) < TOLERANCE
     # Not only the losses: every weight and every moment ends where MindSpore's does.
@@ -68,6 +80,35 @@ def test_training_is_that_of_mindspore(expected):
     moments = open_tensors(FOLDER / "train.ckpt").tensors
     head = optimizer.state[model.head.weight]["momentum_buffer"]
     assert largest_difference(head, moments["moments.head.weight"].read()) < TOLERANCE
+
+
+def test_training_continues_from_the_checkpoint_of_mindspore(expected):
+    ours, our_optimizer = start("weights.ckpt")
+    train_steps(ours, our_optimizer, expected, META["steps"])
+    theirs, their_optimizer = start("train.ckpt")
+    state = read_mindspore_state(open_weights(FOLDER / "train.ckpt", num_heads=META["heads"]))
+    assert state.updates == META["steps"]
+    restore_from_mindspore(their_optimizer, state)
+    losses = train_steps(theirs, their_optimizer, expected, 8)
+    assert train_steps(ours, our_optimizer, expected, 8) == pytest.approx(losses, abs=TOLERANCE)
+    for name, value in ours.state_dict().items():
+        assert largest_difference(value, theirs.state_dict()[name]) < TOLERANCE, name
+
+
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        ("global_step", "no tensor 'global_step'"),
+        ("moments.transformer.encoder.layer.0.attn.key.weight", r"attn\.query\.weight.*missing"),
+        ("moments.head.bias", r"moments\.head\.bias"),
+    ],
+)
+def test_a_training_checkpoint_without_its_state_is_refused(tmp_path, lost, message):
+    tensors = open_tensors(FOLDER / "train.ckpt").tensors
+    path = tmp_path / "train.ckpt"
+    write_mindspore(path, {name: t.read() for name, t in tensors.items() if name != lost})
+    with pytest.raises(CheckpointError, match=message):
+        read_mindspore_state(open_weights(path, num_heads=META["heads"]))
 
 
 def test_heads_that_the_file_does_not_tell_are_asked_for():

@@ -23,7 +23,9 @@ from vitbase.config import Config, differences_on_resume, load_config
 from vitbase.errors import CheckpointError, ConfigError
 from vitbase.weights import checkpoints
 from vitbase.weights.checkpoints import Checkpoint
+from vitbase.weights.dialects import to_ours
 from vitbase.weights.formats import METADATA_KEY, write_safetensors
+from vitbase.weights.load import OpenedWeights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,6 +192,54 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Path) -> Non
             if value.ndim:
                 value = torch.empty_like(parameter).copy_(value)
             optimizer.state[parameter][kind] = value.to(device)
+
+
+@dataclasses.dataclass(frozen=True)
+class MindSporeState:
+    """What MindSpore's Momentum keeps in a training checkpoint, by our names of parameters."""
+
+    path: Path
+    updates: int
+    momentum: dict[str, torch.Tensor]
+
+
+def read_mindspore_state(opened: OpenedWeights) -> MindSporeState:
+    """Read momentum and position out of a training checkpoint of MindSpore's `vit_base`.
+
+    Raises: CheckpointError if it holds none, or not for every weight.
+    """
+    path = opened.path
+    stored = opened.file.tensors
+    prefix = "moments."
+    if opened.dialect.name != "mindspore" or "global_step" not in stored:
+        raise CheckpointError(
+            f"{path} is no training checkpoint of MindSpore: it has no tensor 'global_step'. To "
+            f"start a new run from its weights, leave out --continue_training."
+        )
+    moments = {name.removeprefix(prefix): t for name, t in stored.items() if prefix in name}
+    momentum = {}
+    for name, weight in opened.ours.items():
+        theirs = {part: moments[part] for part in weight.theirs if part in moments}
+        shapes = [moment.shape for moment in theirs.values()]
+        if shapes != [stored[part].shape for part in weight.theirs]:
+            raise CheckpointError(
+                f"{path}: tensor '{prefix}{weight.theirs[0]}', the momentum of a weight, is "
+                f"missing or has another shape than it."
+            )
+        momentum[name] = to_ours(opened.dialect, theirs)[0][name].read()
+        if not torch.isfinite(momentum[name]).all():
+            raise CheckpointError(f"{path}: tensor '{prefix}{weight.theirs[0]}' is not finite.")
+    step = stored["global_step"].read().flatten()
+    if step.numel() != 1 or int(step[0]) < 0:
+        raise CheckpointError(f"{path}: tensor 'global_step' should be one number of updates.")
+    return MindSporeState(path, int(step[0]), momentum)
+
+
+def restore_from_mindspore(optimizer: torch.optim.Optimizer, state: MindSporeState) -> None:
+    """Put MindSpore's momentum into an optimizer of ours, in place."""
+    for name, parameter in _named_parameters(optimizer).items():
+        buffer = torch.empty_like(parameter).copy_(state.momentum[name])
+        optimizer.state[parameter]["momentum_buffer"] = buffer
 
 
 def _named_parameters(optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:

@@ -23,9 +23,11 @@ from vitbase.model.vit import VisionTransformer
 from vitbase.runtime import Runtime, open_runtime, seed_generators
 from vitbase.training.checkpoint import (
     Best,
+    MindSporeState,
     Progress,
     RunFolder,
     read_progress,
+    restore_from_mindspore,
     restore_optimizer,
     write_atomically,
 )
@@ -37,6 +39,7 @@ from vitbase.training.start import (
     complete_from_data,
     complete_from_run,
     complete_preprocess,
+    read_position,
     spec_of,
 )
 from vitbase.weights.checkpoints import Checkpoint, checkpoint_name
@@ -93,7 +96,9 @@ def train(config: Config) -> TrainResult:
             f"(batch_size {config.data.batch_size} x accumulation_steps "
             f"{config.optimizer.accumulation_steps}). Give a smaller --batch_size."
         )
+    begun = None
     if checkpoint is None:
+        begun = read_position(config, steps_per_epoch)
         model, notes = build_start(config, data.train.class_names)
     else:
         model, notes = _load_checkpoint(checkpoint, data.train.class_names), ()
@@ -106,7 +111,7 @@ def train(config: Config) -> TrainResult:
         )
         say(f"The held-out images are listed in {folder.path / 'held_out.txt'}")
     run = _Run(config, runtime, folder, data, model, steps_per_epoch)
-    return run.go(checkpoint, progress)
+    return run.go(checkpoint, progress, begun)
 
 
 def _load_checkpoint(checkpoint: Checkpoint, class_names: tuple[str, ...]) -> VisionTransformer:
@@ -203,11 +208,19 @@ class _Run:
         self.best: Best | None = None
         self.updates = 0
 
-    def go(self, checkpoint: Checkpoint | None, progress: Progress | None) -> TrainResult:
+    def go(
+        self,
+        checkpoint: Checkpoint | None,
+        progress: Progress | None,
+        begun: MindSporeState | None,
+    ) -> TrainResult:
         if checkpoint is not None and progress is not None:
             self._restore(checkpoint, progress)
+        elif begun is not None:
+            restore_from_mindspore(self.optimizer, begun)
+            self.updates = begun.updates
         self.folder.cut_metrics_back(self.updates)
-        self._announce(checkpoint)
+        self._announce(checkpoint.path if checkpoint else begun.path if begun else None)
         row: dict[str, Any] = {}
         with self.journal.live(self.updates):
             while self.updates < self.total_steps:
@@ -232,7 +245,7 @@ class _Run:
         self.scaler.load_state_dict(progress.loss_scaler)
         self.updates, self.best = progress.updates, progress.best
 
-    def _announce(self, checkpoint: Checkpoint | None) -> None:
+    def _announce(self, continued: Path | None) -> None:
         config, spec = self.config, self.model.spec
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         say(
@@ -246,7 +259,7 @@ class _Run:
             f"{config.global_batch} images a step; {config.optimizer.optimizer}, "
             f"lr {config.optimizer.lr_init:g} {config.schedule.schedule}"
         )
-        where = f"Continuing from {checkpoint.path}" if checkpoint else "Starting"
+        where = f"Continuing from {continued}, update {self.updates}" if continued else "Starting"
         say(f"{where}; run folder {self.folder.path}")
 
     def _train_epoch(self, epoch: int, first_step: int) -> None:

@@ -11,7 +11,8 @@ from vitbase.model.vit import VisionTransformer
 from vitbase.model.zoo import SpecOverrides, build_model, variant_spec
 from vitbase.options import Preprocess, describe_differences
 from vitbase.runtime import seed_generators
-from vitbase.weights.load import LoadedModel, load_model, read_preprocess
+from vitbase.training.checkpoint import MindSporeState, read_mindspore_state
+from vitbase.weights.load import LoadedModel, load_model, open_weights, read_preprocess
 
 SMALL_VARIANT = "ViTC-Ti_16"
 """The model of a run that names none and starts from random weights: few images, little time."""
@@ -100,6 +101,38 @@ def build_start(
         return build_model(spec_of(config)), ()
     loaded = load_for_training(config, class_names)
     return loaded.model, (*loaded.report.lines(), *_preprocess_notes(config, loaded))
+
+
+def read_position(config: Config, steps_per_epoch: int) -> MindSporeState | None:
+    """Read what `continue_training` takes from `checkpoint_path` beside the weights.
+
+    Raises: ConfigError if the run cannot continue it; CheckpointError if it is not there.
+    """
+    if not config.model.continue_training:
+        return None
+    path = config.model.checkpoint_path
+    if path is None or not config.starts_from_weights:
+        raise ConfigError("continue_training needs a --checkpoint_path, and pre_trained.")
+    if config.optimizer.optimizer != "momentum":
+        raise ConfigError(
+            f"continue_training takes the state of MindSpore's Momentum; this run has "
+            f"optimizer {config.optimizer.optimizer}. Give --optimizer momentum."
+        )
+    opened = open_weights(path, num_heads=config.model.num_heads)
+    if config.data.num_classes != opened.spec.num_classes:
+        raise ConfigError(
+            f"{opened.path} has {opened.spec.num_classes} classes, this run has "
+            f"{config.data.num_classes}: its training cannot be continued with other classes."
+        )
+    state = read_mindspore_state(opened)
+    total = config.schedule.epoch_size * steps_per_epoch
+    if state.updates >= total:
+        raise ConfigError(
+            f"{opened.path} was written after {state.updates} updates, and this run ends after "
+            f"{total}: {config.schedule.epoch_size} epochs of {steps_per_epoch}. Give a larger "
+            f"--epoch_size to continue it."
+        )
+    return state
 
 
 def load_for_training(config: Config, class_names: tuple[str, ...] | None) -> LoadedModel:

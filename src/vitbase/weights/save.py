@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vitbase.errors import WeightsError, nearest
-from vitbase.model.spec import ViTSpec
+from vitbase.model.spec import PosEmbed, ViTSpec
 from vitbase.model.vit import VisionTransformer
 from vitbase.options import Preprocess
 from vitbase.weights import folders
@@ -51,18 +52,18 @@ def save_weights(
     """
     path = Path(path)
     table = choose_dialect(dialect, model.spec, path.suffix, allow)
-    state = expressible_state(model, table)
-    tensors = rename(table, state, model.spec)
+    state, spec = expressible_state(model, table)
+    tensors = rename(table, state, spec)
     kept = preprocess.model_dump(mode="json") if preprocess else None
     own = {
-        "spec": model.spec.to_dict(),
+        "spec": spec.to_dict(),
         "preprocess": kept,
         "labels": list(labels) if labels else None,
     }
 
     def write(place: Path) -> None:
         if path.suffix == "":
-            folders.write_folder(place, table, tensors, model.spec, preprocess, labels)
+            folders.write_folder(place, table, tensors, spec, preprocess, labels)
         elif path.suffix == ".ckpt":
             write_mindspore(place, tensors)
         elif path.suffix == ".npz":
@@ -112,8 +113,10 @@ def _not_asked(name: str, suffix: str, allow: Sequence[str]) -> tuple[str, ...]:
     return (*allow, "gelu") if says else tuple(allow)
 
 
-def expressible_state(model: VisionTransformer, dialect: Dialect) -> dict[str, Tensor]:
-    """Return the model's state, its positions as the dialect knows them.
+def expressible_state(
+    model: VisionTransformer, dialect: Dialect
+) -> tuple[dict[str, Tensor], ViTSpec]:
+    """Return the model's state and specification, its positions as the dialect knows them.
 
     Fixed positions, and those of a grid alone, are learned ones with zeros for the class token.
     Where registers stand between class token and grid, timm has positions for all or the grid
@@ -121,15 +124,19 @@ def expressible_state(model: VisionTransformer, dialect: Dialect) -> dict[str, T
     """
     state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
     spec = model.spec
+    known = dialect.limits.get("pos_embed", (spec.pos_embed,))
     if dialect.name == "timm" and spec.num_registers and spec.pos_embed_prefix:
         state["cls_token"] = state["cls_token"] + state["pos_embed"][:, :1]
         state["pos_embed"] = state["pos_embed"][:, 1:]
-    elif spec.pos_embed not in dialect.limits.get("pos_embed", (spec.pos_embed,)):
-        position = model.pos_embed.detach().cpu()
-        if spec.class_token and not spec.pos_embed_prefix:
-            position = torch.cat([torch.zeros_like(position[:, :1]), position], dim=1)
-        state["pos_embed"] = position
-    return state
+        return state, dataclasses.replace(spec, pos_embed="learned_grid")
+    if spec.pos_embed in known:
+        return state, spec
+    position = model.pos_embed.detach().cpu()
+    if spec.class_token and "learned_grid" not in known:
+        position = torch.cat([torch.zeros_like(position[:, :1]), position], dim=1)
+    state["pos_embed"] = position
+    kind: PosEmbed = "learned_grid" if "learned_grid" in known else "learned"
+    return state, dataclasses.replace(spec, pos_embed=kind)
 
 
 def rename(dialect: Dialect, state: dict[str, Tensor], spec: ViTSpec) -> dict[str, Tensor]:
