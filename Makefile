@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint types format bench clean
+.PHONY: demo test test-slow weights-table lint types format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/vitbase train fashion
@@ -15,6 +15,9 @@ test: lint types
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow
+
+weights-table: $(VENV)/.installed-dev
+	$(BIN)/python tests/reference/agreement.py --write docs/weights.md
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

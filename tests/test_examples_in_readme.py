@@ -8,24 +8,27 @@ from pathlib import Path
 import pytest
 
 import vitbase
+from vitbase import cli
 from vitbase.config import FIELDS, recipe_names
 
 ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README_CN.md")
+DOCS = tuple(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
+OPTIONS = {*FIELDS, *cli._ConvertOptions.__annotations__}
 
 
-@pytest.mark.parametrize("name", READMES)
+@pytest.mark.parametrize("name", [*READMES, *DOCS])
 def test_options_recipes_links_and_targets_exist(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     options = set(re.findall(r"--([a-z_]+)", text)) - {"option"}
-    assert options <= set(FIELDS), options - set(FIELDS)
+    assert options <= OPTIONS, options - OPTIONS
     for recipe in recipe_names():
-        assert f"`{recipe}`" in text
+        assert f"`{recipe}`" in text or name in DOCS
     for recipe in re.findall(r"vitbase (?:train|explain) ([a-z_]+)\b(?!\.toml)", text):
         assert recipe in {*recipe_names(), "my", "runs"}
     for link in re.findall(r"\]\(([^)#]+)\)", text):
-        assert (ROOT / link).exists(), link
-    for target in re.findall(r"^make (\w+)", text, flags=re.MULTILINE):
+        assert (ROOT / name).parent.joinpath(link).exists(), link
+    for target in re.findall(r"(?:^|`)make ([\w-]+)", text, flags=re.MULTILINE):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
 
 
