@@ -1,7 +1,7 @@
 """What happens to one image: uint8 [H, W, C] in, uint8 [height, width, C] out.
 
-Windows are (top, left, height, width) in pixels. They are drawn before the image is decoded, from
-the size in its header. Every random choice comes from the sample's own generator, by ``.random()``.
+Windows are drawn before the image is decoded, from the size in its header. Every random choice
+comes from the sample's own generator, by ``.random()``.
 """
 
 from __future__ import annotations
@@ -13,13 +13,10 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 
-from vitbase.data.decode import decode, read_size, to_channels
+from vitbase.data.decode import Pixels, Window, cut, decode, decode_window, read_size, to_channels
 from vitbase.options import AugmentSection, Preprocess
 
-Pixels = NDArray[np.uint8]
-Window = tuple[int, int, int, int]
 Interpolation = Literal["bilinear", "bicubic"]
 
 ASPECT_RANGE = (3 / 4, 4 / 3)
@@ -109,12 +106,6 @@ def _as_tensor(pixels: Pixels) -> torch.Tensor:
     return torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
 
 
-def cut(pixels: Pixels, window: Window) -> Pixels:
-    """Return a view of a window."""
-    top, left, height, width = window
-    return pixels[top : top + height, left : left + width]
-
-
 def shift(pixels: Pixels, down: int, right: int, out: Pixels) -> None:
     """Write an image moved by some pixels; what is uncovered is black."""
     height, width = pixels.shape[:2]
@@ -170,7 +161,7 @@ class TrainTransform:
             flip = generator.random() < 0.5 and augment.flip
             size = read_size(raw) if isinstance(raw, bytes) else raw.shape[:2]
             window = draw_window(size, (augment.crop_area_min, 1.0), generator)
-            pixels = cut(_decoded(raw, preprocess.channels), window)
+            pixels = self._decode_window(raw, window)
             result = resize(pixels, preprocess.height, preprocess.width, preprocess.interpolation)
             out[...] = mirror(result) if flip else result
         elif augment.train_crop == "pad":
@@ -187,6 +178,14 @@ class TrainTransform:
             self._centre(raw, None, out)
             if flip:
                 out[...] = mirror(out)
+
+    def _decode_window(self, raw: bytes | Pixels, window: Window) -> Pixels:
+        preprocess = self.preprocess
+        if not isinstance(raw, bytes):
+            return cut(to_channels(raw, preprocess.channels), window)
+        fits = min(window[2] // preprocess.height, window[3] // preprocess.width)
+        shrink = max((s for s in (1, 2, 4, 8) if s <= fits), default=1)
+        return decode_window(raw, window, preprocess.channels, shrink)
 
 
 def _decoded(raw: bytes | Pixels, channels: int) -> Pixels:
