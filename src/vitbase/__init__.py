@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from vitbase.explain import explain
     from vitbase.model.zoo import create_model, list_variants
     from vitbase.shipping.predict import Prediction, predict
-    from vitbase.training.loop import TrainResult, train
+    from vitbase.training.loop import train
+    from vitbase.training.result import TrainResult
     from vitbase.weights.convert import Conversion, convert_weights
     from vitbase.weights.load import LoadedModel, load_model
     from vitbase.weights.save import save_weights
@@ -29,7 +30,7 @@ _HOMES = {
     "Evaluation": "vitbase.evaluation.run",
     "LoadedModel": "vitbase.weights.load",
     "Prediction": "vitbase.shipping.predict",
-    "TrainResult": "vitbase.training.loop",
+    "TrainResult": "vitbase.training.result",
     "VitbaseError": "vitbase.errors",
     "convert_weights": "vitbase.weights.convert",
     "create_model": "vitbase.model.zoo",

@@ -143,6 +143,9 @@ class DataSection(Section):
     holdout_fraction: float = Field(
         0.1, gt=0, lt=1, description="share held out for evaluation without val_data_path"
     )
+    on_bad_image: Literal["skip", "raise"] = _free_on_resume(
+        "skip", "unreadable in training: named and left out of the loss, or the end of the run"
+    )
     max_bad_images: int = _free_on_resume(
         10, "unreadable images tolerated in one training epoch, each named in the log", ge=0
     )

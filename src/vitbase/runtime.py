@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import os
 from contextlib import AbstractContextManager
@@ -43,6 +44,22 @@ class Runtime:
         """Whether torch has a one-kernel optimizer step for this device."""
         return self.device.type in {"cpu", "cuda"}
 
+    def send(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Copy host tensors to the device, while it still computes what was asked of it before.
+
+        Pinned tensors are copied on a stream of their own, which the work asked for next waits for.
+        """
+        if self.device.type == "cpu":
+            return tensors
+        computing = torch.accelerator.current_stream(self.device)
+        copying = _copy_stream(self.device)
+        with copying:
+            moved = tuple(tensor.to(self.device, non_blocking=True) for tensor in tensors)
+        computing.wait_stream(copying)
+        for tensor in moved:
+            tensor.record_stream(computing)  # its memory is not free before that work is done
+        return moved
+
     def autocast(self) -> AbstractContextManager[None]:
         """Context for the forward pass: half precision where the run asks for it."""
         if self.precision == "fp32":
@@ -60,6 +77,11 @@ class Runtime:
         if self.device.type == "cpu":
             return f"CPU, {torch.get_num_threads()} threads, {self.precision}"
         return f"{self.device}, {self.precision}"
+
+
+@functools.lru_cache(maxsize=1)
+def _copy_stream(device: torch.device) -> torch.Stream:
+    return torch.Stream(device=device)
 
 
 def available_cores() -> int:

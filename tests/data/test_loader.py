@@ -313,3 +313,48 @@ def test_repeated_images_get_crops_of_their_own(source):
 
 def test_image_errors_are_data_errors():
     assert issubclass(ImageError, DataError)
+
+
+@pytest.mark.parametrize(("ranks", "batch_size", "accumulation"), [(2, 4, 1), (4, 2, 1), (2, 2, 2)])
+def test_ranks_share_the_same_stream(source, ranks, batch_size, accumulation):
+    whole = list(train_loader(source, batch_size=8).epoch(1))
+    parts = [
+        list(
+            train_loader(
+                source,
+                batch_size=batch_size,
+                accumulation_steps=accumulation,
+                rank=rank,
+                num_ranks=ranks,
+            ).epoch(1)
+        )
+        for rank in range(ranks)
+    ]
+    for name in ("images", "labels", "positions"):
+        together = [
+            getattr(batch, name)
+            for step in range(len(whole))
+            for part in parts
+            for batch in part
+            if batch.step == step
+        ]
+        assert torch.equal(torch.cat(together), torch.cat([getattr(b, name) for b in whole]))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5, 40])
+def test_ranks_evaluate_every_image_once(source, ranks):
+    seen = [
+        batch.positions
+        for rank in range(ranks)
+        for batch in EvalLoader(
+            source, EvalTransform(PREPROCESS), batch_size=7, rank=rank, num_ranks=ranks
+        )
+    ]
+    assert torch.cat(seen).tolist() == list(range(24))
+
+
+def test_no_bad_image_is_tolerated_where_none_is_allowed(tmp_path):
+    source = read_folder(write_folder(tmp_path, {"a": 8, "b": 8}), "data_path")
+    spoil(tmp_path, "a/1.JPEG")
+    with pytest.raises(DataError, match=r"a/1\.JPEG: the JPEG is truncated.*--on_bad_image skip"):
+        list(train_loader(source, max_bad_images=0).epoch(0))

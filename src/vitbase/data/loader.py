@@ -175,6 +175,8 @@ class TrainLoader(_Workers):
       prefetch: batches prepared ahead of the one in use.
       max_bad_images: unreadable images tolerated in one epoch.
       pin_memory: whether batches lie in page-locked memory, for a device to fetch.
+      rank: of this process among `num_ranks`, from 0: it gets its share of every step.
+      num_ranks: processes that train together; a step has the batches of all.
     Raises: DataError if there are fewer images than one global batch.
     """
 
@@ -190,10 +192,13 @@ class TrainLoader(_Workers):
         prefetch: int = 3,
         max_bad_images: int = 10,
         pin_memory: bool = False,
+        rank: int = 0,
+        num_ranks: int = 1,
     ) -> None:
         super().__init__(source, transform, num_workers, prefetch, pin_memory)
         self.seed = seed
-        self.global_batch = batch_size * accumulation_steps
+        self.global_batch = batch_size * accumulation_steps * num_ranks
+        self.share = slice(rank * accumulation_steps, (rank + 1) * accumulation_steps)
         self.batch_size = batch_size
         self.max_bad_images = max_bad_images
         self.steps_per_epoch = steps_per_epoch(len(source), self.global_batch)
@@ -216,6 +221,11 @@ class TrainLoader(_Workers):
             bad_images += len(batch.bad)
             if bad_images > self.max_bad_images:
                 place, cause = batch.bad[-1]
+                if self.max_bad_images == 0:
+                    raise DataError(
+                        f"{place}: {cause}. Mend or remove it, or give --on_bad_image skip to "
+                        f"leave out up to --max_bad_images of them."
+                    )
                 raise DataError(
                     f"{place}: {cause}. That makes {bad_images} unreadable images in this epoch, "
                     f"more than max_bad_images {self.max_bad_images} allows. Mend or remove them, "
@@ -229,7 +239,7 @@ class TrainLoader(_Workers):
     def _jobs(self, epoch: int, start_step: int) -> Iterator[_Job]:
         permutation = epoch_permutation(self.seed, epoch, len(self.source))
         for step in range(start_step, self.steps_per_epoch):
-            for places in micro_batches(step, self.global_batch, self.batch_size):
+            for places in micro_batches(step, self.global_batch, self.batch_size)[self.share]:
                 positions = np.arange(places.start, places.stop, dtype=np.int64)
                 yield _Job(step, positions, permutation[places.start : places.stop])
 
@@ -237,7 +247,8 @@ class TrainLoader(_Workers):
 class EvalLoader(_Workers):
     """Every image once, in the source's order; the last batch holds what is left.
 
-    A bad image keeps its label: whoever counts must count it as wrong.
+    A bad image keeps its label: whoever counts must count it as wrong. Of several ranks each has
+    an even, contiguous share.
 
     Args: as of :class:`TrainLoader`.
     """
@@ -251,20 +262,24 @@ class EvalLoader(_Workers):
         num_workers: int | None = None,
         prefetch: int = 3,
         pin_memory: bool = False,
+        rank: int = 0,
+        num_ranks: int = 1,
     ) -> None:
         super().__init__(source, transform, num_workers, prefetch, pin_memory)
         self.batch_size = batch_size
+        images = len(source)
+        self.share = range(rank * images // num_ranks, (rank + 1) * images // num_ranks)
 
     def __len__(self) -> int:
-        return math.ceil(len(self.source) / self.batch_size)
+        return math.ceil(len(self.share) / self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         return self._batches(self._jobs(), None)
 
     def _jobs(self) -> Iterator[_Job]:
         for step in range(len(self)):
-            first = step * self.batch_size
-            places = np.arange(first, min(first + self.batch_size, len(self.source)))
+            first = self.share.start + step * self.batch_size
+            places = np.arange(first, min(first + self.batch_size, self.share.stop))
             yield _Job(step, places, places)
 
 

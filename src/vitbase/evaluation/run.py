@@ -67,7 +67,7 @@ def evaluate_model(
     model.eval()
     with torch.inference_mode():
         for batch in loader:
-            images = batch.images.to(runtime.device, non_blocking=True)
+            (images,) = runtime.send(batch.images)
             with runtime.autocast():
                 logits = model(normalize(images, preprocess))
             for image in batch.bad:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from vitbase.config import Config
+from vitbase.data.archives import ArraySource
 from vitbase.data.augment import TrainTransform, normalize
 from vitbase.data.loader import Batch, TrainLoader
 from vitbase.data.sources import TrainVal, open_train_val
@@ -31,9 +32,10 @@ from vitbase.training.checkpoint import (
     restore_optimizer,
     write_atomically,
 )
-from vitbase.training.journal import Journal, say
+from vitbase.training.journal import Journal, describe_bottleneck, say
 from vitbase.training.losses import cross_entropy_sum
 from vitbase.training.optim import Schedule, build_optimizer, set_learning_rate
+from vitbase.training.result import TrainResult, report_finished, result_of, say_result
 from vitbase.training.start import (
     build_start,
     complete_from_data,
@@ -53,23 +55,6 @@ class DivergedError(VitbaseError):
     """The loss is no longer a number."""
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainResult:
-    """What a run ended with. Accuracies are fractions, measured after the last update.
-
-    `best_*` is the checkpoint that did best on the evaluation images; having been chosen on them,
-    its accuracy flatters, and is never the run's result.
-    """
-
-    output_dir: Path
-    updates: int
-    eval_top1: float
-    eval_top5: float
-    eval_loss: float
-    best_checkpoint: str
-    best_eval_top1: float
-
-
 def train(config: Config) -> TrainResult:
     """Train as configured, or continue the run in the output folder, or report a finished one.
 
@@ -86,7 +71,7 @@ def train(config: Config) -> TrainResult:
     checkpoint, warnings = folder.newest_whole()
     progress = read_progress(checkpoint.path) if checkpoint else None
     if progress is not None and progress.finished:
-        return _report_finished(folder, progress)
+        return report_finished(folder, progress)
     data = open_train_val(config)
     config = complete_from_data(config, data.train.class_names)
     steps_per_epoch = len(data.train) // config.global_batch
@@ -123,43 +108,6 @@ def _load_checkpoint(checkpoint: Checkpoint, class_names: tuple[str, ...]) -> Vi
             f"now has {', '.join(class_names[:5])}…. Give the same images, or another --output_dir."
         )
     return loaded.model
-
-
-def _report_finished(folder: RunFolder, progress: Progress) -> TrainResult:
-    row = folder.read_last_evaluation()
-    if row is None or progress.best is None:
-        raise CheckpointError(
-            f"The run in {folder.path} is finished, but its metrics.jsonl holds no evaluation. "
-            f"Evaluate it with: vitbase eval --checkpoint_path {folder.path}"
-        )
-    say(f"The run in {folder.path} is finished; nothing to do. Its result:")
-    result = _result(folder, progress.updates, row, progress.best)
-    _say_result(result)
-    return result
-
-
-def _result(folder: RunFolder, updates: int, row: dict[str, Any], best: Best) -> TrainResult:
-    return TrainResult(
-        output_dir=folder.path,
-        updates=updates,
-        eval_top1=row["eval_top1"],
-        eval_top5=row["eval_top5"],
-        eval_loss=row["eval_loss"],
-        best_checkpoint=best.checkpoint,
-        best_eval_top1=best.eval_top1,
-    )
-
-
-def _say_result(result: TrainResult) -> None:
-    say(
-        f"After {result.updates} updates: top-1 {result.eval_top1:.2%}, "
-        f"top-5 {result.eval_top5:.2%}, loss {result.eval_loss:.4f}"
-    )
-    say(
-        f"Best checkpoint: {result.best_checkpoint} with {result.best_eval_top1:.2%} "
-        f"(chosen on these same evaluation images, so it flatters)"
-    )
-    say(f"Run folder: {result.output_dir}")
 
 
 @dataclasses.dataclass
@@ -202,7 +150,9 @@ class _Run:
             batch_size=config.data.batch_size,
             accumulation_steps=config.optimizer.accumulation_steps,
             num_workers=config.data.num_workers,
-            max_bad_images=config.data.max_bad_images,
+            max_bad_images=(
+                config.data.max_bad_images if config.data.on_bad_image == "skip" else 0
+            ),
             pin_memory=runtime.pin_memory,
         )
         self.best: Best | None = None
@@ -232,8 +182,8 @@ class _Run:
                     row = self._evaluate(epoch)
                 self._save(epoch, self.steps_per_epoch, row["eval_top1"] if evaluated else None)
         assert self.best is not None
-        result = _result(self.folder, self.updates, row, self.best)
-        _say_result(result)
+        result = result_of(self.folder, self.updates, row, self.best)
+        say_result(result)
         return result
 
     def _restore(self, checkpoint: Checkpoint, progress: Progress) -> None:
@@ -267,9 +217,11 @@ class _Run:
         window = self._new_window()
         waited_before = 0.0  # the loader counts anew in each epoch
         batches = self.loader.epoch(epoch, first_step)
+        started, images = time.perf_counter(), 0
         for step in range(first_step + 1, self.steps_per_epoch + 1):
             lr = self._update(batches, window)
             self.updates += 1
+            images += self.config.global_batch
             self.journal.show(self.updates)
             if (
                 step % self.config.run.log_every_steps == 0
@@ -283,6 +235,15 @@ class _Run:
             every = self.config.checkpoint.checkpoint_every_steps
             if every and self.updates % every == 0 and step < self.steps_per_epoch:
                 self._save(epoch, step, None)
+        slow = describe_bottleneck(
+            images,
+            time.perf_counter() - started,
+            self.loader.seconds_waited,
+            self.loader.num_workers,
+            not isinstance(self.data.train, ArraySource),
+        )
+        if slow is not None:
+            self.journal.say(slow)
 
     def _new_window(self) -> _Window:
         return _Window(torch.zeros((), device=self.runtime.device))
@@ -297,8 +258,7 @@ class _Run:
         depth_scales = self._draw_depth_scales()
         for micro in range(config.accumulation_steps):
             batch = next(batches)
-            images = batch.images.to(self.runtime.device, non_blocking=True)
-            labels = batch.labels.to(self.runtime.device, non_blocking=True)
+            images, labels = self.runtime.send(batch.images, batch.labels)
             with self.runtime.autocast():
                 logits = self.model(
                     normalize(images, self.preprocess),
