@@ -194,17 +194,15 @@ def _decoded(raw: bytes | Pixels, channels: int) -> Pixels:
 
 @lru_cache(maxsize=16)
 def _scale_and_shift(
-    preprocess: Preprocess, device: torch.device
+    preprocess: Preprocess, width: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return factor and summand for a row of pixels, [width * channels]."""
     with torch.inference_mode(False):
         mean = torch.tensor(preprocess.mean, dtype=torch.float64)
         std = torch.tensor(preprocess.std, dtype=torch.float64)
-        scale, shift = 1 / (255 * std), -mean / std
-        shape = (1, preprocess.channels, 1, 1)
-        return (
-            scale.to(torch.float32).view(shape).to(device),
-            shift.to(torch.float32).view(shape).to(device),
-        )
+        rows = (value.to(torch.float32).repeat(width) for value in (1 / (255 * std), -mean / std))
+        scale, shift = (row.to(device) for row in rows)
+        return scale, shift
 
 
 def normalize(
@@ -218,6 +216,9 @@ def normalize(
       dtype: of the result; the arithmetic is in float32.
     Returns: [B, C, H, W], (pixels / 255 - mean) / std; in memory the channels still come last.
     """
-    scale, shift = _scale_and_shift(preprocess, images_BHWC.device)
-    images_BCHW = images_BHWC.permute(0, 3, 1, 2).to(torch.float32)
-    return torch.addcmul(shift, images_BCHW, scale).to(dtype)
+    batch, height, width, channels = images_BHWC.shape
+    scale, shift = _scale_and_shift(preprocess, width, images_BHWC.device)
+    # By rows, and in place: with three numbers for three channels a CPU takes twice as long.
+    rows = images_BHWC.reshape(batch * height, width * channels).to(torch.float32)
+    torch.addcmul(shift, rows, scale, out=rows)
+    return rows.view(batch, height, width, channels).permute(0, 3, 1, 2).to(dtype)
