@@ -24,13 +24,17 @@ shift
 
 nohup "$python" "$root/train.py" --name "$recipe" "$@" > "$log" 2>&1 < /dev/null &
 process=$!
-# A mistake in the options shows within seconds: show it here, not only in the log.
-for _ in 1 2 3 4 5 6; do
-    if ! kill -0 "$process" 2> /dev/null; then
-        cat "$log"
-        wait "$process"
-        exit
+# A mistake is the first thing in the log: show it here, too.
+for _ in {1..60}; do
+    if [ -s "$log" ] || ! kill -0 "$process" 2> /dev/null; then
+        break
     fi
     sleep 0.5
 done
+if grep -q "^vitbase: error" "$log" || ! kill -0 "$process" 2> /dev/null; then
+    code=0
+    wait "$process" || code=$?
+    cat "$log"
+    exit "$code"
+fi
 echo "Training $recipe in the background (process $process); follow it with: tail -f $log"

@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # From the top of the house down; a room may import rooms of a later row only, or itself.
 FLOORS = (
     ("cli", "__main__"),
-    ("launch", "explain"),
+    ("launch", "explain", "arguments"),
     ("shipping",),
     ("inspection",),
     ("training",),

@@ -10,11 +10,20 @@ from typing import Annotated, Any, TypedDict
 import tyro
 
 from vitbase import __version__
-from vitbase.config import FIELDS, Config, load_config, read_recipe_text, recipe_names
+from vitbase.arguments import (
+    TYRO,
+    drop_value,
+    find_value,
+    has_recipe,
+    parse_config,
+    parse_places,
+    refuse_unknown,
+    take_switch,
+)
+from vitbase.config import Config, read_recipe_text, recipe_names
 from vitbase.errors import ConfigError, VitbaseError, nearest
 from vitbase.training.journal import say
 
-_TYRO: Any = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
 _USAGE = """usage: vitbase COMMAND [...]
 
   train [RECIPE] [--OPTION VALUE ...]      train, or continue, a run (default recipe: fashion)
@@ -66,14 +75,14 @@ def _run(words: list[str]) -> None:
 
 
 def _train(words: list[str]) -> None:
-    config = _parse_config("train", words, default_recipe="fashion")
+    config = parse_config("train", words, default_recipe="fashion")
     from vitbase.training.loop import train  # torch: not needed to see a mistake in an option
 
     train(config)
 
 
 def _explain(words: list[str]) -> None:
-    config = _parse_config("explain", words, default_recipe="fashion")
+    config = parse_config("explain", words, default_recipe="fashion")
     from vitbase.explain import explain
 
     explanation = explain(config)
@@ -92,10 +101,10 @@ def _explain(words: list[str]) -> None:
 
 
 def _eval(words: list[str]) -> None:
-    words, as_json = _take_switch(words, "--json")
-    given = _find_value(words, "checkpoint_path")
+    words, as_json = take_switch(words, "--json")
+    given = find_value(words, "checkpoint_path")
     recipe: str | None = None
-    if given is not None and not _has_recipe(words):
+    if given is not None and not has_recipe(words):
         from vitbase.weights.checkpoints import find_run_folder, find_weights
 
         run = find_run_folder(given)
@@ -106,7 +115,7 @@ def _eval(words: list[str]) -> None:
                 f"{given} lies in no run folder, so it does not tell what to evaluate on. Name a "
                 f"recipe too, such as: vitbase eval imagenet --checkpoint_path {given}"
             )
-    config = _parse_config("eval", words, default_recipe=recipe or "imagenet")
+    config = parse_config("eval", words, default_recipe=recipe or "imagenet")
     from vitbase.evaluation.run import describe_sums, evaluate_each
 
     for result in evaluate_each(config, on_unreadable=_warn):
@@ -144,8 +153,8 @@ class _PredictOptions(TypedDict):
 
 
 def _predict(words: list[str]) -> None:
-    words, as_json = _take_switch(words, "--json")
-    _refuse_unknown(words, (*_PredictOptions.__annotations__, "help"))
+    words, as_json = take_switch(words, "--json")
+    refuse_unknown(words, (*_PredictOptions.__annotations__, "help"))
     options: _PredictOptions = tyro.cli(
         _PredictOptions,
         prog="vitbase predict",
@@ -154,7 +163,7 @@ def _predict(words: list[str]) -> None:
         default=_PredictOptions(
             images=(), checkpoint_path="", num_heads=None, top=5, device_target="auto"
         ),
-        config=_TYRO,
+        config=TYRO,
         use_underscores=True,
     )
     if not options["images"] or not options["checkpoint_path"]:
@@ -223,9 +232,9 @@ def _weights(words: list[str]) -> None:
 
 
 def _show_weights(words: list[str]) -> None:
-    words, with_tensors = _take_switch(words, "--tensors")
-    words, as_json = _take_switch(words, "--json")
-    places, options = _parse_weights("show FILE", 1, words, _WeightsOptions)
+    words, with_tensors = take_switch(words, "--tensors")
+    words, as_json = take_switch(words, "--json")
+    places, options = parse_places("weights", "show FILE", 1, words, _WeightsOptions)
     from vitbase.weights.show import show_weights
 
     shown = show_weights(places[0], **options)
@@ -243,7 +252,7 @@ def _show_weights(words: list[str]) -> None:
 
 
 def _convert_weights(words: list[str]) -> None:
-    (source, path), options = _parse_weights("convert IN OUT", 2, words, _ConvertOptions)
+    (source, path), options = parse_places("weights", "convert IN OUT", 2, words, _ConvertOptions)
     if "dialect" not in options:
         from vitbase.weights.tables_hf import DIALECT_NAMES
 
@@ -262,22 +271,6 @@ def _convert_weights(words: list[str]) -> None:
     )
     for note in done.notes:
         say(note)
-
-
-def _parse_weights(
-    usage: str, count: int, words: list[str], kind: Any
-) -> tuple[list[str], dict[str, Any]]:
-    """Split `PLACE... [--OPTION VALUE ...]`; the places come first."""
-    asks_help = bool({"-h", "--help"} & set(words))
-    at = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
-    places, words = words[:at], words[at:]
-    if len(places) != count and not asks_help:
-        raise ConfigError(f"Usage: vitbase weights {usage}; got {' '.join(places) or 'nothing'}.")
-    _refuse_unknown(words, (*kind.__annotations__, "help"))
-    options: dict[str, Any] = tyro.cli(
-        kind, prog=f"vitbase weights {usage}", args=words, config=_TYRO, use_underscores=True
-    )
-    return places, options
 
 
 def _recipes(words: list[str]) -> None:
@@ -302,94 +295,20 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
 def seed_main(command: str) -> None:
     """Run the seed's `train.py` or `eval.py`: recipe `imagenet`, or the one `--name` selects."""
     words = sys.argv[1:]
-    recipe = _find_value(words, "name") or "imagenet"
-    words = _drop_value(words, "name")
-    if command == "train" and _find_value(words, "output_dir") is None:
+    recipe = find_value(words, "name") or "imagenet"
+    words = drop_value(words, "name")
+    if command == "train" and find_value(words, "output_dir") is None:
         # The seed keeps the checkpoints of device 0 in ./ckpt_0.
-        words += ["--output_dir", f"./ckpt_{_find_value(words, 'device_id') or 0}"]
+        words += ["--output_dir", f"./ckpt_{find_value(words, 'device_id') or 0}"]
     asks_help = bool({"-h", "--help"} & set(words))
-    if command == "eval" and not asks_help and _find_value(words, "name") is None:
-        given = _find_value(words, "checkpoint_path")
+    if command == "eval" and not asks_help and find_value(words, "name") is None:
+        given = find_value(words, "checkpoint_path")
         from vitbase.weights.checkpoints import find_run_folder
 
         if given is not None and find_run_folder(given) is not None:
             main([command, *words])  # the run knows its own recipe
             return
     main([command, recipe, *words])
-
-
-def _parse_config(command: str, words: list[str], *, default_recipe: str) -> Config:
-    """Read `[RECIPE] [--OPTION VALUE ...]`; options on the command line win."""
-    recipe = default_recipe
-    if _has_recipe(words):
-        recipe, words = words[0], words[1:]
-    asks_help = bool({"-h", "--help"} & set(words))
-    base = load_config(recipe)
-    _refuse_unknown(words, (*FIELDS, "help", *(("json",) if command == "eval" else ())))
-    given: dict[str, Any] = tyro.cli(
-        _options_type(base),
-        prog=f"vitbase {command} {'RECIPE' if asks_help else recipe}",
-        description=f"Defaults shown are those of {recipe}.",
-        args=words,
-        config=_TYRO,
-        use_underscores=True,
-    )
-    options = {name: value for section in given.values() for name, value in section.items()}
-    return base.replace(**options) if options else base
-
-
-def _options_type(base: Config) -> Any:
-    """Build the command line's type: a section is a TypedDict, so only given options are set."""
-    sections: dict[str, dict[str, Any]] = {}
-    for name, (section, field) in FIELDS.items():
-        default = getattr(getattr(base, section), name)
-        hint = tyro.conf.arg(help=field.description, help_behavior_hint=f"(default: {default})")
-        sections.setdefault(section, {})[name] = Annotated[field.annotation, hint]
-    types = {
-        section: TypedDict(section, options, total=False)  # type: ignore[operator]
-        for section, options in sections.items()
-    }
-    return TypedDict("options", types)  # type: ignore[operator]
-
-
-def _has_recipe(words: list[str]) -> bool:
-    return bool(words) and not words[0].startswith("-")
-
-
-def _refuse_unknown(words: list[str], known: Sequence[str]) -> None:
-    for word in words:
-        if word.startswith("--") and len(word) > 2:
-            name = word[2:].split("=", 1)[0].replace("-", "_")
-            if name not in known:
-                raise ConfigError(f"Unknown option '--{name}'.{nearest(name, known)}")
-
-
-def _find_value(words: list[str], option: str) -> str | None:
-    """Return the value given for an option, without parsing the others."""
-    for i, word in enumerate(words):
-        name, equals, value = word.partition("=")
-        if name.replace("-", "_") == f"__{option}":
-            return value if equals else (words[i + 1] if i + 1 < len(words) else None)
-    return None
-
-
-def _drop_value(words: list[str], option: str) -> list[str]:
-    """Return the words without an option and its value."""
-    kept: list[str] = []
-    skip = False
-    for word in words:
-        if skip:
-            skip = False
-        elif word.partition("=")[0].replace("-", "_") == f"__{option}":
-            skip = "=" not in word
-        else:
-            kept.append(word)
-    return kept
-
-
-def _take_switch(words: list[str], switch: str) -> tuple[list[str], bool]:
-    """Take an option without a value out of the words."""
-    return [word for word in words if word != switch], switch in words
 
 
 def _warn(line: str) -> None:

@@ -358,3 +358,27 @@ def test_no_bad_image_is_tolerated_where_none_is_allowed(tmp_path):
     spoil(tmp_path, "a/1.JPEG")
     with pytest.raises(DataError, match=r"a/1\.JPEG: the JPEG is truncated.*--on_bad_image skip"):
         list(train_loader(source, max_bad_images=0).epoch(0))
+
+
+def test_a_run_that_does_not_wait_says_nothing(source):
+    loader = train_loader(source)
+    loader.seconds_waited = 0.9
+    assert loader.describe_bottleneck(1000, 10.0) is None
+    assert loader.describe_bottleneck(0, 0.0) is None
+
+
+@pytest.mark.parametrize("cores", [4, 7])
+def test_a_bottleneck_is_told_in_numbers_and_with_a_remedy(source, embedded, cores, monkeypatch):
+    monkeypatch.setattr("vitbase.data.loader.available_cores", lambda: cores)
+    loader = train_loader(source, num_workers=4)
+    loader.seconds_waited = 6.0
+    line = loader.describe_bottleneck(1000, 10.0)
+    assert line is not None
+    assert "60% of the time" in line
+    assert "4 workers deliver 100 images/s, the model could take 250" in line
+    assert ("--num_workers 7" in line) == (cores == 7)
+    assert ("more cores" in line) == (cores == 4)
+    assert "data pack --short_side" in line
+    decoded = train_loader(embedded, num_workers=4)
+    decoded.seconds_waited = 6.0
+    assert "pack" not in (decoded.describe_bottleneck(1000, 10.0) or "pack")

@@ -233,6 +233,29 @@ class TrainLoader(_Workers):
                 )
             yield batch
 
+    def describe_bottleneck(self, images: int, seconds: float) -> str | None:
+        """Say in plain words that training waits for its images, if it does.
+
+        Args:
+          images: trained on in the pass under way.
+          seconds: that it took so far.
+        Returns: what the input delivers, what the model could take, and what would help; None if
+          waiting takes less than a tenth of the time.
+        """
+        waited = self.seconds_waited
+        if images == 0 or waited < 0.1 * seconds:
+            return None
+        cores = available_cores()
+        spare = self.num_workers < cores
+        help_ = f"--num_workers {cores}, one for each core" if spare else "more cores"
+        if not isinstance(self.source, ArraySource):
+            help_ += ", or images packed at the size they are used (vitbase data pack --short_side)"
+        return (
+            f"Waiting for images takes {waited / seconds:.0%} of the time: {self.num_workers} "
+            f"workers deliver {images / seconds:.0f} images/s, the model could take "
+            f"{images / max(seconds - waited, 1e-9):.0f}. What would help: {help_}."
+        )
+
     def _generators(self, epoch: int) -> Generators:
         return lambda position: sample_generator(self.seed, epoch, position)
 

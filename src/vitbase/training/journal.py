@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitbase.runtime import available_cores
-
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -88,32 +86,3 @@ def say(line: str) -> None:
         return
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
-
-
-def describe_bottleneck(
-    images: int, seconds: float, seconds_waited: float, num_workers: int, compressed: bool
-) -> str | None:
-    """Say in plain words that a run waits for its images, if it does.
-
-    Args:
-      images: trained on in some time.
-      seconds: that time.
-      seconds_waited: of it, spent waiting for images.
-      num_workers: threads that prepare them.
-      compressed: whether they come as files that must be decoded.
-    Returns: what the input delivers, what the model could take, and what would help; None if the
-      input costs less than a tenth of the time.
-    """
-    if images == 0 or seconds_waited < 0.1 * seconds:
-        return None
-    delivered = images / seconds
-    taken = images / max(seconds - seconds_waited, 1e-9)
-    cores = available_cores()
-    help_ = f"--num_workers {cores}, one for each core" if num_workers < cores else "more cores"
-    if compressed:
-        help_ += ", or images packed at the size they are used (vitbase data pack --short_side)"
-    return (
-        f"Waiting for images takes {seconds_waited / seconds:.0%} of the time: {num_workers} "
-        f"workers deliver {delivered:.0f} images/s, the model could take {taken:.0f}. What would "
-        f"help: {help_}."
-    )

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from vitbase.config import Config
-from vitbase.data.archives import ArraySource
 from vitbase.data.augment import TrainTransform, normalize
 from vitbase.data.loader import Batch, TrainLoader
 from vitbase.data.sources import TrainVal, open_train_val
@@ -32,7 +31,7 @@ from vitbase.training.checkpoint import (
     restore_optimizer,
     write_atomically,
 )
-from vitbase.training.journal import Journal, describe_bottleneck, say
+from vitbase.training.journal import Journal, say
 from vitbase.training.losses import cross_entropy_sum
 from vitbase.training.optim import Schedule, build_optimizer, set_learning_rate
 from vitbase.training.result import TrainResult, report_finished, result_of, say_result
@@ -235,13 +234,7 @@ class _Run:
             every = self.config.checkpoint.checkpoint_every_steps
             if every and self.updates % every == 0 and step < self.steps_per_epoch:
                 self._save(epoch, step, None)
-        slow = describe_bottleneck(
-            images,
-            time.perf_counter() - started,
-            self.loader.seconds_waited,
-            self.loader.num_workers,
-            not isinstance(self.data.train, ArraySource),
-        )
+        slow = self.loader.describe_bottleneck(images, time.perf_counter() - started)
         if slow is not None:
             self.journal.say(slow)
 
