@@ -5,10 +5,13 @@ Source: An Image is Worth 16x16 Words (arXiv 2010.11929).
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
+
+from pydantic import TypeAdapter, ValidationError
 
 from vitbase.errors import ConfigError, nearest
 from vitbase.model.hybrid import GROUPS, ROOT_CHANNELS, Form, conv_padding, resnet_stride
@@ -152,13 +155,11 @@ class ViTSpec:
             if key not in known:
                 raise ConfigError(f"Unknown model option '{key}'.{nearest(key, known)}")
         try:
-            return cls(**{key: _as_tuples(value) for key, value in values.items()})
-        except TypeError as error:
-            raise ConfigError(f"Incomplete model specification: {error}.") from None
-
-
-def _as_tuples(value: Any) -> Any:
-    return tuple(map(_as_tuples, value)) if isinstance(value, list | tuple) else value
+            # Through JSON, so that pydantic takes lists for tuples, but no text for a number.
+            return TypeAdapter(cls).validate_json(json.dumps(dict(values)), strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ConfigError(f"Model option '{first['loc'][0]}': {first['msg']}.") from None
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -170,6 +171,11 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "gelu": get_args(Gelu),
 }
 _POSITIVE = ("patch_size", "width", "depth", "num_heads", "mlp_dim", "in_channels")
+# Far above every network there is: a number read from a damaged file ends here, not in a loop or
+# an allocation.
+_LARGEST = {"depth": 4096}
+_LARGEST_SIZE = 1 << 24
+_MOST_TOKENS = 1 << 22
 
 
 def _check_values(spec: ViTSpec) -> None:
@@ -181,6 +187,8 @@ def _check_values(spec: ViTSpec) -> None:
         value = getattr(spec, key)
         if not isinstance(value, int) or value < 1:
             raise ConfigError(f"{spec.name}: {key} is {value!r}; it must be a positive integer.")
+        if value > _LARGEST.get(key, _LARGEST_SIZE):
+            raise ConfigError(f"{spec.name}: {key} is {value:,}; such sizes are impossible.")
     for key in ("num_classes", "num_registers"):
         value = getattr(spec, key)
         if not isinstance(value, int) or value < 0:
@@ -234,4 +242,9 @@ def _check_combinations(spec: ViTSpec) -> None:
         raise ConfigError(
             f"{spec.name}: the stem's strides multiply to {spec.stem_stride}, which does not "
             f"divide patch_size {spec.patch_size}."
+        )
+    if max(spec.num_tokens, spec.num_classes, spec.representation_size or 0) > _MOST_TOKENS:
+        raise ConfigError(
+            f"{spec.name}: {spec.num_tokens:,} tokens, {spec.num_classes:,} classes and a "
+            f"representation of {spec.representation_size or 0:,}: such sizes are impossible."
         )

@@ -24,22 +24,28 @@ from vitbase.weights.stored import StoredTensor
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How axes differ: a pair of inverse functions. The second is also told the heads."""
+    """How axes differ: a pair of inverse functions. The second is also told the heads.
+
+    `axes` are how many their tensor may have; None: as many as ours.
+    """
 
     to_ours: Callable[[Tensor], Tensor]
     to_theirs: Callable[[Tensor, int], Tensor]
+    axes: tuple[int, ...] | None
 
 
-SAME = Layout(lambda t: t, lambda t, heads: t)
+SAME = Layout(lambda t: t, lambda t, heads: t, None)
 # JAX's kernels: [in, out] for [out, in]; [H, W, in, out] for [out, in, H, W].
-DENSE = Layout(lambda t: t.T, lambda t, heads: t.T)
-CONV = Layout(lambda t: t.permute(3, 2, 0, 1), lambda t, heads: t.permute(2, 3, 1, 0))
+DENSE = Layout(lambda t: t.T, lambda t, heads: t.T, (2,))
+CONV = Layout(lambda t: t.permute(3, 2, 0, 1), lambda t, heads: t.permute(2, 3, 1, 0), (4,))
 # flax keeps heads apart: query [D, H, K], its bias [H, K], out [H, K, D].
-HEADS_IN = Layout(lambda t: t.flatten(1).T, lambda t, heads: t.T.unflatten(1, (heads, -1)))
-HEADS_BIAS = Layout(lambda t: t.flatten(), lambda t, heads: t.unflatten(0, (heads, -1)))
-HEADS_OUT = Layout(lambda t: t.flatten(0, 1).T, lambda t, heads: t.T.unflatten(0, (heads, -1)))
+HEADS_IN = Layout(lambda t: t.flatten(1).T, lambda t, heads: t.T.unflatten(1, (heads, -1)), (3,))
+HEADS_BIAS = Layout(lambda t: t.flatten(), lambda t, heads: t.unflatten(0, (heads, -1)), (2,))
+HEADS_OUT = Layout(
+    lambda t: t.flatten(0, 1).T, lambda t, heads: t.T.unflatten(0, (heads, -1)), (3,)
+)
 # Published hybrids have norms of shape [1, 1, 1, C], newer ones [C].
-VECTOR = Layout(lambda t: t.flatten(), lambda t, heads: t)
+VECTOR = Layout(lambda t: t.reshape(t.shape[-1:]), lambda t, heads: t, (1, 4))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,9 +153,20 @@ class Mapped:
     """
 
     theirs: tuple[str, ...]
+    stored: tuple[StoredTensor, ...]
+    layout: Layout
     shape: tuple[int, ...]
-    read: Callable[[], Tensor]
     num_heads: int | None = None
+
+    def read(self) -> Tensor:
+        pieces = [self.layout.to_ours(tensor.read()) for tensor in self.stored]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def find_not_finite(self) -> str:
+        """Return the file's name of the part that holds a NaN, or what float32 cannot hold."""
+        parts = zip(self.theirs, self.stored, strict=True)
+        finite = (name for name, part in parts if not part.read().float().isfinite().all())
+        return next(finite, self.theirs[0])
 
 
 def to_ours(
@@ -251,19 +268,24 @@ def _fill(name: str, numbers: tuple[int, ...]) -> str:
 
 
 def _mapped(row: Row, names: tuple[str, ...], stored: list[StoredTensor]) -> Mapped:
+    shapes = []
     for name, tensor in zip(names, stored, strict=True):
         if not tensor.dtype.is_floating_point:
             raise WeightsError(f"tensor '{name}' holds {tensor.dtype} numbers, not weights")
-
-    def join(read: Callable[[StoredTensor], Tensor]) -> Tensor:
-        pieces = [row.layout.to_ours(read(tensor)) for tensor in stored]
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-
-    try:
-        # On the meta device a layout is applied to shapes alone.
-        shape = join(lambda tensor: torch.empty(tensor.shape, device="meta")).shape
-    except (RuntimeError, IndexError):
-        shapes = ", ".join(str(tensor.shape) for tensor in stored)
-        raise WeightsError(f"tensor '{names[0]}' has an impossible shape: {shapes}") from None
+        try:
+            if len(tensor.shape) not in (row.layout.axes or (1, 2, 3, 4)):
+                raise IndexError
+            # On the meta device a layout is applied to shapes alone.
+            shapes.append(row.layout.to_ours(torch.empty(tensor.shape, device="meta")).shape)
+        except (RuntimeError, IndexError):
+            raise WeightsError(f"tensor '{name}' has an impossible shape: {tensor.shape}") from None
+    usual = max(shapes, key=shapes.count)
+    for name, tensor, shape in zip(names, stored, shapes, strict=True):
+        if shape != usual:
+            raise WeightsError(
+                f"tensor '{name}' has shape {tensor.shape}, which does not go with those of "
+                f"{' and '.join(repr(other) for other in names if other != name)}"
+            )
+    total = (len(names) * usual[0], *usual[1:]) if len(names) > 1 else usual
     heads = stored[0].shape[1] if row.layout is HEADS_IN else None
-    return Mapped(names, tuple(shape), lambda: join(lambda tensor: tensor.read()), heads)
+    return Mapped(names, tuple(stored), row.layout, tuple(total), heads)

@@ -35,8 +35,11 @@ def write_folder(
 ) -> None:
     """Write weights and configuration, so that `from_pretrained` or `local-dir:` opens them.
 
-    Raises: WeightsError if the configuration cannot express the architecture.
+    Raises: WeightsError if the configuration cannot express the architecture, or the labels are
+      more than the classes.
     """
+    if labels and len(labels) > spec.num_classes:
+        raise WeightsError(f"There are {len(labels)} labels for {spec.num_classes} classes.")
     if dialect.name == "timm":
         config = _timm_config(spec, preprocess, labels)
     else:
@@ -57,14 +60,19 @@ def _timm_config(
     spec: ViTSpec, preprocess: Preprocess | None, labels: tuple[str, ...] | None
 ) -> dict[str, Any]:
     """Source: timm/models/_hub.py, save_config_for_hf."""
-    ratio = spec.mlp_dim / spec.width
-    if spec.stem == "resnet" and spec.resnet_layers not in _TIMM_FUNCTIONS:
-        raise WeightsError(f"timm has no model with resnet_layers {spec.resnet_layers}.")
-    if spec.resnet_width_factor != 1.0 or int(spec.width * ratio) != spec.mlp_dim:
-        raise WeightsError(f"timm's configuration cannot say the sizes of {spec.name}.")
     hybrid = spec.stem == "resnet"
+    if hybrid and spec.resnet_layers not in _TIMM_FUNCTIONS:
+        raise WeightsError(f"timm has no model with resnet_layers {spec.resnet_layers}.")
+    if spec.resnet_width_factor != 1.0:
+        raise WeightsError(
+            f"timm has no model with resnet_width_factor {spec.resnet_width_factor:g}."
+        )
+    ratio = spec.mlp_dim / spec.width
+    if int(spec.width * ratio) != spec.mlp_dim:  # timm cuts off, and the quotient was rounded down
+        ratio = (spec.mlp_dim + 0.5) / spec.width
     arguments: dict[str, Any] = {
         "img_size": list(spec.image_size),
+        "patch_size": spec.patch_size // spec.stem_stride,
         "in_chans": spec.in_channels,
         "num_classes": spec.num_classes,
         "global_pool": "token" if spec.pool == "token" else "avg",
@@ -81,8 +89,6 @@ def _timm_config(
         "fc_norm": spec.pool == "gap_norm",
         "act_layer": "gelu_tanh" if spec.gelu == "tanh" else "gelu",
     }
-    if not hybrid:
-        arguments["patch_size"] = spec.patch_size
     trained: dict[str, Any] = {
         "input_size": [spec.in_channels, *spec.image_size],
         "num_classes": spec.num_classes,
@@ -151,25 +157,30 @@ def _hf_config(spec: ViTSpec, labels: tuple[str, ...] | None) -> dict[str, Any]:
 
 
 def _hf_processor(preprocess: Preprocess) -> dict[str, Any]:
-    """Source: transformers' image_processing_vit.py, image_processing_bit.py."""
-    height, width = preprocess.height, preprocess.width
-    processor: dict[str, Any] = {
+    """Source: transformers' image_processing_vit.py, image_processing_{deit,bit}.py."""
+    sides = {"height": preprocess.height, "width": preprocess.width}
+    resized = {side: int(pixels / preprocess.crop_ratio + 1e-6) for side, pixels in sides.items()}
+    crop: dict[str, Any] = {"do_center_crop": True, "crop_size": sides}
+    how: dict[str, Any]
+    if preprocess.crop_mode == "squash" and resized == sides:
+        how = {"image_processor_type": "ViTImageProcessor", "size": sides}
+    elif preprocess.crop_mode == "squash":
+        how = {"image_processor_type": "DeiTImageProcessor", "size": resized, **crop}
+    elif preprocess.height == preprocess.width:
+        shortest = {"shortest_edge": resized["height"]}
+        how = {"image_processor_type": "BitImageProcessor", "size": shortest, **crop}
+    else:
+        # A shortest edge is not enough to cover another shape: black bars would fill it up. So it
+        # is told not to resize, and its model refuses images that nobody has resized.
+        how = {"image_processor_type": "ViTImageProcessor", "do_resize": False}
+    return {
         "do_resize": True,
         "do_rescale": True,
         "do_normalize": True,
+        "do_convert_rgb": preprocess.channels == 3,
         "rescale_factor": 1 / 255,
         "image_mean": list(preprocess.mean),
         "image_std": list(preprocess.std),
         "resample": _RESAMPLING[preprocess.interpolation],
-    }
-    if preprocess.crop_mode == "squash":
-        return processor | {
-            "image_processor_type": "ViTImageProcessor",
-            "size": {"height": height, "width": width},
-        }
-    return processor | {
-        "image_processor_type": "BitImageProcessor",
-        "do_center_crop": True,
-        "crop_size": {"height": height, "width": width},
-        "size": {"shortest_edge": int(min(height, width) / preprocess.crop_ratio + 1e-6)},
+        **how,
     }

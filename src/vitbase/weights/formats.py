@@ -7,17 +7,15 @@ is read is one tensor at a time, so that a file needs no second copy of itself i
 
 from __future__ import annotations
 
-import argparse
+import codecs
 import functools
 import json
-import math
-import pickle
-import re
+import os
 import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -26,7 +24,8 @@ from safetensors.torch import save_file
 
 from vitbase.errors import WeightsError
 from vitbase.weights.mindspore import read_mindspore
-from vitbase.weights.stored import StoredTensor, TensorFile
+from vitbase.weights.stored import StoredTensor, TensorFile, shape_problem
+from vitbase.weights.torch_files import read_torch_pickle, read_torch_zip
 
 METADATA_KEY = "vitbase"
 """Where this project's safetensors files keep what is not a tensor, as JSON."""
@@ -35,23 +34,9 @@ INDEX_SUFFIX = ".index.json"
 MAX_INFLATION = 20
 """A compressed archive may grow by this factor; weights hardly compress, bombs do."""
 _FREE_INFLATION = 256 << 20  # bytes that may come out of a small archive all the same
+_DEFLATED_MOST = 1032  # times its own size: more cannot come out of a deflated entry
+_LONGEST_JSON = 32 << 20  # bytes; 300,000 tensors
 _CONFIG_NAMES = ("model.safetensors", "pytorch_model.bin")  # these have a config.json beside them
-
-# Where a training script puts the weights; averaged ones first, as they are the better model.
-_WRAPPERS = (
-    "state_dict_ema",
-    "model_ema",
-    "ema",
-    "teacher",
-    "state_dict",
-    "model_state_dict",
-    "model",
-    "module",
-    "net",
-)
-_PREFIXES = ("module.", "_orig_mod.", "model.")
-_NOT_WEIGHTS = {"n_averaged"}  # a counter of torch's weight averaging
-_LIGHTNING = b"pytorch-lightning_version"
 
 
 def open_tensors(path: Path) -> TensorFile:
@@ -62,19 +47,19 @@ def open_tensors(path: Path) -> TensorFile:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            head = file.read(16)
+            head = file.read(256)
     except OSError as error:
         raise WeightsError(f"Cannot read {path}: {error.strerror}.") from None
     # safetensors: 8 bytes of little-endian header length, then a JSON object.
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= max(size - 8, _LONGEST_JSON):
         return _with_config(_read_safetensors(path))
     if head[:1] == b"{" and path.name.endswith(INDEX_SUFFIX):
         return _with_config(_read_sharded(path))
-    if head[:4] == b"PK\x03\x04":
+    if head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
         return _read_zip(path)
     if head[:1] == b"\x80":  # a bare pickle: torch before 1.6
-        return _with_config(_read_torch(path, mapped=False))
-    if head[:1] == b"\x0a":  # protobuf's field 1: a Value
+        return _with_config(read_torch_pickle(path))
+    if head[:1] == b"\x0a" and _as_text(head) is None:  # protobuf's field 1: a Value
         return TensorFile(path, "mindspore", read_mindspore(path))
     raise WeightsError(
         f"{path} is no weights file that vitbase knows (safetensors, npz, torch, or MindSpore's "
@@ -87,9 +72,19 @@ def _describe_head(head: bytes) -> str:
         return "it is empty."
     if head.startswith((b"version https://git-lfs", b"# xet version")):
         return "it is a Git LFS pointer, not the file itself. Fetch it with `git lfs pull`."
-    if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head):
-        return f"it is text, starting with {head.decode('ascii')!r}."
+    text = _as_text(head)
+    if text is not None:
+        return f"it is text, starting with {text.strip()[:24]!r}."
     return f"it starts with the bytes {head[:8]!r}. Is it whole?"
+
+
+def _as_text(head: bytes) -> str | None:
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # its last letter may be cut
+    except UnicodeDecodeError:
+        return None
+    readable = all(letter.isprintable() or letter in "\t\r\n" for letter in text)
+    return text if readable else None
 
 
 def write_safetensors(
@@ -105,10 +100,14 @@ def write_safetensors(
 
 def write_npz(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write an uncompressed npz; its bytes are a function of the tensors alone."""
-    with path.open("wb") as file:
-        # Its keywords are the names: one called "file" would clash, and no ViT has that.
-        arrays: dict[str, Any] = {name: t.detach().cpu().numpy() for name, t in tensors.items()}
-        np.savez(file, **arrays)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, tensor in tensors.items():
+            array = tensor.detach().contiguous().cpu()
+            # numpy has no bfloat16; JAX, too, writes it as two raw bytes.
+            raw = array.dtype == torch.bfloat16
+            values = array.view(torch.int16).numpy().view("V2") if raw else array.numpy()
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, values, allow_pickle=False)
 
 
 def _with_config(file: TensorFile) -> TensorFile:
@@ -127,11 +126,31 @@ def _with_config(file: TensorFile) -> TensorFile:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{path} is not valid JSON: {error}") from None
+        with path.open("rb") as file:
+            text = file.read(_LONGEST_JSON + 1)
+    except OSError as error:
+        raise WeightsError(f"Cannot read {path}: {error.strerror}.") from None
+    return _parse_json(str(path), text)
+
+
+def _parse_json(what: str, text: bytes) -> dict[str, Any]:
+    if len(text) > _LONGEST_JSON:
+        raise WeightsError(f"{what} is longer than {_LONGEST_JSON:,} bytes, which none is.")
+    try:
+        content = json.loads(text, object_pairs_hook=_without_repeats)
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{what} is not valid JSON: {error}.") from None
     if not isinstance(content, dict):
-        raise WeightsError(f"{path} should hold a JSON object.")
+        raise WeightsError(f"{what} should hold a JSON object.")
+    return content
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"'{twice[:80]}' stands there twice")
     return content
 
 
@@ -140,6 +159,9 @@ _SAFETENSORS_DTYPES = {
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
@@ -150,22 +172,57 @@ _SAFETENSORS_DTYPES = {
 
 
 def _read_safetensors(path: Path) -> TensorFile:
+    # The library checks all this, too; but what it says of it does not name the tensor.
+    facts = _check_safetensors(path)
     try:
         file: Any = safe_open(path, framework="pt")
-        tensors = {}
-        for name in file.keys():  # noqa: SIM118 (it is no dict)
-            part = file.get_slice(name)
-            kind = part.get_dtype()
-            if kind not in _SAFETENSORS_DTYPES:
-                raise WeightsError(f"{path}: tensor '{name}' has the unknown type '{kind}'.")
-            tensors[name] = StoredTensor(
-                tuple(part.get_shape()),
-                _SAFETENSORS_DTYPES[kind],
-                functools.partial(file.get_tensor, name),
-            )
-        return TensorFile(path, "safetensors", tensors, file.metadata() or {})
+        metadata = file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"{path} is a damaged safetensors file: {error}.") from None
+    tensors = {
+        name: StoredTensor(shape, dtype, functools.partial(file.get_tensor, name))
+        for name, (shape, dtype) in facts.items()
+    }
+    return TensorFile(path, "safetensors", tensors, metadata)
+
+
+def _check_safetensors(path: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Check a header against the file. Returns: shapes and types, in the order of the contents."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(min(length, _LONGEST_JSON + 1))
+    size = path.stat().st_size - 8 - length
+    if size < 0:
+        raise WeightsError(
+            f"{path} is cut short: its header alone has {length:,} bytes, more than there are."
+        )
+    described = _parse_json(f"{path}: its header", header)
+    places = []
+    for name, fact in described.items():
+        if name == "__metadata__":
+            continue
+        try:
+            kind, shape, (begin, end) = fact["dtype"], tuple(fact["shape"]), fact["data_offsets"]
+            if any(type(number) is not int for number in (*shape, begin, end)):
+                raise TypeError
+        except (KeyError, TypeError, ValueError):
+            raise WeightsError(f"{path}: tensor '{name}' lacks type, shape or place.") from None
+        if not isinstance(kind, str) or kind not in _SAFETENSORS_DTYPES:
+            raise WeightsError(f"{path}: tensor '{name}' has the unknown type {kind!r}.")
+        places.append((begin, end, name, shape, _SAFETENSORS_DTYPES[kind]))
+    last = 0
+    for begin, end, name, shape, dtype in sorted(places, key=lambda place: place[:3]):
+        problem = shape_problem(shape, dtype.itemsize, end - begin)
+        if begin != last:
+            problem = f"starts at byte {begin:,}, but the one before it ends at {last:,}"
+        elif end > size:
+            problem = f"is cut short: it ends at byte {end:,} of the contents, which have {size:,}"
+        if problem:
+            raise WeightsError(f"{path}: tensor '{name}' {problem}.")
+        last = end
+    if last != size:
+        raise WeightsError(f"{path} is damaged: {size - last:,} bytes follow its last tensor.")
+    return {name: (shape, dtype) for _, _, name, shape, dtype in places}
 
 
 def _read_sharded(path: Path) -> TensorFile:
@@ -173,28 +230,33 @@ def _read_sharded(path: Path) -> TensorFile:
     shard_of = _read_json(path).get("weight_map")
     if not isinstance(shard_of, dict) or not shard_of:
         raise WeightsError(f"{path} is no index of a sharded checkpoint: it has no weight_map.")
-    shards: dict[str, TensorFile] = {}
+    for name, shard in shard_of.items():
+        if not _is_shard(shard):
+            raise WeightsError(f"{path}: tensor '{name}' stands in {shard!r}, which is no shard.")
+    names = sorted(set(shard_of.values()))
+    absent = [shard for shard in names if not os.path.isfile(path.with_name(shard))]
+    for name, shard in shard_of.items():
+        if shard in absent:
+            raise WeightsError(
+                f"{path}: tensor '{name}' is missing, because its shard {shard} is not there "
+                f"({len(absent)} of {len(names)} shards are missing). Fetch the whole checkpoint."
+            )
+    shards = {shard: open_tensors(path.with_name(shard)) for shard in names}
     tensors = {}
     for name, shard in shard_of.items():
-        if not isinstance(shard, str) or Path(shard).name != shard:
-            raise WeightsError(f"{path}: tensor '{name}' stands in {shard!r}, which is no file.")
-        if shard not in shards:
-            if not path.with_name(shard).is_file():
-                absent = sorted(
-                    {s for s in map(str, shard_of.values()) if not path.with_name(s).is_file()}
-                )
-                raise WeightsError(
-                    f"{path}: tensor '{name}' is missing, because its shard {shard} is not there "
-                    f"({len(absent)} of {len(set(map(str, shard_of.values())))} shards are "
-                    f"missing). Fetch the whole checkpoint."
-                )
-            shards[shard] = open_tensors(path.with_name(shard))
         stored = shards[shard].tensors.get(name)
         if stored is None:
             raise WeightsError(f"{path}: tensor '{name}' is not in its shard {shard}.")
         tensors[name] = stored
-    kind = next(iter(shards.values())).format
+    kind = shards[names[0]].format
     return TensorFile(path, kind, tensors, notes=(f"{len(shards)} shards",))
+
+
+def _is_shard(name: object) -> bool:
+    """Whether it is the name of a file in the same folder, and not of an index again."""
+    if not isinstance(name, str) or not name.isprintable() or len(name) > 200:
+        return False
+    return bool(name) and Path(name).name == name != ".." and not name.endswith(INDEX_SUFFIX)
 
 
 def _read_zip(path: Path) -> TensorFile:
@@ -207,27 +269,27 @@ def _read_zip(path: Path) -> TensorFile:
     names = [entry.filename for entry in entries]
     if any(name.endswith(".npy") for name in names):
         return TensorFile(path, "npz", _read_npz(path, archive, entries))
-    pickles = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
-    try:
-        if not pickles:
-            first = names[0] if names else "nothing"
-            raise WeightsError(f"{path} is an archive of something else: it holds {first!r}.")
-        _check_torch_zip(path, archive, entries, pickles[0])
-    finally:
-        archive.close()
-    return _with_config(_read_torch(path, mapped=True))
+    with archive:
+        return _with_config(read_torch_zip(path, archive, entries))
 
 
 def _read_npz(
     path: Path, archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]
 ) -> dict[str, StoredTensor]:
-    inflated = sum(entry.file_size for entry in entries)
-    if inflated > MAX_INFLATION * path.stat().st_size + _FREE_INFLATION:
-        raise WeightsError(
-            f"{path} would grow from {path.stat().st_size:,} to {inflated:,} bytes, which no "
-            f"weights do (the first tensor is '{entries[0].filename}'). It was not unpacked."
-        )
+    size = path.stat().st_size
+    inflated, packed = 0, 0
     tensors = {}
+    for entry in entries:
+        name = entry.filename.removesuffix(".npy")
+        _check_packed(path, name, entry)
+        inflated += entry.file_size
+        packed += entry.compress_size
+        if packed > size or inflated > MAX_INFLATION * size + _FREE_INFLATION:
+            total = sum(entry.file_size for entry in entries)
+            raise WeightsError(
+                f"{path}: with tensor '{name}' it claims more than weights can: a file of "
+                f"{size:,} bytes would become {total:,}. It was not unpacked."
+            )
     for entry in entries:
         name = entry.filename.removesuffix(".npy")
         if name in tensors:
@@ -241,138 +303,68 @@ def _read_npz(
     return tensors
 
 
+def _check_packed(path: Path, name: str, entry: zipfile.ZipInfo) -> None:
+    """Refuse an entry whose claimed size cannot be, or that numpy would not write."""
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        # Python unpacks the first bytes of others without a bound.
+        raise WeightsError(f"{path}: tensor '{name}' is packed in a way that numpy never does.")
+    factor = 1 if entry.compress_type == zipfile.ZIP_STORED else _DEFLATED_MOST
+    if entry.file_size > factor * entry.compress_size:
+        raise WeightsError(
+            f"{path}: tensor '{name}' claims {entry.file_size:,} bytes, which the "
+            f"{entry.compress_size:,} that are there cannot hold."
+        )
+
+
+# By numpy's own code for them, without the order of bytes.
+_NUMPY_DTYPES = {
+    np.dtype(name).str[1:]: getattr(torch, name)
+    for name in (
+        *("float64", "float32", "float16", "bool", "complex64", "complex128"),
+        *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    )
+} | {"V2": torch.bfloat16}  # numpy has none: JAX writes it as two raw bytes
+
+
 def _npy_stored(
     path: Path, name: str, archive: zipfile.ZipFile, entry: zipfile.ZipInfo
 ) -> StoredTensor:
     with archive.open(entry) as file:
-        version = np.lib.format.read_magic(file)
-        if version == (1, 0):
-            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        else:
-            shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+        shape, dtype = _read_npy_header(file)
         header = file.tell()
     if dtype.hasobject:
         raise WeightsError(f"{path}: tensor '{name}' holds Python objects; they were not read.")
-    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != entry.file_size - header:
-        raise WeightsError(
-            f"{path}: tensor '{name}' should hold {shape} values of {dtype}, but "
-            f"{entry.file_size - header} bytes are there."
-        )
-    # numpy has no bfloat16: JAX writes it as two raw bytes.
-    raw = dtype.kind == "V" and dtype.itemsize == 2 and dtype.names is None
-    try:
-        kind = (
-            torch.bfloat16 if raw else torch.from_numpy(np.empty(0, dtype.newbyteorder("="))).dtype
-        )
-    except TypeError:
-        raise WeightsError(f"{path}: tensor '{name}' has the unknown type {dtype}.") from None
+    kind = _NUMPY_DTYPES.get(dtype.str[1:])
+    if kind is None or dtype.names is not None or dtype.subdtype is not None:
+        raise WeightsError(f"{path}: tensor '{name}' has the unknown type {str(dtype)[:80]}.")
+    problem = shape_problem(shape, dtype.itemsize, entry.file_size - header)
+    if problem:
+        raise WeightsError(f"{path}: tensor '{name}' {problem}.")
 
     def read() -> torch.Tensor:
         try:
-            with archive.open(entry) as file:
+            with archive.open(entry) as file, warnings.catch_warnings():
+                warnings.simplefilter("ignore")
                 array = np.lib.format.read_array(file, allow_pickle=False)
                 file.read(1)  # past the end, where zipfile compares the checksum
         except Exception as error:  # zipfile, zlib and numpy raise many kinds
             raise WeightsError(f"{path}: tensor '{name}' is damaged: {error}.") from None
-        if raw:
-            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-        return torch.from_numpy(np.ascontiguousarray(array, dtype.newbyteorder("=")))
+        if kind == torch.bfloat16:
+            return torch.from_numpy(array.view(np.int16)).view(kind)
+        return torch.from_numpy(array.astype(dtype.newbyteorder("="), order="C", copy=False))
 
-    return StoredTensor(tuple(shape), kind, read)
-
-
-def _check_torch_zip(
-    path: Path, archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], pickled: zipfile.ZipInfo
-) -> None:
-    """Refuse what torch itself would not write: compressed entries, or ones beyond the file."""
-    size = path.stat().st_size
-    for entry in entries:
-        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > size:
-            raise WeightsError(f"{path}: entry '{entry.filename}' is not as torch writes it.")
-    try:
-        text = archive.read(pickled)
-    except Exception as error:  # zipfile raises many kinds on damaged archives
-        raise WeightsError(f"{path} is damaged: {error}.") from None
-    if _LIGHTNING in text:
-        raise WeightsError(
-            f"{path} is a checkpoint of PyTorch Lightning, whose tensors are named after a module "
-            f"of its user{_first_tensor(text)}. Extract the network first: "
-            f"torch.save(your_module.load_from_checkpoint({path.name!r}).model.state_dict(), "
-            f"'weights.pth')."
-        )
+    return StoredTensor(shape, kind, read)
 
 
-def _first_tensor(text: bytes) -> str:
-    """Find the first tensor's name in a pickle, without running it, for an error message."""
-    names = re.findall(rb"[\w.]+\.(?:weight|bias)\b", text)
-    return f" (the first is '{names[0].decode()}')" if names else ""
-
-
-def _read_torch(path: Path, *, mapped: bool) -> TensorFile:
-    try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
-            warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        if found is None:
-            raise WeightsError(f"{path} is a damaged file of torch's, or none at all.") from None
-        raise WeightsError(
-            f"{path} holds more than tensors: '{found[1]}'. It was not run. If you trust its "
-            f"origin, open it where it was made and save only the state_dict."
-        ) from None
-    except Exception as error:  # torch raises many kinds on damaged files
-        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path} is a damaged file of torch's: {cause}.") from None
-    state, wrappers = _unwrap(path, content)
-    tensors, prefix = _without_prefix({n: t for n, t in state.items() if n not in _NOT_WEIGHTS})
-    notes = [f"taken from its entry '{'.'.join(wrappers)}'"] if wrappers else []
-    if prefix:
-        notes.append(f"prefix '{prefix}' removed")
-    stored = {name: _torch_stored(path, name, tensor) for name, tensor in tensors.items()}
-    return TensorFile(path, "torch", stored, notes=tuple(notes))
-
-
-def _torch_stored(path: Path, name: str, tensor: torch.Tensor) -> StoredTensor:
-    # A view may claim more elements than are stored, or none of a real device's.
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-        raise WeightsError(f"{path}: tensor '{name}' is not an ordinary, dense tensor.")
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise WeightsError(
-            f"{path}: tensor '{name}' claims the shape {tuple(tensor.shape)}, but only "
-            f"{tensor.untyped_storage().nbytes()} bytes are there."
-        )
-    return StoredTensor(tuple(tensor.shape), tensor.dtype, tensor.detach)
-
-
-def _unwrap(path: Path, content: object) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Find the state_dict in what a training script saved."""
-    wrappers: list[str] = []
-    while isinstance(content, Mapping):
-        tensors = {
-            name: value
-            for name, value in content.items()
-            if isinstance(value, torch.Tensor) and isinstance(name, str)
-        }
-        inner = next((k for k in _WRAPPERS if isinstance(content.get(k), Mapping)), None)
-        if tensors and inner is None:
-            return tensors, wrappers
-        if inner is None or len(wrappers) > 4:
-            keys = ", ".join(repr(key) for key in list(content)[:8])
-            raise WeightsError(f"{path} holds no weights under a known name; it holds {keys}.")
-        wrappers.append(inner)
-        content = content[inner]
-    kind = type(content).__name__
-    raise WeightsError(f"{path} holds a {kind}, not a state_dict: names and tensors.")
-
-
-def _without_prefix(tensors: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], str]:
-    """Remove the prefix that data parallelism, compilation or a wrapper put before every name."""
-    removed = ""
-    while tensors:
-        prefix = next((p for p in _PREFIXES if all(n.startswith(p) for n in tensors)), None)
-        if prefix is None:
-            break
-        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-        removed += prefix
-    return tensors, removed
+def _read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Read shape and type. Raises: whatever numpy raises."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numpy's, of files from Python 2
+        version = np.lib.format.read_magic(file)
+        if version == (1, 0):
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        elif version in ((2, 0), (3, 0)):
+            shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+        else:
+            raise ValueError(f"version {version} of npy is unknown")
+    return tuple(map(int, shape)), dtype

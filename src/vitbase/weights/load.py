@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
@@ -215,6 +216,10 @@ def _understand(
             "alone do not tell"
         )
     spec = read_spec(dialect, ours, told, num_heads=num_heads, image_size=image_size)
+    if spec.depth > len(ours):  # each block has several tensors; do not build what cannot be filled
+        raise WeightsError(
+            f"its metadata claim {spec.depth} blocks, but it has {len(ours)} tensors"
+        )
     preprocess = read_preprocess_of(dialect, told, spec)
     labels = _fitting_labels(told, spec)
     return OpenedWeights(file, dialect, ours, (*skipped, *ignored), spec, preprocess, labels)
@@ -253,7 +258,7 @@ def fill_model(
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     resampled = spec.pos_embed != "sincos2d" and opened.spec.grid_hw != spec.grid_hw
     resized = ("pos_embed",) if resampled else ()
-    _check_shapes(opened, expected, initialised, resized)
+    check_shapes(opened, expected, initialised, resized)
     allocate(model)  # not before the shapes are known to be those of the file
     parameters = model.state_dict()
     with torch.no_grad():
@@ -262,11 +267,6 @@ def fill_model(
                 parameter.zero_()
                 continue
             value = opened.ours[name].read()
-            if not torch.isfinite(value).all():
-                raise WeightsError(
-                    f"{opened.path}: tensor '{_file_name(opened, name)}' holds values that are "
-                    f"not finite (NaN or infinite)."
-                )
             if name in resized:
                 value = resample_pos_embed(
                     value.float(),
@@ -275,18 +275,30 @@ def fill_model(
                     old_grid_hw=opened.spec.grid_hw,
                 )
             parameter.copy_(value)
+            if not parameter.isfinite().all():
+                raise WeightsError(
+                    f"{opened.path}: tensor '{opened.ours[name].find_not_finite()}' holds values "
+                    f"that are not finite (NaN or infinite) in float32."
+                )
     return model, resized
 
 
-def _check_shapes(
+def check_shapes(
     opened: OpenedWeights,
     expected: dict[str, tuple[int, ...]],
-    initialised: tuple[str, ...],
-    resized: tuple[str, ...],
+    initialised: tuple[str, ...] = (),
+    resized: tuple[str, ...] = (),
 ) -> None:
+    """Compare the shapes of a file with those of a model.
+
+    Raises: WeightsError naming the first tensor that is missing, left over, or of another shape.
+    """
     name = opened.spec.name
+    if "pos_embed" in resized:  # it is of the file's own grid
+        positions = opened.spec.pos_embed_prefix + math.prod(opened.spec.grid_hw)
+        expected = {**expected, "pos_embed": (1, positions, opened.spec.width)}
     for ours, mapped in opened.ours.items():
-        if ours in initialised or ours in resized:
+        if ours in initialised:
             continue
         theirs = _file_name(opened, ours)
         if ours not in expected:

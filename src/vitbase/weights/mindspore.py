@@ -9,7 +9,6 @@ Source: mindspore/ccsrc/utils/checkpoint.proto, mindspore/train/serialization.py
 
 from __future__ import annotations
 
-import math
 import mmap
 import zlib
 from collections.abc import Iterator, Mapping
@@ -19,7 +18,7 @@ from typing import BinaryIO
 import torch
 
 from vitbase.errors import WeightsError
-from vitbase.weights.stored import StoredTensor
+from vitbase.weights.stored import StoredTensor, shape_problem
 
 _DTYPES = {
     "Float32": torch.float32,
@@ -42,6 +41,11 @@ _VARINT, _LENGTH_DELIMITED = 0, 2
 _SLICE_BYTES = 512 << 20  # where MindSpore itself cuts a tensor
 _CRC_MARK = b"crc_num"
 _CRC_BYTES = len(_CRC_MARK) + 10
+# Far above what any network needs. Tiny entries by the million would take a hundred times the
+# size of the file in memory, and hours.
+_MOST_ENTRIES = 50_000
+_MOST_FIELDS = 64
+_LONGEST_TEXT = 2000  # bytes, of a name or a type
 
 
 def read_mindspore(path: Path) -> dict[str, StoredTensor]:
@@ -53,20 +57,30 @@ def read_mindspore(path: Path) -> dict[str, StoredTensor]:
         data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     contents: dict[str, list[memoryview]] = {}
     facts: dict[str, tuple[list[int], str]] = {}
+    last = ""
     try:
-        for field, value in _fields(_without_checksum(data)):
-            if field == 1 and isinstance(value, memoryview):
+        for field, value in _fields(_without_checksum(data), _MOST_ENTRIES):
+            if field != 1 or not isinstance(value, memoryview):
+                continue
+            try:
                 tag, dims, kind, content = _read_value(value)
-                contents.setdefault(tag, []).append(content)
-                if facts.setdefault(tag, (dims, kind)) != (dims, kind):
-                    raise ValueError(f"the parts of tensor '{tag}' do not fit together")
+            except ValueError as error:
+                raise ValueError(f"{error}{_named(value)}") from None
+            if tag in contents and tag != last:
+                raise ValueError(f"tensor '{tag}' stands there twice")
+            last = tag
+            contents.setdefault(tag, []).append(content)
+            if facts.setdefault(tag, (dims, kind)) != (dims, kind):
+                raise ValueError(f"the parts of tensor '{tag}' do not fit together")
         return {
             tag: _stored(tag, *facts[tag], parts)
             for tag, parts in contents.items()
             if facts[tag][1] != _TEXT
         }
-    except (ValueError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{path} is not a whole MindSpore checkpoint: {error}.") from None
+    except ValueError as error:
+        raise WeightsError(
+            f"{path} is damaged, cut short, or no MindSpore checkpoint: {error}."
+        ) from None
 
 
 def write_mindspore(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -79,7 +93,8 @@ def write_mindspore(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 def _write_tensor(file: BinaryIO, tag: str, tensor: torch.Tensor) -> None:
     facts = b"".join(b"\x08" + _to_varint(size) for size in tensor.shape)
     facts += b"\x12" + _delimited(_TYPE_NAMES[tensor.dtype].encode())
-    content = tensor.reshape(-1).view(torch.uint8).numpy().data
+    flat = tensor.reshape(-1)
+    content = flat.view(torch.uint8).numpy().data if len(flat) else memoryview(b"")
     name = b"\x0a" + _delimited(tag.encode())
     for start in range(0, max(len(content), 1), _SLICE_BYTES):
         part = content[start : start + _SLICE_BYTES]
@@ -120,10 +135,11 @@ def _stored(tag: str, dims: list[int], kind: str, parts: list[memoryview]) -> St
     size = sum(len(part) for part in parts)
     if dims == [0] and size == dtype.itemsize:
         dims = []  # so MindSpore 1 wrote a scalar
-    if min(dims, default=0) < 0 or math.prod(dims) * dtype.itemsize != size:
-        raise ValueError(
-            f"tensor '{tag}' should hold {dims} values of {kind}, but {size} bytes are there"
-        )
+    problem = shape_problem(dims, dtype.itemsize, size)
+    if problem and len(parts) > 1 and not shape_problem(dims, dtype.itemsize, len(parts[0])):
+        problem = "stands there twice"
+    if problem:
+        raise ValueError(f"tensor '{tag}' {problem}")
 
     def read() -> torch.Tensor:
         if not size:
@@ -135,32 +151,49 @@ def _stored(tag: str, dims: list[int], kind: str, parts: list[memoryview]) -> St
 
 def _read_value(message: memoryview) -> tuple[str, list[int], str, memoryview]:
     tag, dims, kind, content = "", list[int](), "", memoryview(b"")
-    for field, value in _fields(message):
+    for field, value in _fields(message, _MOST_FIELDS):
         if field == 1 and isinstance(value, memoryview):
-            tag = bytes(value).decode()
+            tag = _text(value)
         elif field == 2 and isinstance(value, memoryview):
-            for inner, item in _fields(value):
+            for inner, item in _fields(value, _MOST_FIELDS):
                 if inner == 1 and isinstance(item, int):
-                    dims.append(item)
+                    dims.append(_signed(item))
                 elif inner == 1 and isinstance(item, memoryview):
                     dims += _packed_varints(item)
                 elif inner == 2 and isinstance(item, memoryview):
-                    kind = bytes(item).decode()
+                    kind = _text(item)
                 elif inner == 3 and isinstance(item, memoryview):
                     content = item
         elif field == 3:
-            raise ValueError(f"'{tag}' is a map parameter, which no Vision Transformer has")
-        if len(dims) > 8:
-            raise ValueError(f"tensor '{tag}' has more than 8 dimensions")
+            raise ValueError("a map parameter, which no Vision Transformer has")
     if not tag or not kind:
         raise ValueError("an entry lacks its name or its type")
     return tag, dims, kind, content
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+def _named(message: memoryview) -> str:
+    """Name the tensor of an entry that is not whole, for an error message, if its name is there."""
+    try:
+        key, at = _varint(message, 0)
+        size, at = _varint(message, at)
+        tag = _text(message[at : at + size]) if key >> 3 == 1 else ""
+    except ValueError:
+        tag = ""
+    return f" (tensor '{tag}')" if tag.isprintable() and tag else ""
+
+
+def _text(message: memoryview) -> str:
+    if len(message) > _LONGEST_TEXT:
+        raise ValueError(f"a name of {len(message):,} bytes")
+    return bytes(message).decode()
+
+
+def _fields(message: memoryview, most: int) -> Iterator[tuple[int, int | memoryview]]:
     """Yield (field number, value) of a protobuf message. Raises ValueError if it is malformed."""
     at = 0
-    while at < len(message):
+    for _ in range(most):
+        if at >= len(message):
+            return
         key, at = _varint(message, at)
         wire = key & 7
         if wire == _VARINT:
@@ -169,11 +202,14 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
         elif wire == _LENGTH_DELIMITED:
             size, at = _varint(message, at)
             if at + size > len(message):
-                raise ValueError(f"it ends inside an entry of {size} bytes")
+                rest = message[at:]
+                raise ValueError(f"it ends inside an entry of {size:,} bytes{_named(rest)}")
             yield key >> 3, message[at : at + size]
             at += size
         else:
             raise ValueError(f"unexpected wire type {wire}")
+    if at < len(message):
+        raise ValueError(f"more than {most:,} entries in one")
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
@@ -185,13 +221,19 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
         at += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
-            return value, at
-    raise ValueError("a number is longer than 64 bits")
+            break
+    if byte >= 0x80 or value >> 64:
+        raise ValueError("a number is longer than 64 bits")
+    return value, at
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
 
 
 def _packed_varints(message: memoryview) -> list[int]:
     values, at = list[int](), 0
-    while at < len(message) and len(values) <= 8:
+    while at < len(message) and len(values) < _MOST_FIELDS:
         value, at = _varint(message, at)
-        values.append(value)
+        values.append(_signed(value))
     return values

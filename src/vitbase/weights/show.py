@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,10 +13,20 @@ import torch
 
 from vitbase.errors import WeightsError
 from vitbase.model.spec import ViTSpec
-from vitbase.model.zoo import VARIANTS
+from vitbase.model.zoo import VARIANTS, build_unfilled
+from vitbase.options import Preprocess
 from vitbase.weights.checkpoints import find_weights
-from vitbase.weights.formats import open_tensors
-from vitbase.weights.load import OpenedWeights, open_weights
+from vitbase.weights.formats import INDEX_SUFFIX, open_tensors
+from vitbase.weights.load import OpenedWeights, check_shapes, open_weights
+from vitbase.weights.origins import read_told
+from vitbase.weights.stored import TensorFile
+
+# Origins whose code has one value of a field, so that their files need not tell it.
+_FIXED = {
+    "gelu": ("google", "mindspore", "torchvision", "dinov2"),
+    "norm_eps": ("google", "mindspore", "torchvision", "dinov2", "timm"),
+    "image_size": ("torchvision",),  # a square
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +41,18 @@ class TensorRow:
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """What a weights file is; `opened` is None where it makes no ViT, and `error` says why."""
+    """What a weights file is.
+
+    Attributes:
+      path: the file; of a run, its newest checkpoint's.
+      format: of the file.
+      bytes: its size; of a sharded checkpoint, all of it.
+      tensors: every one of the file.
+      notes: how the file was opened.
+      opened: None where its tensors make no Vision Transformer.
+      assumed: what the file does not tell, and is taken as usual for its origin and sizes.
+      error: why loading it would fail, or None.
+    """
 
     path: Path
     format: str
@@ -38,37 +60,35 @@ class Shown:
     tensors: tuple[TensorRow, ...]
     notes: tuple[str, ...]
     opened: OpenedWeights | None
+    assumed: tuple[str, ...]
     error: str | None
 
     def lines(self) -> Iterator[str]:
         """Yield a line for each fact."""
         yield f"file          {self.path}"
-        kind = f"{self.format}, {_size(self.bytes)}, {len(self.tensors)} tensors"
-        yield f"format        {'; '.join((kind, *self.notes))}"
+        types = ", ".join(dict.fromkeys(row.dtype for row in self.tensors))
+        kind = f"{self.format}, {_size(self.bytes)}, {_count(len(self.tensors), 'tensor')}"
+        yield f"format        {'; '.join((f'{kind} of {types}' if types else kind, *self.notes))}"
         if self.opened is None:
             return
-        spec, needs = self.opened.spec, self.opened.preprocess
+        spec = self.opened.spec
         yield f"dialect       {self.opened.dialect.name}"
         listed = "" if spec.name in VARIANTS else " (no variant of the zoo)"
         yield f"architecture  {spec.name}{listed}, {self.parameters:,} parameters"
         for name, value in _facts(spec):
             yield f"{name:<14}{value}"
-        mean, std = (", ".join(f"{v:g}" for v in values) for values in (needs.mean, needs.std))
-        resize = "squash to" if needs.crop_mode == "squash" else "short side to"
-        yield (
-            f"preprocess    {resize} size / {needs.crop_ratio:g}, {needs.interpolation}; "
-            f"mean {mean}; std {std}"
-        )
+        yield f"preprocess    {_describe(self.opened.preprocess)}"
         labels = self.opened.labels
         if labels:
-            few = ", ".join(labels[:4]) + (", …" if len(labels) > 4 else "")
-            yield f"labels        {len(labels)}: {few}"
+            yield f"labels        {len(labels)}: {_few(labels, 4)}"
         else:
             yield "labels        none in the file"
+        if self.assumed:
+            origin = self.opened.dialect.name
+            yield f"assumed       {', '.join(self.assumed)}: not in the file, as usual for {origin}"
         dropped = self.opened.dropped
         if dropped:
-            few = ", ".join(dropped[:3]) + (", …" if len(dropped) > 3 else "")
-            yield f"left out      {len(dropped)} tensors: {few}"
+            yield f"left out      {_count(len(dropped), 'tensor')}: {_few(dropped, 3)}"
 
     def tensor_lines(self) -> Iterator[str]:
         """Yield a line for each tensor: name there, shape, type, name here."""
@@ -76,8 +96,7 @@ class Shown:
         shapes = [" x ".join(map(str, row.shape)) or "scalar" for row in self.tensors]
         middle = max(map(len, shapes), default=0)
         for row, shape in zip(self.tensors, shapes, strict=True):
-            ours = row.ours or "-"
-            yield f"{row.theirs:<{wide}}  {shape:>{middle}}  {row.dtype:<8}  {ours}"
+            yield f"{row.theirs:<{wide}}  {shape:>{middle}}  {row.dtype:<8}  {row.ours or '-'}"
 
     @property
     def parameters(self) -> int:
@@ -99,12 +118,17 @@ class Shown:
             "spec": opened.spec.to_dict() if opened else None,
             "preprocess": opened.preprocess.model_dump(mode="json") if opened else None,
             "labels": list(opened.labels) if opened and opened.labels else None,
+            "assumed": list(self.assumed),
             "tensors": [dataclasses.asdict(row) for row in self.tensors],
         }
 
 
 def show_weights(
-    path: str | Path, *, num_heads: int | None = None, ignore: Sequence[str] = ()
+    path: str | Path,
+    *,
+    num_heads: int | None = None,
+    image_size: tuple[int, int] | None = None,
+    ignore: Sequence[str] = (),
 ) -> Shown:
     """Look into a weights file without reading its tensors.
 
@@ -113,13 +137,21 @@ def show_weights(
     Args:
       path: anything `load_model` takes.
       num_heads: see `load_model`.
+      image_size: (height, width) that it was trained on, where it is no square and not told.
       ignore: see `load_model`.
     Raises: WeightsError or CheckpointError if there is no file, or it is of no known format.
     """
-    file = open_tensors(find_weights(path)[-1])
-    opened, error = None, None
+    places = find_weights(path)
+    file = open_tensors(places[-1])
+    notes = file.notes
+    if len(places) > 1:
+        notes = (*notes, f"the last of {len(places)} in {path}")
+    opened, assumed, error = None, tuple[str, ...](), None
     try:
-        opened = open_weights(path, num_heads=num_heads, ignore=ignore)
+        opened = open_weights(file.path, num_heads=num_heads, image_size=image_size, ignore=ignore)
+        assumed = tuple(_find_assumed(opened, num_heads, image_size))
+        state = build_unfilled(opened.spec).state_dict()
+        check_shapes(opened, {name: tuple(value.shape) for name, value in state.items()})
     except WeightsError as problem:
         error = str(problem)
     ours = (
@@ -131,34 +163,66 @@ def show_weights(
         TensorRow(name, ours.get(name, ""), stored.shape, _short(stored.dtype))
         for name, stored in file.tensors.items()
     )
-    size = file.path.stat().st_size
-    return Shown(file.path, file.format, size, rows, file.notes, opened, error)
+    size = sum(part.stat().st_size for part in _parts(file))
+    return Shown(file.path, file.format, size, rows, notes, opened, assumed, error)
+
+
+def _parts(file: TensorFile) -> list[Path]:
+    """Return the files that hold the tensors: the file itself, or the shards of an index."""
+    if not file.path.name.endswith(INDEX_SUFFIX):
+        return [file.path]
+    index = json.loads(file.path.read_text(encoding="utf-8"))
+    return [file.path.with_name(shard) for shard in sorted(set(index["weight_map"].values()))]
+
+
+def _find_assumed(
+    opened: OpenedWeights, num_heads: int | None, image_size: tuple[int, int] | None
+) -> Iterator[str]:
+    told, origin = read_told(opened.file, opened.dialect), opened.dialect.name
+    if told.spec is None:
+        query = opened.ours.get("blocks.0.attn.qkv.weight")
+        kept = query.num_heads if query else None
+        if not (kept or num_heads or told.num_heads):
+            yield "num_heads"
+        for field, value in (
+            ("gelu", told.gelu),
+            ("norm_eps", told.norm_eps),
+            ("image_size", told.image_size or image_size),
+        ):
+            if value is None and origin not in _FIXED[field]:
+                yield field
+    if not told.preprocess:
+        yield "preprocess"
 
 
 def _facts(spec: ViTSpec) -> Iterator[tuple[str, str]]:
     height, width = spec.image_size
     rows, columns = spec.grid_hw
     stem = f"{spec.stem} stem, " if spec.stem != "patch" else ""
-    channels = f", {spec.in_channels} channels" if spec.in_channels != 3 else ""
+    if spec.stem == "resnet":
+        units = "+".join(map(str, spec.resnet_layers)) or "no"
+        stem = f"resnet stem of {units} units ({spec.resnet_form} form), "
+    channels = f", {_count(spec.in_channels, 'channel')}" if spec.in_channels != 3 else ""
     yield (
         "input",
         f"{height}x{width} px{channels}, {stem}{rows}x{columns} patches of {spec.patch_size}",
     )
     yield (
         "blocks",
-        f"{spec.depth} of width {spec.width}, {spec.num_heads} heads, MLP {spec.mlp_dim}, "
-        f"{spec.gelu} GELU, epsilon {spec.norm_eps:g}"
+        f"{spec.depth} of width {spec.width}, {_count(spec.num_heads, 'head')}, "
+        f"MLP {spec.mlp_dim}, {spec.gelu} GELU, epsilon {spec.norm_eps:g}"
         + (", LayerScale" if spec.layer_scale_init is not None else "")
         + ("" if spec.qkv_bias else ", no query, key and value bias"),
     )
     tokens = ["class token"] if spec.class_token else []
-    tokens += [f"{spec.num_registers} registers"] if spec.num_registers else []
+    tokens += [_count(spec.num_registers, "register")] if spec.num_registers else []
     positions = {"learned": "learned", "learned_grid": "learned, patches only"}
     kind = positions.get(spec.pos_embed, "fixed sines and cosines")
     yield "tokens", f"{', '.join([*tokens, 'patches'])}; positions {kind}"
     representation = spec.representation_size
     layer = f", tanh layer of {representation}" if representation else ""
-    classes = f"{spec.num_classes} classes" if spec.num_classes else "no head: gives features"
+    classes = _count(spec.num_classes, "class", "classes") if spec.num_classes else ""
+    classes = classes or "no head: gives features"
     yield "head", f"{spec.pool}{layer}, {classes}"
 
 
@@ -168,3 +232,32 @@ def _short(dtype: torch.dtype) -> str:
 
 def _size(count: int) -> str:
     return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+def _describe(needs: Preprocess) -> str:
+    """Say what evaluation does to an image, in pixels; see `Preprocess`."""
+    height, width = needs.height, needs.width
+    tall, wide = (math.floor(side / needs.crop_ratio + 1e-6) for side in (height, width))
+    if needs.crop_mode == "squash":
+        steps = f"squash to {tall}x{wide} px"
+    elif height == width:
+        steps = f"short side to {tall} px"
+    else:
+        steps = f"cover {tall}x{wide} px"
+    if (tall, wide) != (height, width) or needs.crop_mode == "center":
+        steps += f", crop {height}x{width}"
+    mean, std = (", ".join(f"{v:g}" for v in values) for values in (needs.mean, needs.std))
+    return f"{steps}, {needs.interpolation}; mean {mean}; std {std}"
+
+
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def _few(names: Sequence[str], number: int) -> str:
+    return ", ".join(map(_printable, names[:number])) + (", …" if len(names) > number else "")
+
+
+def _printable(text: str) -> str:
+    """A label may hold anything, even what moves a terminal's cursor."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from vitbase.errors import WeightsError
+
+_MOST_DIMS = 8
+_LONGEST_SIDE = 2**31 - 1
+_MOST_NUMBERS = 2**48  # where a shape holds none at all, its other sides still multiply to this
+_LONGEST_NAME = 500
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,3 +48,25 @@ class TensorFile:
     config: Mapping[str, Any] | None = None
     processor: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in self.tensors:
+            # Names stand in messages, which are of one line and to be read.
+            if len(name) > _LONGEST_NAME or not name.isprintable():
+                raise WeightsError(f"{self.path}: a tensor has the impossible name {name[:40]!r}.")
+
+
+def shape_problem(shape: Sequence[int], itemsize: int, size: int) -> str | None:
+    """Say why no tensor of this shape can lie in so many bytes, or return None.
+
+    Whoever calls this before allocating never allocates more than the file has.
+    """
+    if len(shape) > _MOST_DIMS:
+        return f"has {len(shape)} dimensions"
+    positive = math.prod(side or 1 for side in shape)
+    if not all(0 <= side <= _LONGEST_SIDE for side in shape) or positive > _MOST_NUMBERS:
+        return f"has the impossible shape {str(tuple(shape))[:100]}"
+    if math.prod(shape) * itemsize != size:
+        needed = math.prod(shape) * itemsize
+        return f"of shape {tuple(shape)} needs {needed:,} bytes, but {size:,} are there"
+    return None
