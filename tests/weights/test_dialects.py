@@ -201,3 +201,13 @@ def test_heads_of_published_sizes_are_known(tmp_path):
     )
     save_weights(model, tmp_path / "w.pth", dialect="torchvision")
     assert load_model(tmp_path / "w.pth").spec.num_heads == 16
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".ckpt", ".safetensors", ".pth"])
+def test_bytes_depend_on_the_contents_alone(suffix, tmp_path):
+    names = {".npz": "google", ".ckpt": "mindspore"}
+    model = vitbase.create_model("testing", num_classes=7, image_size=32, gelu="tanh")
+    for name in ("first", "second/other"):
+        path = (tmp_path / name).with_suffix(suffix)
+        save_weights(model, path, dialect=names.get(suffix, "timm"), allow=("gelu",))
+    assert (tmp_path / "first").with_suffix(suffix).read_bytes() == path.read_bytes()

@@ -71,7 +71,8 @@ def save_weights(
         elif path.suffix == ".safetensors":
             write_safetensors(place, tensors, {METADATA_KEY: json.dumps(own, sort_keys=True)})
         else:
-            torch.save(tensors, place)
+            with place.open("wb") as file:  # given a path, torch writes its name into the archive
+                torch.save(tensors, file)
 
     write_whole(path, write)
 
