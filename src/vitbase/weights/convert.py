@@ -13,7 +13,7 @@ from vitbase.model.spec import ViTSpec
 from vitbase.model.vit import VisionTransformer
 from vitbase.weights.checkpoints import find_weights
 from vitbase.weights.load import LoadedModel, fill_model, load_model, open_weights
-from vitbase.weights.save import COMPUTED, choose_dialect, save_weights, write_whole
+from vitbase.weights.save import COMPUTED, choose_dialect, find_tables, save_weights, write_whole
 
 TOLERANCE = 1e-5
 """Largest difference of outputs, relative to the largest output, that rounding may explain."""
@@ -77,6 +77,7 @@ def convert_weights(
             )
     if path.exists():
         raise WeightsError(f"{path} exists already. Choose another name, or remove it.")
+    find_tables(dialect, path.suffix)  # mistakes that need no reading first
     find_weights(source)
     loaded = load_model(source, num_heads=num_heads, ignore=ignore)
     choose_dialect(dialect, loaded.spec, path.suffix, allow)  # before anything is written

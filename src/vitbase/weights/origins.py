@@ -280,7 +280,7 @@ def _read_heads(
     if heads is None and width % 64:
         raise WeightsError(
             f"the number of heads cannot be read off these weights, and the width {width} is not "
-            f"made of heads 64 wide. Give num_heads"
+            f"made of heads 64 wide. Give --num_heads N"
         )
     heads = heads or width // 64
     if heads < 1 or width % heads:

@@ -77,10 +77,10 @@ def save_weights(
     write_whole(path, write)
 
 
-def choose_dialect(name: str, spec: ViTSpec, suffix: str, allow: Sequence[str] = ()) -> Dialect:
-    """Find the table of a dialect that can express an architecture.
+def find_tables(name: str, suffix: str) -> list[Dialect]:
+    """Find the tables of a dialect that has files of a suffix.
 
-    Raises: WeightsError naming what it cannot express, or the suffixes that it has.
+    Raises: WeightsError naming the dialects, or the suffixes, that there are.
     """
     tables = [table for table in DIALECTS if table.name == name]
     if not tables:
@@ -94,6 +94,15 @@ def choose_dialect(name: str, spec: ViTSpec, suffix: str, allow: Sequence[str] =
             f"Weights of {name} are written as {kinds}; "
             + (f"not as '{suffix}'." if suffix else "not as a folder.")
         )
+    return tables
+
+
+def choose_dialect(name: str, spec: ViTSpec, suffix: str, allow: Sequence[str] = ()) -> Dialect:
+    """Find the table of a dialect that can express an architecture.
+
+    Raises: WeightsError as `find_tables`, or naming what it cannot express.
+    """
+    tables = find_tables(name, suffix)
     problems = [table.problems(spec, _not_asked(name, suffix, allow)) for table in tables]
     for table, found in zip(tables, problems, strict=True):
         if not found:
