@@ -2,59 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import json
-import struct
-import zlib
 from pathlib import Path
 
-import numpy as np
 import pytest
-from made_images import encode, photo, write_folder
-from PIL import Image
+from made_images import FAULTS, bomb, encode, photo, write_folder
 
 from vitbase.data.check import KINDS, check_leak, check_split
 from vitbase.data.folders import read_folder
 from vitbase.data.sources import open_source
-
-
-def rotated() -> bytes:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    return encode(photo(40, 30), exif=exif)
-
-
-def animated() -> bytes:
-    frames = [Image.fromarray(photo(24, 24, seed)) for seed in range(3)]
-    buffer = io.BytesIO()
-    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
-    return buffer.getvalue()
-
-
-def sixteen_bit() -> bytes:
-    return encode(np.arange(1600, dtype=np.uint16).reshape(40, 40, 1) * 40, "PNG")
-
-
-def bomb() -> bytes:
-    """A PNG of some bytes that says it has 40,000 x 40,000 pixels."""
-    header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 100)), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        for kind, body in chunks
-    )
-
-
-FAULTS = {
-    "truncated": ("x.jpg", encode(photo(60, 60))[:-200]),
-    "unreadable": ("x.png", b"\x89PNG\r\n\x1a\n but no picture"),
-    "CMYK": ("x.jpg", encode(photo(40, 40), mode="CMYK")),
-    "16-bit": ("x.png", sixteen_bit()),
-    "animated": ("x.gif", animated()),
-    "EXIF-rotated": ("x.jpg", rotated()),
-    "wrong suffix": ("x.jpg", encode(photo(40, 40), "PNG")),
-    "absurd size": ("x.png", encode(photo(4, 200), "PNG")),
-}
 
 
 def folder_with(root: Path, name: str, content: bytes) -> Path:

@@ -8,6 +8,7 @@ from vitbase.data.order import (
     epoch_permutation,
     key_of,
     micro_batches,
+    repeat_places,
     sample_generator,
     steps_per_epoch,
 )
@@ -103,3 +104,22 @@ def test_steps_cut_the_epoch_into_even_slices(n, batch_size, accumulation):
         for position in slice_
     ]
     assert places == list(range(n // global_batch * global_batch))
+
+
+@given(st.integers(1, 8), st.integers(1, 400))
+def test_repeated_samples_are_close_but_never_partners(repeats, blocks):
+    positions = np.arange(blocks * repeats * 3)
+    places = repeat_places(positions, repeats)
+    assert np.array_equal(np.bincount(places), np.full(blocks * 3, repeats))
+    assert (places <= positions).all()
+    even = places[: len(places) // 2 * 2].reshape(-1, 2)
+    assert repeats == 1 or (even[:, 0] != even[:, 1]).all()
+    for place in (0, blocks * 3 - 1):
+        found = np.flatnonzero(places == place)
+        assert found[-1] - found[0] == 3 * (repeats - 1) or repeats == 1
+
+
+def test_repeated_order_is_recorded():
+    assert repeat_places(np.arange(12), 3).tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2, 3, 4, 5]
+    assert repeat_places(np.arange(7), 2).tolist() == [0, 1, 2, 0, 1, 2, 3]
+    assert repeat_places(np.arange(5), 1).tolist() == [0, 1, 2, 3, 4]
