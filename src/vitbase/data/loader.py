@@ -22,9 +22,11 @@ from numpy.typing import NDArray
 
 from vitbase.data.archives import ArraySource
 from vitbase.data.augment import EvalTransform, TrainTransform
+from vitbase.data.memory import batch_memory
 from vitbase.data.order import (
     epoch_permutation,
     micro_batches,
+    repeat_places,
     sample_generator,
     steps_per_epoch,
 )
@@ -118,7 +120,10 @@ class _Pending:
         preprocess = workers.transform.preprocess
         count = len(job.indices)
         shape = (count, preprocess.height, preprocess.width, preprocess.channels)
-        self.images = torch.empty(shape, dtype=torch.uint8, pin_memory=workers.pin_memory)
+        if workers.pin_memory:  # torch itself uses page-locked memory again
+            self.images = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        else:
+            self.images = batch_memory.take(shape, torch.uint8)
         self.rows: NDArray[np.uint8] = self.images.numpy()
         chunk = _chunk_size(workers, count)
         self.tasks: list[Future[list[tuple[int, BadImage]]]] = [
@@ -174,6 +179,7 @@ class TrainLoader(_Workers):
       num_workers: threads; None: one per usable core.
       prefetch: batches prepared ahead of the one in use.
       max_bad_images: unreadable images tolerated in one epoch.
+      repeats: copies of an image, each augmented otherwise, that an epoch has in turn.
       pin_memory: whether batches lie in page-locked memory, for a device to fetch.
       rank: of this process among `num_ranks`, from 0: it gets its share of every step.
       num_ranks: processes that train together; a step has the batches of all.
@@ -191,6 +197,7 @@ class TrainLoader(_Workers):
         num_workers: int | None = None,
         prefetch: int = 3,
         max_bad_images: int = 10,
+        repeats: int = 1,
         pin_memory: bool = False,
         rank: int = 0,
         num_ranks: int = 1,
@@ -201,6 +208,7 @@ class TrainLoader(_Workers):
         self.share = slice(rank * accumulation_steps, (rank + 1) * accumulation_steps)
         self.batch_size = batch_size
         self.max_bad_images = max_bad_images
+        self.repeats = repeats
         self.steps_per_epoch = steps_per_epoch(len(source), self.global_batch)
         if self.steps_per_epoch == 0:
             raise DataError(
@@ -264,7 +272,7 @@ class TrainLoader(_Workers):
         for step in range(start_step, self.steps_per_epoch):
             for places in micro_batches(step, self.global_batch, self.batch_size)[self.share]:
                 positions = np.arange(places.start, places.stop, dtype=np.int64)
-                yield _Job(step, positions, permutation[places.start : places.stop])
+                yield _Job(step, positions, permutation[repeat_places(positions, self.repeats)])
 
 
 class EvalLoader(_Workers):

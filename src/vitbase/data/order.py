@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 _MASK = 2**64 - 1
 _ORDER_KEY = 0x6F72646572  # "order": keeps the shuffle apart from every other use of the seed
+_IN_TURN = 3  # samples whose copies take turns
 _SAMPLE_KEY = 0x73616D706C65  # "sample"
 
 
@@ -61,6 +62,28 @@ def epoch_permutation(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
         ranks ^= np.uint64(key_of(_ORDER_KEY, seed, epoch, round_))
         _mix64_in_place(ranks)
     return np.argsort(ranks).astype(np.int64, copy=False)
+
+
+def repeat_places(positions: NDArray[np.int64], repeats: int) -> NDArray[np.int64]:
+    """Return the places in the permutation whose samples stand at some positions.
+
+    With repeated augmentation each sample comes ``repeats`` times, with other random numbers, as
+    these belong to the position: a, b, c, a, b, c, ... Copies are close, so that they meet in one
+    batch, but never at positions 2k and 2k + 1, which MixUp and CutMix mix with each other; with
+    an odd number of samples in turn, a copy has another partner than the copy before it. An epoch
+    keeps its number of positions, so it shows the ``repeats``-th part of the samples.
+
+    Args:
+      positions: int64 [P], of an epoch.
+      repeats: copies of each sample, 1 for none.
+    Returns: int64 [P]; none is larger than its position.
+    Source: Hoffer et al., Augment your batch (arXiv 1901.09335); Berman et al., MultiGrain
+      (arXiv 1902.05509) section 3.3.
+    """
+    if repeats == 1:
+        return positions
+    turn, within = np.divmod(positions, repeats * _IN_TURN)
+    return turn * _IN_TURN + within % _IN_TURN
 
 
 def steps_per_epoch(n: int, global_batch: int) -> int:
