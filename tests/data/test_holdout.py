@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vitbase.data.folders import read_folder
+from vitbase.data.folders import build_source, read_folder
 from vitbase.data.holdout import hold_out
 
 
@@ -135,3 +135,37 @@ def test_properties(tmp_path_factory, classes, fraction, seed):
 def test_both_sides_have_something(tmp_path, fraction):
     part = hold_out(write(tmp_path, {"a": range(30)}), fraction, seed=0)
     assert min(len(part.val), len(part.train)) == 1
+
+
+def multi_hot(root, labels):
+    """Write a different image for every row of labels."""
+    root.mkdir()
+    for number in range(len(labels)):
+        (root / f"{number:03}.jpg").write_bytes(b"%06d" % number)
+    names = [f"{number:03}.jpg" for number in range(len(labels))]
+    classes = tuple("abcdef"[: labels.shape[1]])
+    return build_source(root, names, labels, classes)
+
+
+def test_several_labels_an_image(tmp_path):
+    labels = np.zeros((60, 4), np.float32)
+    labels[:20, 0] = labels[20:40, 1] = labels[40:50, 2] = 1  # the last ten are of no class
+    labels[5:10, 1] = labels[10:30, 2] = 1  # beside their first
+    source = multi_hot(tmp_path / "images", labels)
+    part = hold_out(source, 0.2, seed=0)
+    first = np.where(labels.any(1), labels.argmax(1), 4)
+    assert np.bincount(first[part.val]).tolist() == [4, 4, 2, 0, 2]
+    assert np.array_equal(np.sort(np.r_[part.train, part.val]), np.arange(60))
+    assert part.held_out == tuple(source.relative_path(int(i)) for i in part.val)
+    assert source.take(part.val).labels.shape == (12, 4)
+    assert part.notes == ("12 of 60 images are held out for evaluation, from every class alike.",)
+
+
+def test_a_class_that_none_is_held_out_of_is_named(tmp_path):
+    labels = np.zeros((10, 2), np.float32)
+    labels[:, 0] = 1
+    labels[0, 1] = 1
+    source = multi_hot(tmp_path / "images", labels)
+    for seed in range(20):
+        part = hold_out(source, 0.1, seed)
+        assert (0 in part.val) != any("class 'b' has no image" in note for note in part.notes)

@@ -1,5 +1,7 @@
+import io
 import os
 import shutil
+import tarfile
 
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from made_images import encode, photo, write_folder, write_idx
 
 from vitbase.data.archives import ArraySource
 from vitbase.data.folders import FolderSource, read_folder
-from vitbase.data.sources import open_source, open_train_val, open_val
+from vitbase.data.sources import has_val, open_source, open_train_val, open_val
 from vitbase.errors import DataError, ImageError
 
 
@@ -55,6 +57,7 @@ def test_strays_are_counted_and_hidden_entries_passed_over(tmp_path):
 def test_a_link_to_a_folder_above_ends(tmp_path):
     write_folder(tmp_path, {"a": 2, "b": 1})
     (tmp_path / "a" / "loop").symlink_to(tmp_path / "a", target_is_directory=True)
+    (tmp_path / "b" / "root").symlink_to(tmp_path, target_is_directory=True)
     assert len(read_folder(tmp_path, "data_path")) == 3
 
 
@@ -247,3 +250,99 @@ def test_a_listing_is_compact(tmp_path):
         array.nbytes for array in (source.starts, source.ends, source.labels)
     )
     assert held / len(source) < 60  # bytes a file
+
+
+def write_shard(path, count, first=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for number in range(first, first + count):
+            for suffix, content in (("jpg", b"%03d" % number), ("cls", b"%d" % (number % 3))):
+                member = tarfile.TarInfo(f"{number:04}.{suffix}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+
+
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        ("set-train-0.tar", "set-val-0.tar"),
+        ("train/0.tar", "val/0.tar"),
+        ("Train/0.tar", "test/a-0.tar"),
+    ],
+)
+def test_shards(config, tmp_path, train, val):
+    write_shard(tmp_path / train, 9)
+    write_shard(tmp_path / val, 5, 100)
+    data = open_train_val(config(data_path=str(tmp_path)))
+    assert [data.train.read(i) for i in range(9)] == [b"%03d" % i for i in range(9)]
+    assert data.train.labels.tolist() == [0, 1, 2] * 3
+    assert data.val.labels.tolist() == [1, 2, 0, 1, 2]
+    assert [data.val.read(i) for i in range(5)] == [b"%03d" % i for i in range(100, 105)]
+    assert data.held_out == ()
+
+
+def test_shards_behind_a_url(config, tmp_path, monkeypatch):
+    import fsspec
+
+    monkeypatch.setenv("VITBASE_CACHE", str(tmp_path / "cache"))
+    write_shard(tmp_path / "0.tar", 6)
+    files = fsspec.filesystem("memory")
+    for name in ("set-train-0.tar", "set-val-0.tar"):
+        files.pipe(f"/sources/{name}", (tmp_path / "0.tar").read_bytes())
+    try:
+        assert has_val("memory://sources")
+        data = open_train_val(config(data_path="memory://sources"))
+        assert data.val.read(4) == b"004"
+        files.rm("/sources/set-val-0.tar")
+        assert not has_val("memory://sources")
+    finally:
+        files.rm("/sources", recursive=True)
+
+
+def test_shards_of_training_alone_are_held_out_of(config, tmp_path):
+    write_shard(tmp_path / "0.tar", 30)
+    data = open_train_val(config(data_path=str(tmp_path), holdout_fraction=0.2))
+    assert np.bincount(data.val.labels).tolist() == [2, 2, 2]
+    train, val = ({s.read(i) for i in range(len(s))} for s in (data.train, data.val))
+    assert train | val == {b"%03d" % i for i in range(30)}
+    assert data.held_out == tuple(data.val.relative_path(i) for i in range(6))
+
+
+def test_class_folders_beside_a_stray_tar_are_class_folders(tmp_path):
+    write_folder(tmp_path / "train", {"a": 3, "b": 2})
+    write_folder(tmp_path / "val", {"a": 1, "b": 1})
+    (tmp_path / "backup.tar").touch()
+    assert len(open_source(str(tmp_path), "train", "data_path")) == 5
+    assert has_val(str(tmp_path))
+
+
+@pytest.mark.parametrize("layout", ["folders", "train only", "split", "idx", "embedded"])
+def test_has_val(tmp_path, layout):
+    path = str(tmp_path)
+    if layout == "folders":
+        write_folder(tmp_path, {"a": 1, "b": 1})
+    elif layout == "idx":
+        write_idx(tmp_path)
+    elif layout == "embedded":
+        path = "embedded"
+    else:
+        write_folder(tmp_path / "train", {"a": 1, "b": 1})
+        if layout == "split":
+            write_folder(tmp_path / "valid", {"a": 1, "b": 1})
+    assert has_val(path) == (layout in ("split", "idx", "embedded"))
+
+
+@pytest.mark.parametrize("inside", ["MNIST/raw", "FashionMNIST/raw"])
+def test_archives_where_torchvision_unpacks_them(config, tmp_path, inside):
+    write_idx(tmp_path / inside)
+    data = open_train_val(config(data_path=str(tmp_path)))
+    assert (len(data.train), len(data.val)) == (30, 10)
+    assert has_val(str(tmp_path))
+
+
+def test_labels_of_classes_without_images_need_no_output(config, tmp_path):
+    # Class names may be more than the classes that occur.
+    write_idx(tmp_path)
+    (tmp_path / "labels.txt").write_text("ant\nbee\ncow\ndog\n")
+    val = open_val(config(data_path=str(tmp_path)), ["cow", "bee", "ant"])
+    assert val.labels.tolist() == [[2, 1, 0][i % 3] for i in range(10)]

@@ -1,4 +1,7 @@
-"""Data sets that are a few files of already decoded pixels: IDX (MNIST's format) and CIFAR."""
+"""Data sets that are a few files of already decoded pixels: IDX (MNIST's format) and CIFAR.
+
+CIFAR comes as plain records ("binary version") and as pickles ("python version").
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,23 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitbase.data.folders import list_folder
+from vitbase.data.pickles import read_pickle
 from vitbase.errors import DataError
 
 Split = Literal["train", "val"]
 
 IDX_IMAGES = re.compile(r"(?P<head>.*?(?P<split>train|t10k|test)-)images[-.]idx3-ubyte(\.gz)?")
+Archive = Literal["idx", "cifar10", "cifar100", "cifar10 pickles", "cifar100 pickles"]
 IDX_SPLITS: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("t10k", "test")}
 CIFAR_SIDE = 32
+_CIFAR_BYTES = 3 * CIFAR_SIDE * CIFAR_SIDE
+_CIFAR_BATCH = re.compile(r"data_batch_\d+\..*")
 
 
 @dataclass(frozen=True)
@@ -49,14 +56,18 @@ class ArraySource:
         raise IndexError(index)
 
 
-def find_archive(names: Iterable[str]) -> Literal["idx", "cifar10", "cifar100"] | None:
+def find_archive(names: Iterable[str]) -> Archive | None:
     """Tell by the names of its files which archive a folder holds, if any."""
     names = set(names)
     if any(IDX_IMAGES.fullmatch(name) for name in names):
         return "idx"
-    if "test_batch.bin" in names or any(name.startswith("data_batch_") for name in names):
+    if "test_batch.bin" in names or any(_CIFAR_BATCH.fullmatch(name) for name in names):
         return "cifar10"
-    return "cifar100" if {"train.bin", "test.bin"} & names else None
+    if {"train.bin", "test.bin"} & names:
+        return "cifar100"
+    if "test_batch" in names or "data_batch_1" in names:
+        return "cifar10 pickles"
+    return "cifar100 pickles" if "meta" in names and {"train", "test"} & names else None
 
 
 def read_archive(folder: Path, split: Split, option: str) -> ArraySource:
@@ -72,6 +83,8 @@ def read_archive(folder: Path, split: Split, option: str) -> ArraySource:
     kind = find_archive(names)
     if kind == "idx":
         return _read_idx(folder, names, split, option)
+    if kind in ("cifar10 pickles", "cifar100 pickles"):
+        return _read_cifar_pickles(folder, split, option, fine=kind == "cifar100 pickles")
     return _read_cifar(folder, split, option, fine=kind == "cifar100")
 
 
@@ -143,18 +156,83 @@ def _read_maybe_gzipped(path: Path) -> bytes:
         raise DataError(f"Cannot read {path}: {error}") from None
 
 
-def _read_cifar(folder: Path, split: Split, option: str, *, fine: bool) -> ArraySource:
+def _cifar_files(folder: Path, split: Split, option: str, *, fine: bool, suffix: str) -> list[str]:
+    """Return the names of a split's files. Raises: DataError if one is missing."""
     if fine:
-        names = ["train.bin"] if split == "train" else ["test.bin"]
+        names = ["train" if split == "train" else "test"]
     elif split == "train":
-        names = [f"data_batch_{number}.bin" for number in range(1, 6)]
+        names = [f"data_batch_{number}" for number in range(1, 6)]
     else:
-        names = ["test_batch.bin"]
+        names = ["test_batch"]
+    names = [name + suffix for name in names]
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise DataError(f"--{option} {folder}: there is no file {', '.join(missing)}.")
+    return names
+
+
+def _read_cifar_pickles(folder: Path, split: Split, option: str, *, fine: bool) -> ArraySource:
+    names = _cifar_files(folder, split, option, fine=fine, suffix="")
+    planes, labels = [], []
+    for name in names:
+        batch = _read_dict(folder / name)
+        pixels = batch.get("data")
+        numbers = batch.get("fine_labels" if fine else "labels")
+        if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 2:
+            raise DataError(f"{folder / name} has no 'data' of bytes, as CIFAR's files have.")
+        if pixels.shape[1] != _CIFAR_BYTES or not len(pixels):
+            raise DataError(
+                f"{folder / name} has images of {pixels.shape[1]} bytes, {len(pixels)} of them; "
+                f"expected {_CIFAR_BYTES} bytes each."
+            )
+        if not isinstance(numbers, list) or not all(
+            isinstance(number, int) and 0 <= number < (100 if fine else 10) for number in numbers
+        ):
+            raise DataError(f"{folder / name} has no list of labels from 0 to {99 if fine else 9}.")
+        if len(numbers) != len(pixels):
+            raise DataError(
+                f"{folder / name} has {len(pixels)} images but {len(numbers)} labels: "
+                "it is damaged. Fetch it again."
+            )
+        planes.append(pixels.reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE))
+        labels.append(np.array(numbers, np.int64))
+    return _cifar_source(
+        np.concatenate(planes),
+        np.concatenate(labels),
+        tuple((name, len(part)) for name, part in zip(names, labels, strict=True)),
+        *_pickled_names(folder, np.concatenate(labels), folder / names[0], fine=fine),
+    )
+
+
+def _pickled_names(
+    folder: Path, labels: NDArray[np.int64], labels_path: Path, *, fine: bool
+) -> tuple[tuple[str, ...], bool]:
+    path = folder / ("meta" if fine else "batches.meta")
+    if not path.is_file():
+        return tuple(str(number) for number in range(int(labels.max()) + 1)), False
+    found = _read_dict(path).get("fine_label_names" if fine else "label_names")
+    if not isinstance(found, list) or not all(isinstance(name, str | bytes) for name in found):
+        raise DataError(f"{path} has no list of class names.")
+    names = tuple(
+        name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in found
+    )
+    return _checked_names(names, path, labels, labels_path), True
+
+
+def _read_dict(path: Path) -> dict[str, Any]:
+    """Read a pickled dictionary; Python 2's keys are bytes."""
+    found = read_pickle(path)
+    if not isinstance(found, dict):
+        raise DataError(f"{path} is a pickle, but not of a dictionary, as CIFAR's files are.")
+    return {
+        key.decode("latin-1") if isinstance(key, bytes) else str(key): found[key] for key in found
+    }
+
+
+def _read_cifar(folder: Path, split: Split, option: str, *, fine: bool) -> ArraySource:
+    names = _cifar_files(folder, split, option, fine=fine, suffix=".bin")
     label_bytes = 2 if fine else 1  # CIFAR-100 has a coarse label before the fine one
-    record = label_bytes + 3 * CIFAR_SIDE * CIFAR_SIDE
+    record = label_bytes + _CIFAR_BYTES
     parts = []
     for name in names:
         content = _read_maybe_gzipped(folder / name)
@@ -170,6 +248,16 @@ def _read_cifar(folder: Path, split: Split, option: str, *, fine: bool) -> Array
     names_file = folder / ("fine_label_names.txt" if fine else "batches.meta.txt")
     class_names, named = _class_names(names_file, labels, folder / names[0])
     files = tuple((name, len(part)) for name, part in zip(names, parts, strict=True))
+    return _cifar_source(planes, labels, files, class_names, named)
+
+
+def _cifar_source(
+    planes: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    files: tuple[tuple[str, int], ...],
+    class_names: tuple[str, ...],
+    named: bool,
+) -> ArraySource:
     pixels = np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
     return ArraySource(pixels, labels, class_names, files, named)
 
@@ -178,23 +266,28 @@ def _class_names(
     names_path: Path, labels: NDArray[np.int64], labels_path: Path
 ) -> tuple[tuple[str, ...], bool]:
     """Read class names, one a line; without such a file they are "0", "1", ..."""
-    count = int(labels.max()) + 1
     if not names_path.is_file():
-        return tuple(str(number) for number in range(count)), False
+        return tuple(str(number) for number in range(int(labels.max()) + 1)), False
     try:
         lines = names_path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"Cannot read the class names {names_path}: {error}") from None
     names = tuple(line.strip() for line in lines if line.strip())
+    return _checked_names(names, names_path, labels, labels_path), True
+
+
+def _checked_names(
+    names: tuple[str, ...], names_path: Path, labels: NDArray[np.int64], labels_path: Path
+) -> tuple[str, ...]:
     if len(set(names)) != len(names):
         raise DataError(f"{names_path}: the name '{_first_repeated(names)}' stands there twice.")
-    if count > len(names):
+    if int(labels.max()) >= len(names):
         wrong = int(np.argmax(labels >= len(names)))
         raise DataError(
             f"{labels_path}: label {labels[wrong]} of image {wrong} is out of range: "
             f"{names_path.name} names {len(names)} classes."
         )
-    return names, True
+    return names
 
 
 def _first_repeated(names: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,16 +19,28 @@ IMAGE_SUFFIXES = frozenset(
 )
 LAYOUT = "one folder per class, with its images inside: {root}/<class>/<image>.jpg (or png, webp…)"
 
+Labels = NDArray[Any]
+"""int64 [N], one class an image; or float32 [N, C] of zeros and ones, any number of classes."""
+
+
+class Stamp(NamedTuple):
+    """A folder as it was just before it was listed; it differs once entries came or went."""
+
+    folder: str  # relative to the root, "" for the root itself
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+
 
 @dataclass(frozen=True)
 class FolderSource:
-    """Image files, one folder per class. The listing is arrays: 50 bytes a file, not objects."""
+    """Image files below a folder. The listing is arrays: 50 bytes a file, not objects."""
 
     root: Path
     paths: bytes  # relative to root, with /, one after the other
     starts: NDArray[np.int64]
     ends: NDArray[np.int64]
-    labels: NDArray[np.int64]
+    labels: Labels
     class_names: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
@@ -75,7 +88,40 @@ def list_folder(folder: Path) -> tuple[list[str], list[str]]:
     return sorted(folders), sorted(files)
 
 
-def read_folder(root: Path, option: str) -> FolderSource:
+def is_image_name(name: str) -> bool:
+    """Tell by its suffix whether a file is an image."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def read_stamp(root: Path, folder: str) -> Stamp:
+    """Read the stamp of a folder below a root. Raises: OSError."""
+    status = os.stat(os.path.join(root, folder))
+    return Stamp(folder, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+
+def build_source(
+    root: Path,
+    names: Sequence[str],
+    labels: Labels,
+    class_names: tuple[str, ...],
+    notes: tuple[str, ...] = (),
+) -> FolderSource:
+    """Build a source of files given by name.
+
+    Args:
+      root: the folder to which the names are relative.
+      names: of the files, with /.
+      labels: int64 [N] or float32 [N, C].
+      class_names: what the labels index.
+      notes: what is remarkable.
+    """
+    encoded = [os.fsencode(name) for name in names]
+    ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+    starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])[: len(ends)]
+    return FolderSource(root, b"".join(encoded), starts, ends, labels, class_names, notes)
+
+
+def read_folder(root: Path, option: str, stamps: list[Stamp] | None = None) -> FolderSource:
     """List a folder of class folders. Classes and files are ordered by name.
 
     Hidden entries (``.name``) are passed over. Other files are left out, counted in the notes.
@@ -83,8 +129,12 @@ def read_folder(root: Path, option: str) -> FolderSource:
     Args:
       root: the folder that holds the class folders.
       option: the option that named it, for messages.
+      stamps: told every folder that is listed, as it was before.
     Raises: DataError if there are no class folders, or one without images.
     """
+    stamps = [] if stamps is None else stamps
+    own = _stamp(root, "")
+    stamps.append(own)
     folders, strays = list_folder(root)
     class_names = tuple(folders)
     if not class_names:
@@ -94,7 +144,7 @@ def read_folder(root: Path, option: str) -> FolderSource:
     left_out = list(strays)
     start = 0
     for name in class_names:
-        found = [*_images(root / name, f"{name}/", left_out, frozenset())]
+        found = [*_images(root, name, left_out, frozenset({own.inode}), stamps)]
         if not found:
             raise DataError(
                 f"--{option} {root}: the class folder '{name}' holds no images. "
@@ -126,26 +176,38 @@ def read_folder(root: Path, option: str) -> FolderSource:
 
 
 def _images(
-    folder: Path, prefix: str, left_out: list[str], above: frozenset[tuple[int, int]]
+    root: Path, folder: str, left_out: list[str], above: frozenset[int], stamps: list[Stamp]
 ) -> Iterator[str]:
     """Yield the images below a folder as relative paths; append other files to ``left_out``."""
-    folders, files = list_folder(folder)
-    status = folder.stat()
-    identity = (status.st_dev, status.st_ino)
-    if identity in above:  # a link to a folder above: everything in it is listed already
-        return
+    stamp = _stamp(root, folder)
+    if stamp.inode and stamp.inode in above and _leads_up(root / folder):
+        return  # a link to a folder above: everything in it is listed already
+    stamps.append(stamp)
+    folders, files = list_folder(root / folder)
     for name in files:
-        if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
-            yield prefix + name
+        if is_image_name(name):
+            yield f"{folder}/{name}"
         else:
-            left_out.append(prefix + name)
+            left_out.append(f"{folder}/{name}")
     for name in folders:
-        yield from _images(folder / name, f"{prefix}{name}/", left_out, above | {identity})
+        yield from _images(root, f"{folder}/{name}", left_out, above | {stamp.inode}, stamps)
+
+
+def _leads_up(folder: Path) -> bool:
+    return any(parent.samefile(folder) for parent in folder.parents)
+
+
+def _stamp(root: Path, folder: str) -> Stamp:
+    try:
+        return read_stamp(root, folder)
+    except OSError as error:
+        path = os.path.join(root, folder)
+        raise DataError(f"Cannot list {path}: {error.strerror or error}") from None
 
 
 def _wrong_layout(root: Path, files: Sequence[str]) -> str:
     expected = "expected " + LAYOUT.format(root=str(root).rstrip("/\\"))
-    images = sum(os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES for name in files)
+    images = sum(is_image_name(name) for name in files)
     if images:
         return f"{expected}; found {images} images directly in it, and no folders."
     if files:

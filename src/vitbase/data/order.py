@@ -61,7 +61,8 @@ def epoch_permutation(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
     for round_ in range(2):
         ranks ^= np.uint64(key_of(_ORDER_KEY, seed, epoch, round_))
         _mix64_in_place(ranks)
-    return np.argsort(ranks).astype(np.int64, copy=False)
+    order: NDArray[np.int64] = np.argsort(ranks).astype(np.int64, copy=False)
+    return order
 
 
 def repeat_places(positions: NDArray[np.int64], repeats: int) -> NDArray[np.int64]:
@@ -83,7 +84,8 @@ def repeat_places(positions: NDArray[np.int64], repeats: int) -> NDArray[np.int6
     if repeats == 1:
         return positions
     turn, within = np.divmod(positions, repeats * _IN_TURN)
-    return turn * _IN_TURN + within % _IN_TURN
+    places: NDArray[np.int64] = turn * _IN_TURN + within % _IN_TURN
+    return places
 
 
 def steps_per_epoch(n: int, global_batch: int) -> int:
