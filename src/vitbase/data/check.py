@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -19,7 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitbase.data.decode import FORMATS, decode
-from vitbase.data.sources import Source
+from vitbase.data.layouts import has_val, open_source
+from vitbase.data.protocol import Source
 from vitbase.errors import ImageError
 from vitbase.runtime import available_cores
 
@@ -47,6 +49,8 @@ KINDS: dict[str, tuple[bool, str]] = {
     "truncated": (True, "left out of training, counted as wrong in evaluation"),
     "same image, other label": (True, "one of the labels is wrong"),
     "also in training": (True, "evaluation would flatter"),
+    "unknown class": (True, "a model trained here has no output for it"),
+    "class order": (True, "labels would not be those of ImageNet's models"),
     "absurd size": (False, "used as it is"),
     "CMYK": (False, "converted as Pillow does"),
     "16-bit": (False, "scaled to 8 bits"),
@@ -136,6 +140,76 @@ class _Facts(NamedTuple):
     digest: int
     format: str
     faults: tuple[tuple[str, str], ...]  # (kind, detail)
+
+
+@dataclass
+class DataReport:
+    """What was found in a data set: the training images and, where there are any, the others'."""
+
+    splits: list[SplitReport]
+
+    @property
+    def wrong(self) -> bool:
+        """Whether training or evaluating with this data would be wrong."""
+        return any(split.wrong for split in self.splits)
+
+    def lines(self) -> Iterator[str]:
+        """Yield tables for a screen, and a verdict."""
+        for split in self.splits:
+            yield from split.lines()
+            yield ""
+        yield (
+            "Training would be wrong: mend what is marked ERROR."
+            if self.wrong
+            else "Nothing here would make training wrong."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain values, for JSON."""
+        return {"wrong": self.wrong, "splits": [split.to_dict() for split in self.splits]}
+
+
+def check_data(
+    data_path: str,
+    val_data_path: str | None = None,
+    *,
+    num_workers: int | None = None,
+    progress: Callable[[str, int, int], None] = lambda split, done, images: None,
+) -> DataReport:
+    """Check the images that a run would train on, and those it would be evaluated on.
+
+    Args:
+      data_path: as the option of that name.
+      val_data_path: likewise.
+      num_workers: threads; None: one per usable core.
+      progress: told a split's name, images done, and images in all, now and then.
+    Raises: DataError if nothing can be opened there.
+    """
+    train = open_source(data_path, "train", "data_path")
+    val = None
+    if val_data_path is not None:
+        val = open_source(val_data_path, "val", "val_data_path")
+    elif has_val(data_path):
+        val = open_source(data_path, "val", "data_path")
+    reports = []
+    for name, source in (("training", train), ("evaluation", val)):
+        if source is not None:
+            tell = partial(_tell, progress, name, len(source))
+            reports.append(check_split(name, source, num_workers=num_workers, progress=tell))
+    if val is not None:
+        check_leak(reports[0], reports[1], val)
+        _compare_classes(reports[0], reports[1])
+    return DataReport(reports)
+
+
+def _tell(progress: Callable[[str, int, int], None], name: str, images: int, done: int) -> None:
+    progress(name, done, images)
+
+
+def _compare_classes(train: SplitReport, val: SplitReport) -> None:
+    unknown = [name for name in val.class_names if name not in train.class_names]
+    for name in unknown:
+        val.add("unknown class", Place(name, "not among the training classes"))
 
 
 def check_split(

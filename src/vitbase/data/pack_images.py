@@ -1,0 +1,92 @@
+"""What becomes of an image when it is packed: the same bytes, or a smaller JPEG."""
+
+from __future__ import annotations
+
+import io
+from typing import Literal, NamedTuple
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from vitbase.data.augment import resize
+from vitbase.data.decode import FORMATS, Pixels, decode, decode_window, read_size
+
+Change = Literal["copied", "resized", "encoded"]
+_SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}
+
+
+class Prepared(NamedTuple):
+    """An image as it goes into a shard."""
+
+    suffix: str
+    data: bytes
+    change: Change
+
+
+def prepare_image(raw: bytes | Pixels, short_side: int | None, quality: int | None) -> Prepared:
+    """Make an image ready for a shard.
+
+    Args:
+      raw: a file's bytes, or pixels uint8 [H, W, C].
+      short_side: longest that the shorter side may stay, or None.
+      quality: of the JPEG that a resized image becomes.
+    Raises: ImageError if it cannot be decoded.
+    """
+    if not isinstance(raw, bytes):
+        if short_side is None or min(raw.shape[:2]) <= short_side:
+            return Prepared("png", _encode_png(raw), "encoded")
+        smaller = resize(raw, *_smaller(raw.shape[:2], short_side), "bicubic")
+        return Prepared("jpg", _encode_jpeg(smaller, quality), "resized")
+    height, width = read_size(raw)
+    if short_side is None or min(height, width) <= short_side:
+        decode(raw)
+        return Prepared(_suffix_of(raw), raw, "copied")
+    # A JPEG decodes faster to a half, a quarter or an eighth. At least twice the wanted size is
+    # left to the filter, so that what it makes is nearly that of the whole image.
+    fits = min(height, width) // (2 * short_side)
+    shrink = max((s for s in (1, 2, 4, 8) if s <= fits), default=1)
+    pixels = decode_window(raw, (0, 0, height, width), shrink=shrink)
+    smaller = resize(pixels, *_smaller((height, width), short_side), "bicubic")
+    return Prepared("jpg", _encode_jpeg(smaller, quality), "resized")
+
+
+def _smaller(size: tuple[int, ...], short_side: int) -> tuple[int, int]:
+    """Return (height, width) with a shorter side of that length and the same aspect."""
+    height, width = size
+    if height <= width:
+        return short_side, round(width * short_side / height)
+    return round(height * short_side / width), short_side
+
+
+def _encode_jpeg(pixels: Pixels, quality: int | None) -> bytes:
+    """Encode with chroma at half resolution, as most photographs are; grey without chroma.
+
+    Measured on images of 341 x 256 pixels made from 1000 x 750: 4:2:0 at quality 95 is as true as
+    4:4:4 at 90 (34.7 against 34.1 dB), 9% larger, and decodes a tenth faster.
+    """
+    assert quality is not None
+    grey = pixels.shape[2] == 1 or (
+        np.array_equal(pixels[..., 0], pixels[..., 1])
+        and np.array_equal(pixels[..., 0], pixels[..., 2])
+    )
+    if grey:
+        plane = np.ascontiguousarray(pixels[..., :1])
+        return bytes(simplejpeg.encode_jpeg(plane, quality, "GRAY", "Gray"))
+    data = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, "RGB", "420")
+    return bytes(data)
+
+
+def _encode_png(pixels: Pixels) -> bytes:
+    buffer = io.BytesIO()
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    image.save(buffer, "PNG", compress_level=6)
+    return buffer.getvalue()
+
+
+def _suffix_of(data: bytes) -> str:
+    if data[:2] == b"\xff\xd8":
+        return "jpg"
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        kind = image.format or "img"
+    return _SUFFIXES.get(kind, kind.lower())
