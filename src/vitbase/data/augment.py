@@ -22,6 +22,7 @@ Interpolation = Literal["bilinear", "bicubic"]
 
 ASPECT_RANGE = (3 / 4, 4 / 3)
 CROP_TRIES = 10
+_SERIAL = 32_767  # numbers; torch's operators divide more than that among threads
 
 
 def draw_window(
@@ -219,11 +220,14 @@ def normalize(
     """
     batch, height, width, channels = images_BHWC.shape
     scale, shift = _scale_and_shift(preprocess, width, images_BHWC.device)
-    rows = images_BHWC.reshape(batch, height, width * channels)
     # By rows: with three numbers for three channels a CPU takes twice as long.
+    rows = images_BHWC.reshape(batch * height, width * channels)
     if images_BHWC.device.type == "cpu":
         result = batch_memory.take(rows.shape, torch.float32)
-        for source, target in zip(rows, result, strict=True):  # an image at a time stays in cache
+        # Pieces stay in cache, and are too small for torch to call for its other threads, which
+        # would wait for cores that the loader's threads have.
+        size = max(1, _SERIAL // rows.shape[1])
+        for source, target in zip(rows.split(size), result.split(size), strict=True):
             target.copy_(source)
             torch.addcmul(shift, target, scale, out=target)
     else:
