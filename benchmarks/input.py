@@ -119,7 +119,11 @@ def vitbase_batches(folder: str, pipeline: str, workers: int, as_floats: bool) -
         else:
             options: dict[str, Any] = {}
             if pipeline == "randaugment":
-                options = {"randaugment": "timm", "randaugment_magnitude": 9}
+                options = {
+                    "policy": "randaugment_timm",
+                    "randaugment_magnitude": 9.0,
+                    "randaugment_magnitude_std": 0.5,
+                }
             transform = TrainTransform(preprocess, AugmentSection(**options))
             loader = TrainLoader(source, transform, seed=0, batch_size=BATCH, num_workers=workers)
             batches = loader.epoch(epoch)

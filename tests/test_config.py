@@ -137,8 +137,8 @@ def test_only_what_moves_no_number_may_change_on_resume():
     saved = load_config("imagenet")
     moved = saved.replace(data_path="/elsewhere", num_workers=3, keep_checkpoint_max=2)
     assert differences_on_resume(saved, moved) == []
-    other = saved.replace(lr_init=0.1, batch_size=64)
+    other = saved.replace(lr_init=0.1, global_batch=64)
     assert differences_on_resume(saved, other) == [
-        "batch_size: the run has 128, asked for 64",
+        "global_batch: the run has None, asked for 64",
         "lr_init: the run has 0.02, asked for 0.1",
     ]

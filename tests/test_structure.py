@@ -24,6 +24,7 @@ FLOORS = (
     ("data", "weights"),
     ("model",),
     ("runtime",),
+    ("batch",),
     ("config", "options", "errors"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

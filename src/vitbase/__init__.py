@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vitbase.explain import explain
     from vitbase.model.zoo import create_model, list_variants
     from vitbase.shipping.predict import Prediction, predict
-    from vitbase.training.loop import train
+    from vitbase.training.run import train
     from vitbase.training.result import TrainResult
     from vitbase.weights.convert import Conversion, convert_weights
     from vitbase.weights.load import LoadedModel, load_model
@@ -42,7 +42,7 @@ _HOMES = {
     "predict": "vitbase.shipping.predict",
     "save_weights": "vitbase.weights.save",
     "show_weights": "vitbase.weights.show",
-    "train": "vitbase.training.loop",
+    "train": "vitbase.training.run",
 }
 
 __all__ = [

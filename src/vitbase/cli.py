@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, TypedDict
@@ -51,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except VitbaseError as error:
         if debug:
             raise
+        if error.everywhere and os.environ.get("RANK", "0") != "0":
+            sys.exit(2)  # the first rank tells
         sys.stderr.write(f"vitbase: error: {error}\n")
         sys.exit(2)
     except KeyboardInterrupt:
@@ -79,7 +82,7 @@ def _run(words: list[str]) -> None:
 
 def _train(words: list[str]) -> None:
     config = parse_config("train", words, default_recipe="fashion")
-    from vitbase.training.loop import train  # torch: not needed to see a mistake in an option
+    from vitbase.training.run import train  # torch: not needed to see a mistake in an option
 
     train(config)
 
@@ -94,9 +97,12 @@ def _explain(words: list[str]) -> None:
     for fact in explanation.facts:
         say(f"{fact.name:<{width}}  {fact.value:<{values}}  {fact.source}")
     say("")
+    warmup = f"{config.schedule.warmup_epochs:g} epochs"
+    if config.schedule.warmup_steps is not None:
+        warmup = f"{config.schedule.warmup_steps} steps"
     say(
-        f"learning rate ({config.schedule.schedule}, warm-up {config.schedule.warmup_epochs:g} "
-        f"epochs, peak lr_init {config.optimizer.lr_init:g}):"
+        f"learning rate ({config.schedule.schedule}, warm-up {warmup}, "
+        f"peak {explanation.peak_lr:g}):"
     )
     for step, rate in explanation.learning_rates:
         epoch = step / explanation.steps_per_epoch
@@ -120,8 +126,11 @@ def _eval(words: list[str]) -> None:
             )
     config = parse_config("eval", words, default_recipe=recipe or "imagenet")
     from vitbase.evaluation.run import describe_sums, evaluate_each
+    from vitbase.runtime import is_first_rank
 
     for result in evaluate_each(config, on_unreadable=_warn):
+        if not is_first_rank():
+            continue
         for note in result.notes:
             _warn(note)
         place = result.weights.parent if result.weights.name == "weights.safetensors" else None

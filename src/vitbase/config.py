@@ -23,6 +23,7 @@ from vitbase.options import (
     AugmentSection,
     CheckpointSection,
     DataSection,
+    LossSection,
     ModelSection,
     OptimizerSection,
     Preprocess,
@@ -42,17 +43,13 @@ class Config(BaseModel):
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection = ScheduleSection()
     augment: AugmentSection = AugmentSection()
+    loss: LossSection = LossSection()
     checkpoint: CheckpointSection = CheckpointSection()
 
     @property
     def output_dir(self) -> Path:
         """The run folder."""
         return Path(self.run.output_dir or f"runs/{self.run.name}")
-
-    @property
-    def global_batch(self) -> int:
-        """Images per update."""
-        return self.data.batch_size * self.optimizer.accumulation_steps
 
     def with_preprocess(self, preprocess: Preprocess) -> Config:
         """Return a copy in which every option of the preprocessing is set."""
@@ -77,11 +74,15 @@ class Config(BaseModel):
     def replace(self, **options: Any) -> Config:
         """Return a copy with some options changed, validated like any other input.
 
+        A given ``lr_init`` is used as it is: it ends what a recipe says of other batch sizes.
+
         Raises: ConfigError for an unknown name, a wrong type, or an impossible combination.
         """
         nested = self.model_dump()
         for option, value in options.items():
             nested[section_of(option)][option] = value
+        if "lr_init" in options and "lr_by_global_batch" not in options:
+            nested["optimizer"]["lr_by_global_batch"] = ()
         return _validated(nested, "")
 
     def to_toml(self) -> str:

@@ -13,6 +13,9 @@ from collections.abc import Iterable
 class VitbaseError(Exception):
     """Base of every error that is the user's to mend, not a bug of this package."""
 
+    everywhere = False
+    """Whether every rank of a run raises it: then the first one tells."""
+
 
 class ConfigError(VitbaseError):
     """An option is unknown, has the wrong type, or contradicts another one."""

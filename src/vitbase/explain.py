@@ -8,20 +8,20 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from vitbase.batch import batch_layout, peak_rate
 from vitbase.config import Config
 from vitbase.errors import ConfigError, DeviceError
+from vitbase.model.cost import count_flops
 from vitbase.model.spec import ViTSpec
-from vitbase.model.vit import VisionTransformer
 from vitbase.model.zoo import build_model
 from vitbase.options import EMBEDDED
 from vitbase.runtime import open_runtime
-from vitbase.training.losses import cross_entropy_sum
-from vitbase.training.optim import Schedule, decay_groups
+from vitbase.training.optim import decay_groups
+from vitbase.training.schedule import Schedule
 from vitbase.training.start import complete_preprocess, load_for_training, spec_of
 
-_OPTIMIZER_COPIES = {"momentum": 1, "adamw": 2}  # tensors kept for each parameter
+_OPTIMIZER_COPIES = {"momentum": 1, "adamw": 2, "lamb": 2}  # tensors kept for each parameter
 _MEBI = 2**20
 
 
@@ -42,6 +42,7 @@ class Explanation:
     total_steps: int
     global_batch: int
     parameters: int
+    peak_lr: float
     forward_flops: int
     training_flops: int
     weights_bytes: int
@@ -64,7 +65,10 @@ def explain(config: Config) -> Explanation:
         num_images, images_source = _count_images(config)
     else:
         images_source = "num_train_images"
-    global_batch = config.global_batch
+    devices = config.run.num_devices or 1
+    layout = batch_layout(config, devices)
+    rate = peak_rate(config, layout.global_batch)
+    global_batch = layout.global_batch
     steps = num_images // global_batch
     if steps == 0:
         raise ConfigError(
@@ -74,13 +78,18 @@ def explain(config: Config) -> Explanation:
     spec, spec_source = _find_spec(config)
     with torch.device("meta"):
         model = build_model(spec)
-    forward, training = _count_flops(model)
+    flops = count_flops(spec)
+    forward, training = flops.forward, flops.training
     activations = _count_kept_values(spec)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     groups = decay_groups(model, config.optimizer.decay_on)
-    schedule = Schedule.of(config.optimizer.lr_init, config.schedule, steps)
+    schedule = Schedule.of(rate.lr, config.schedule, steps)
     rates = tuple((step, schedule.at(step)) for step in _milestones(schedule))
-    state = 4 * parameters * (2 + _OPTIMIZER_COPIES[config.optimizer.optimizer])
+    kept = _OPTIMIZER_COPIES[config.optimizer.optimizer] + (config.optimizer.ema_decay is not None)
+    state = 4 * parameters * (2 + kept)
+    sharded = config.run.parallel == "fsdp" and devices > 1
+    if sharded:
+        state //= devices
     bytes_per_value = 4 if _precision(config) == "fp32" else 2
     activation_bytes = activations * bytes_per_value
     facts = (
@@ -89,15 +98,17 @@ def explain(config: Config) -> Explanation:
         Fact(
             "effective batch",
             f"{global_batch}",
-            f"batch_size {config.data.batch_size} x accumulation_steps "
-            f"{config.optimizer.accumulation_steps}",
+            layout.describe() if config.data.global_batch is None else "global_batch",
         ),
         Fact("steps per epoch", f"{steps}", f"floor({num_images} / {global_batch})"),
         Fact(
             "total steps",
             f"{schedule.total_steps:,}",
-            f"{steps} x epoch_size {config.schedule.epoch_size}",
+            f"{steps} x epoch_size {config.schedule.epoch_size}"
+            if config.schedule.total_steps is None
+            else "total_steps",
         ),
+        Fact("peak learning rate", f"{rate.lr:g}", rate.rule),
         Fact("parameters", f"{parameters:,}", "counted on the built model"),
         Fact(
             "forward, per image",
@@ -127,8 +138,9 @@ def explain(config: Config) -> Explanation:
         Fact(
             "weights and optimizer",
             f"{state / _MEBI:,.0f} MiB",
-            f"fp32: weights, gradients and {_OPTIMIZER_COPIES[config.optimizer.optimizer]} "
-            f"for {config.optimizer.optimizer}",
+            f"fp32: weights, gradients, {kept} more for {config.optimizer.optimizer}"
+            + (" and the average" if config.optimizer.ema_decay is not None else "")
+            + (f"; a {devices}th of it" if sharded else ""),
         ),
         Fact(
             "activations, per image",
@@ -137,8 +149,8 @@ def explain(config: Config) -> Explanation:
         ),
         Fact(
             "memory estimate",
-            f"{(state + activation_bytes * config.data.batch_size) / _MEBI:,.0f} MiB",
-            f"the two above, batch_size {config.data.batch_size}; without workspace",
+            f"{(state + activation_bytes * layout.batch_size) / _MEBI:,.0f} MiB",
+            f"the two above, {layout.batch_size} images a forward pass; without workspace",
         ),
     )
     return Explanation(
@@ -146,6 +158,7 @@ def explain(config: Config) -> Explanation:
         total_steps=schedule.total_steps,
         global_batch=global_batch,
         parameters=parameters,
+        peak_lr=rate.lr,
         forward_flops=forward,
         training_flops=training,
         weights_bytes=4 * parameters,
@@ -186,20 +199,6 @@ def _find_spec(config: Config) -> tuple[ViTSpec, str]:
         return loaded.spec, f"read off {loaded.path}"
     origin = "the zoo" if config.model.model else "the zoo; small, as no weights are given"
     return spec_of(config), origin
-
-
-def _count_flops(model: VisionTransformer) -> tuple[int, int]:
-    """Count the FLOPs of one image, forward and in training. The model is on the meta device."""
-    spec = model.spec
-    image = torch.empty(1, spec.in_channels, *spec.image_size, device="meta")
-    label = torch.zeros(1, dtype=torch.int64, device="meta")
-    counter = FlopCounterMode(display=False)
-    model.train()
-    with counter:
-        loss = cross_entropy_sum(model(image), label)
-        forward = counter.get_total_flops()
-        loss.backward()
-    return forward, counter.get_total_flops()
 
 
 def _count_kept_values(spec: ViTSpec) -> int:

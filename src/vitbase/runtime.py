@@ -1,4 +1,4 @@
-"""The only file that names devices, backends and precisions.
+"""The only file that names devices, backends, ranks and precisions.
 
 Everything else asks here, so that the same code runs on Ascend, GPU and CPU.
 """
@@ -10,13 +10,18 @@ import dataclasses
 import functools
 import hashlib
 import os
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
+from torch import distributed
 
-from vitbase.errors import DeviceError
+from vitbase.errors import DeviceError, VitbaseError
+
+T = TypeVar("T")
 
 DeviceTarget = Literal["auto", "Ascend", "GPU", "CPU"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -25,14 +30,142 @@ _TORCH_NAMES = {"Ascend": ("npu",), "GPU": ("cuda", "xpu", "mps"), "CPU": ("cpu"
 _AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # A cross-entropy's loss scale: MindSpore and torch both start near 2**16.
 _INITIAL_LOSS_SCALE = 2.0**16
+# Longer than a rank may be alone with a checkpoint or a slow disk; a rank that has died is noticed
+# at once, by its closed connections and by the launcher.
+_COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+# Dense half-precision FLOPs per second, of the makers' data sheets.
+_PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "V100": 125e12,
+}
+
+
+# What gloo, and the libraries of GPUs and NPUs, say of a rank that is no longer there.
+_LOST = (
+    "onnection closed",
+    "onnection reset",
+    "Broken pipe",
+    "imed out",
+    "timeout",
+    "remote",
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Runtime:
-    """A device, and the arithmetic used on it."""
+    """A device, the arithmetic used on it, and this process's place among those that work with it.
+
+    Every method that says "collective" must be called by all ranks, in the same order.
+    """
 
     device: torch.device
     precision: Precision
+    rank: int = 0
+    num_ranks: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes, and talks."""
+        return self.rank == 0
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """Let the first rank make something, and give it to all (collective).
+
+        Raises: on every rank what the first one raised, if it is the user's to mend.
+        """
+        if self.num_ranks == 1:
+            return make()
+        made: list[Any] = [None]
+        if self.is_first:
+            try:
+                made = [(make(), None)]
+            except VitbaseError as error:
+                made = [(None, error)]
+        with self.naming_lost_ranks():
+            distributed.broadcast_object_list(made, src=0, device=self.device)
+        value, failed = made[0]
+        if failed is not None:
+            failed.everywhere = True
+            raise failed
+        result: T = value
+        return result
+
+    def everywhere(self, make: Callable[[], T]) -> T:
+        """Let every rank make something of its own (collective).
+
+        Raises: on every rank what the first of them to fail raised, if it is the user's to mend.
+        """
+        made, error = None, None
+        try:
+            made = make()
+        except VitbaseError as found:
+            if self.num_ranks == 1:
+                raise
+            error = found
+        for rank, failed in enumerate(self.gather(error)):
+            if failed is not None:
+                if rank:
+                    failed.args = (f"On rank {rank}: {failed}",)
+                failed.everywhere = True
+                raise failed
+        result: T = made  # type: ignore[assignment]
+        return result
+
+    def gather(self, value: T) -> list[T]:
+        """Return every rank's value, by rank (collective)."""
+        if self.num_ranks == 1:
+            return [value]
+        values: list[Any] = [None] * self.num_ranks
+        with self.naming_lost_ranks():
+            distributed.all_gather_object(values, value)
+        return values
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Add a tensor up over the ranks, in place (collective). Returns: the tensor."""
+        if self.num_ranks > 1:
+            with self.naming_lost_ranks():
+                distributed.all_reduce(tensor)
+        return tensor
+
+    def take_from_first(self, tensor: torch.Tensor) -> None:
+        """Overwrite a tensor on the device with the first rank's (collective)."""
+        if self.num_ranks > 1:
+            with self.naming_lost_ranks():
+                distributed.broadcast(tensor, src=0)
+
+    @contextlib.contextmanager
+    def naming_lost_ranks(self) -> Iterator[None]:
+        """Turn what a backend raises when another rank is gone into a message for people."""
+        try:
+            yield
+        except (RuntimeError, distributed.DistError) as error:
+            text = str(error)
+            if self.num_ranks == 1 or not any(word in text for word in _LOST):
+                raise
+            first = text.strip().splitlines()[0]
+            raise DeviceError(
+                f"Rank {self.rank} of {self.num_ranks} lost another rank: {first}. The one that "
+                f"stopped first tells why in its own log; the same command continues the run from "
+                f"its last checkpoint."
+            ) from error
+
+    def peak_flops(self) -> float | None:
+        """Return what the device could do at its best, in FLOPs per second, where that is known."""
+        if self.device.type != "cuda" or self.precision == "fp32":
+            return None
+        name = torch.cuda.get_device_name(self.device)
+        return next((flops for part, flops in _PEAK_FLOPS.items() if part in name), None)
+
+    def peak_memory(self) -> int | None:
+        """Return the most bytes that tensors took on the device so far; None on a CPU."""
+        if self.device.type == "cpu":
+            return None
+        return int(torch.accelerator.max_memory_allocated(self.device))
 
     @property
     def pin_memory(self) -> bool:
@@ -74,9 +207,11 @@ class Runtime:
 
     def describe(self) -> str:
         """Return one line for the log: device, threads, precision."""
+        ranks = f"{self.num_ranks} ranks on " if self.num_ranks > 1 else ""
         if self.device.type == "cpu":
-            return f"CPU, {torch.get_num_threads()} threads, {self.precision}"
-        return f"{self.device}, {self.precision}"
+            return f"{ranks}CPU, {torch.get_num_threads()} threads, {self.precision}"
+        place = self.device.type if self.num_ranks > 1 else self.device
+        return f"{ranks}{place}, {self.precision}"
 
 
 @functools.lru_cache(maxsize=1)
@@ -85,27 +220,102 @@ def _copy_stream(device: torch.device) -> torch.Stream:
 
 
 def available_cores() -> int:
-    """Return the number of processor cores this process may use."""
+    """Return the number of processor cores this process may use: its share, among local ranks."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    return max(1, cores // local_ranks())
+
+
+def local_ranks() -> int:
+    """Return how many ranks torchrun has started on this server."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def count_local_devices(device_target: str = "auto") -> int:
+    """Return how many devices of a kind this machine has; 1 on a CPU.
+
+    Raises: DeviceError if there is none of the kind.
+    """
+    device = _find_device(device_target, 0)
+    return 1 if device.type == "cpu" else int(torch.accelerator.device_count())
+
+
+def launched_ranks() -> int | None:
+    """Return how many ranks torchrun has started; None if it did not start this process."""
+    return int(os.environ["WORLD_SIZE"]) if {"WORLD_SIZE", "RANK"} <= os.environ.keys() else None
+
+
+def is_first_rank() -> bool:
+    """Whether this process talks for all ranks; also before they have found each other."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextlib.contextmanager
+def opened_runtime(
+    device_target: str = "auto", device_id: int = 0, precision: str = "auto", *, tf32: bool = False
+) -> Iterator[Runtime]:
+    """Open this rank's share of the run that torchrun has started, or the one device there is.
+
+    Args and errors: as of :func:`open_runtime`. A rank's device is the one of its number on the
+      server, or of its place in `VITBASE_DEVICE_IDS` ("2,3"), as a rank table names them.
+    Raises: DeviceError, too, if the ranks do not find each other.
+    """
+    ranks = launched_ranks()
+    if ranks is not None:
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        listed = os.environ.get("VITBASE_DEVICE_IDS")
+        device_id = int(listed.split(",")[local]) if listed else local
+    runtime = open_runtime(device_target, device_id, precision, tf32=tf32)
+    if ranks is None or ranks == 1:
+        yield runtime
+        return
+    rank = int(os.environ["RANK"])
+    _join(runtime.device)
+    try:
+        yield dataclasses.replace(runtime, rank=rank, num_ranks=ranks)
+    finally:
+        distributed.destroy_process_group()
+
+
+def _join(device: torch.device) -> None:
+    """Find the other ranks."""
+    backend = distributed.get_default_backend_for_device(device)
+    if device.type != "cpu":
+        backend = f"cpu:gloo,{device.type}:{backend}"
+    place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    try:
+        distributed.init_process_group(
+            backend,
+            timeout=_COLLECTIVE_TIMEOUT,
+            device_id=None if device.type == "cpu" else device,
+        )
+    except (RuntimeError, ValueError, distributed.DistError) as error:
+        raise DeviceError(
+            f"Rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} did not find the others at "
+            f"{place} (MASTER_ADDR:MASTER_PORT): {str(error).strip().splitlines()[0]}. Is that the "
+            f"first server's address, its port free, and every server started?"
+        ) from None
 
 
 def open_runtime(
-    device_target: str = "auto", device_id: int = 0, precision: str = "auto"
+    device_target: str = "auto", device_id: int = 0, precision: str = "auto", *, tf32: bool = False
 ) -> Runtime:
-    """Choose the device and the precision.
+    """Choose the device and the precision, for this process alone.
 
     Args:
       device_target: "auto" (an accelerator where there is one), "Ascend", "GPU" or "CPU".
       device_id: which of the local accelerators; ignored on CPU.
       precision: "auto" takes bf16 where the device is fast at it, else fp32.
+      tf32: whether float32 matrix products may round their factors to TF32.
     Raises: DeviceError if the device is not there.
     """
     device = _find_device(device_target, device_id)
     if precision == "auto":
         precision = "bf16" if _fast_bf16(device) else "fp32"
     assert precision in {"fp32", "bf16", "fp16"}
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
     return Runtime(device, precision)  # type: ignore[arg-type]
 
 

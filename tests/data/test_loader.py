@@ -112,7 +112,7 @@ def test_what_does_not_fill_a_global_batch_is_dropped(source):
 
 
 def test_fewer_images_than_a_batch(source):
-    with pytest.raises(DataError, match=r"24 training images, fewer than one batch of 50: lower"):
+    with pytest.raises(DataError, match=r"24 training images, fewer than one global batch of 50"):
         train_loader(source, batch_size=25, accumulation_steps=2)
 
 

@@ -13,9 +13,10 @@ import vitbase
 from vitbase.config import load_config
 from vitbase.errors import CheckpointError, WeightsError
 from vitbase.runtime import open_runtime
-from vitbase.training.checkpoint import read_mindspore_state, restore_from_mindspore
+from vitbase.training.checkpoint import read_mindspore_state
 from vitbase.training.losses import cross_entropy_sum
 from vitbase.training.optim import build_optimizer
+from vitbase.training.state import RunState, momentum_tensors
 from vitbase.weights.formats import open_tensors
 from vitbase.weights.load import open_weights
 from vitbase.weights.mindspore import write_mindspore
@@ -88,7 +89,9 @@ def test_training_continues_from_the_checkpoint_of_mindspore(expected):
     theirs, their_optimizer = start("train.ckpt")
     state = read_mindspore_state(open_weights(FOLDER / "train.ckpt", num_heads=META["heads"]))
     assert state.updates == META["steps"]
-    restore_from_mindspore(their_optimizer, state)
+    RunState(theirs, their_optimizer, None, open_runtime("CPU")).restore(
+        momentum_tensors(state), state.path
+    )
     losses = train_steps(theirs, their_optimizer, expected, 8)
     assert train_steps(ours, our_optimizer, expected, 8) == pytest.approx(losses, abs=TOLERANCE)
     for name, value in ours.state_dict().items():

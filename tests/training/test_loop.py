@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import vitbase
 from vitbase.errors import CheckpointError, ConfigError, DataError, WeightsError
 from vitbase.training import loop
-from vitbase.training.loop import DivergedError
+from vitbase.training.guard import DivergedError
 
 
 def rows_of(folder: Path) -> list[dict[str, object]]:
@@ -38,14 +38,14 @@ class InterruptedRunError(Exception):
 
 
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, updates: int) -> None:
-    update = loop._Run._update
+    update = loop.TrainingLoop._update
 
-    def counted(self, *arguments):
+    def counted(self, *arguments, **named):
         if self.updates == updates:
             raise InterruptedRunError
-        return update(self, *arguments)
+        return update(self, *arguments, **named)
 
-    monkeypatch.setattr(loop._Run, "_update", counted)
+    monkeypatch.setattr(loop.TrainingLoop, "_update", counted)
 
 
 def test_a_run_leaves_what_the_design_says(tiny_config):
@@ -284,7 +284,7 @@ def test_weights_of_another_architecture_are_refused(tiny_config, tmp_path):
     [
         ({"data_path": "/nowhere/photos"}, DataError, "/nowhere/photos"),
         ({"num_classes": 3}, DataError, "more than num_classes 3"),
-        ({"batch_size": 61}, ConfigError, "fewer than one global batch"),
+        ({"batch_size": 61}, DataError, "fewer than one global batch"),
         ({"image_height": 17}, ConfigError, "17x16"),
         ({"pre_trained": True}, ConfigError, "--checkpoint_path"),
         ({"checkpoint_path": "nowhere.ckpt"}, CheckpointError, "nowhere.ckpt"),

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from vitbase.model.zoo import build_model, list_variants, variant_spec
 from vitbase.options import OptimizerSection, ScheduleSection
 from vitbase.runtime import open_runtime
-from vitbase.training.optim import Schedule, build_optimizer, decay_groups
+from vitbase.training.optim import build_optimizer, decay_groups
+from vitbase.training.schedule import Schedule
 
 KINDS = ("constant", "cosine", "linear")
 

@@ -7,6 +7,7 @@ comes from the sample's own generator, by ``.random()``.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Literal
 
@@ -16,6 +17,17 @@ import torch.nn.functional as F
 
 from vitbase.data.decode import Pixels, Window, cut, decode, decode_window, read_size, to_channels
 from vitbase.data.memory import batch_memory
+from vitbase.data.policies import (
+    ColorJitter,
+    RandomErasing,
+    Step,
+    ThreeAugment,
+    apply_steps,
+    cut_reflected,
+    draw_simple_window,
+    mean_colour,
+)
+from vitbase.data.randaugment import KINDS, RandAugment
 from vitbase.options import AugmentSection, Preprocess
 
 Interpolation = Literal["bilinear", "bicubic"]
@@ -142,13 +154,19 @@ class EvalTransform:
 
 
 class TrainTransform:
-    """Crop, resize and flip at random, as ``train_crop`` and ``flip`` say."""
+    """Crop and resize, flip, random operations, erasing: each as the options say."""
 
     def __init__(self, preprocess: Preprocess, augment: AugmentSection) -> None:
         self.preprocess = preprocess
         self.augment = augment
         self._centre = EvalTransform(preprocess)
         self._fit = EvalTransform(preprocess.model_copy(update={"crop_ratio": 1.0}))
+        self._policy = build_policy(preprocess, augment)
+        self._erasing = (
+            RandomErasing(augment.erase_probability, augment.erase_mode, preprocess)
+            if augment.erase_probability > 0
+            else None
+        )
 
     def __call__(
         self, raw: bytes | Pixels, generator: np.random.Generator | None, out: Pixels
@@ -158,28 +176,57 @@ class TrainTransform:
         Raises: ImageError if ``raw`` cannot be decoded.
         """
         assert generator is not None
+        crops = {
+            "random_resized": self._random_resized,
+            "simple": self._simple,
+            "pad": self._padded,
+            "center": self._central,
+        }
+        pixels = crops[self.augment.train_crop](raw, generator, out)
+        if self._policy is not None:
+            pixels = self._policy(pixels, generator)
+        if pixels is not out:
+            out[...] = pixels
+        if self._erasing is not None:
+            self._erasing(out, generator)
+
+    def _random_resized(
+        self, raw: bytes | Pixels, generator: np.random.Generator, out: Pixels
+    ) -> Pixels:
         augment, preprocess = self.augment, self.preprocess
-        if augment.train_crop == "random_resized":
-            flip = generator.random() < 0.5 and augment.flip
-            size = read_size(raw) if isinstance(raw, bytes) else raw.shape[:2]
-            window = draw_window(size, (augment.crop_area_min, 1.0), generator)
-            pixels = self._decode_window(raw, window)
-            result = resize(pixels, preprocess.height, preprocess.width, preprocess.interpolation)
-            out[...] = mirror(result) if flip else result
-        elif augment.train_crop == "pad":
-            pad = augment.crop_pad
-            mirrored, down, right = generator.random(3).tolist()
-            down, right = pad - int(down * (2 * pad + 1)), pad - int(right * (2 * pad + 1))
-            if isinstance(raw, bytes) or raw.shape != out.shape:
-                fitted = np.empty_like(out)
-                self._fit(raw, None, fitted)
-                raw = fitted
-            shift(raw, down, right, out[:, ::-1] if mirrored < 0.5 and augment.flip else out)
-        else:
-            flip = generator.random() < 0.5 and augment.flip
-            self._centre(raw, None, out)
-            if flip:
-                out[...] = mirror(out)
+        flip = generator.random() < 0.5 and augment.flip
+        size = read_size(raw) if isinstance(raw, bytes) else raw.shape[:2]
+        window = draw_window(size, (augment.crop_area_min, 1.0), generator)
+        pixels = self._decode_window(raw, window)
+        result = resize(pixels, preprocess.height, preprocess.width, preprocess.interpolation)
+        return mirror(result) if flip else result
+
+    def _simple(self, raw: bytes | Pixels, generator: np.random.Generator, out: Pixels) -> Pixels:
+        preprocess = self._fit.preprocess
+        flip = generator.random() < 0.5 and self.augment.flip
+        pixels = _decoded(raw, preprocess.channels)
+        size = eval_size(pixels.shape[:2], preprocess)
+        height, width = preprocess.height, preprocess.width
+        top, left = draw_simple_window(size, height, width, self.augment.crop_pad, generator)
+        resized = resize(pixels, *size, preprocess.interpolation)
+        result = cut_reflected(resized, top, left, height, width)
+        return mirror(np.ascontiguousarray(result)) if flip else result
+
+    def _padded(self, raw: bytes | Pixels, generator: np.random.Generator, out: Pixels) -> Pixels:
+        pad = self.augment.crop_pad
+        mirrored, down, right = generator.random(3).tolist()
+        down, right = pad - int(down * (2 * pad + 1)), pad - int(right * (2 * pad + 1))
+        if isinstance(raw, bytes) or raw.shape != out.shape:
+            fitted = np.empty_like(out)
+            self._fit(raw, None, fitted)
+            raw = fitted
+        shift(raw, down, right, out[:, ::-1] if mirrored < 0.5 and self.augment.flip else out)
+        return out
+
+    def _central(self, raw: bytes | Pixels, generator: np.random.Generator, out: Pixels) -> Pixels:
+        flip = generator.random() < 0.5 and self.augment.flip
+        self._centre(raw, None, out)
+        return mirror(out) if flip else out
 
     def _decode_window(self, raw: bytes | Pixels, window: Window) -> Pixels:
         preprocess = self.preprocess
@@ -188,6 +235,37 @@ class TrainTransform:
         fits = min(window[2] // preprocess.height, window[3] // preprocess.width)
         shrink = max((s for s in (1, 2, 4, 8) if s <= fits), default=1)
         return decode_window(raw, window, preprocess.channels, shrink)
+
+
+def build_policy(
+    preprocess: Preprocess, augment: AugmentSection
+) -> Callable[[Pixels, np.random.Generator], Pixels] | None:
+    """Return what `policy` and `color_jitter` do to an image, uint8 [H, W, C]; None for nothing."""
+    jitter = augment.color_jitter
+    if augment.policy in KINDS:
+        draw_first = RandAugment(
+            KINDS[augment.policy],
+            augment.randaugment_layers,
+            augment.randaugment_magnitude,
+            augment.randaugment_magnitude_std,
+            preprocess=preprocess,
+        )
+        if jitter == 0:
+            return draw_first
+        jittering = ColorJitter(jitter, jitter, jitter).draw
+        fill = draw_first.fill
+        return lambda pixels, generator: apply_steps(
+            pixels, [*draw_first.draw(generator), *jittering(generator)], fill
+        )
+    draw: Callable[[np.random.Generator], list[Step]]
+    if augment.policy == "3-augment":
+        draw = ThreeAugment(jitter).draw
+    elif jitter > 0:
+        draw = ColorJitter(jitter, jitter, jitter).draw
+    else:
+        return None
+    fill = mean_colour(preprocess)
+    return lambda pixels, generator: apply_steps(pixels, draw(generator), fill)
 
 
 def _decoded(raw: bytes | Pixels, channels: int) -> Pixels:

@@ -11,7 +11,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -180,6 +180,7 @@ class TrainLoader(_Workers):
       prefetch: batches prepared ahead of the one in use.
       max_bad_images: unreadable images tolerated in one epoch.
       repeats: copies of an image, each augmented otherwise, that an epoch has in turn.
+      balanced: whether every class comes equally often.
       pin_memory: whether batches lie in page-locked memory, for a device to fetch.
       rank: of this process among `num_ranks`, from 0: it gets its share of every step.
       num_ranks: processes that train together; a step has the batches of all.
@@ -198,6 +199,7 @@ class TrainLoader(_Workers):
         prefetch: int = 3,
         max_bad_images: int = 10,
         repeats: int = 1,
+        balanced: bool = False,
         pin_memory: bool = False,
         rank: int = 0,
         num_ranks: int = 1,
@@ -209,14 +211,15 @@ class TrainLoader(_Workers):
         self.batch_size = batch_size
         self.max_bad_images = max_bad_images
         self.repeats = repeats
+        self.balanced = balanced
         self.steps_per_epoch = steps_per_epoch(len(source), self.global_batch)
         if self.steps_per_epoch == 0:
             raise DataError(
-                f"There are {len(source)} training images, fewer than one batch of "
-                f"{self.global_batch}: lower --batch_size (or --accumulation_steps)."
+                f"There are {len(source)} training images, fewer than one global batch of "
+                f"{self.global_batch}. Give a smaller --batch_size (or --global_batch)."
             )
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start_step: int = 0) -> Generator[Batch, None, None]:
         """Yield the batches of an epoch: ``accumulation_steps`` for each step, in order.
 
         Args:
@@ -264,15 +267,24 @@ class TrainLoader(_Workers):
             f"{images / max(seconds - waited, 1e-9):.0f}. What would help: {help_}."
         )
 
+    def describe_position(self, epoch: int, position: int) -> str:
+        """Name the image that stands at a position of an epoch."""
+        return self.source.describe(int(self._order(epoch)[position]))
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        """Return which sample stands at each position of an epoch."""
+        permutation = epoch_permutation(self.seed, epoch, len(self.source))
+        return permutation[repeat_places(np.arange(len(self.source)), self.repeats)]
+
     def _generators(self, epoch: int) -> Generators:
         return lambda position: sample_generator(self.seed, epoch, position)
 
     def _jobs(self, epoch: int, start_step: int) -> Iterator[_Job]:
-        permutation = epoch_permutation(self.seed, epoch, len(self.source))
+        order = self._order(epoch)
         for step in range(start_step, self.steps_per_epoch):
             for places in micro_batches(step, self.global_batch, self.batch_size)[self.share]:
                 positions = np.arange(places.start, places.stop, dtype=np.int64)
-                yield _Job(step, positions, permutation[repeat_places(positions, self.repeats)])
+                yield _Job(step, positions, order[positions])
 
 
 class EvalLoader(_Workers):
@@ -300,6 +312,8 @@ class EvalLoader(_Workers):
         self.batch_size = batch_size
         images = len(source)
         self.share = range(rank * images // num_ranks, (rank + 1) * images // num_ranks)
+        self.most_batches = math.ceil(math.ceil(images / num_ranks) / batch_size)
+        """Batches of the rank that has most of them."""
 
     def __len__(self) -> int:
         return math.ceil(len(self.share) / self.batch_size)

@@ -38,11 +38,11 @@ class Mix:
           images_BCHW: normalised floats, B even; not written to.
           labels: int [B], or [B, classes] of 0 and 1; negative for images that could not be read.
         Returns: [B, C, H, W], in the same order in memory; the argument itself if nothing is mixed.
-        Raises: ValueError if B is odd.
+        Raises: ValueError if B is odd, and images are mixed.
         """
-        even_PCHW, odd_PCHW = _pairs(images_BCHW)
         if self.kind == "none":
             return images_BCHW
+        even_PCHW, odd_PCHW = _pairs(images_BCHW)
         readable_P111 = _both_readable(labels)[:, None, None, None]
         if self.kind == "cutmix":
             top, left, height, width = self.box
@@ -74,9 +74,9 @@ class Mix:
         Raises: ValueError if B is odd.
         """
         targets_BC = one_hot(labels, num_classes, label_smoothing)
-        even_PC, odd_PC = _pairs(targets_BC)
         if self.kind == "none":
             return targets_BC
+        even_PC, odd_PC = _pairs(targets_BC)
         readable_P1 = _both_readable(labels)[:, None]
         own_P1 = torch.where(readable_P1, self.lam, 1.0).to(torch.float32)
         others_P1 = torch.where(readable_P1, 1.0 - self.lam, 0.0).to(torch.float32)

@@ -30,6 +30,12 @@ from vitbase.data.warps import Colour, Resampling
 from vitbase.options import Preprocess
 
 Kind = Literal["timm", "torchvision", "big_vision"]
+KINDS: dict[str, Kind] = {
+    "randaugment_timm": "timm",
+    "randaugment_torchvision": "torchvision",
+    "randaugment_big_vision": "big_vision",
+}
+"""The policies of that name, by option."""
 Interpolation = Literal["nearest", "bilinear", "bicubic", "random"]
 
 

@@ -43,6 +43,16 @@ class ClassificationSums:
             unreadable=int((~readable_B).sum()),
         )
 
+    def to_row(self) -> dict[str, float]:
+        """Return the figures of a row of metrics.jsonl."""
+        return {
+            "eval_top1": self.top1,
+            "eval_top5": self.top5,
+            "eval_loss": self.loss,
+            "eval_images": self.images,
+            "eval_unreadable": self.unreadable,
+        }
+
     def __add__(self, other: Self) -> Self:
         mine, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
         return type(self)(*(a + b for a, b in zip(mine, theirs, strict=True)))

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -18,7 +17,7 @@ from vitbase.data.sources import Source, open_val
 from vitbase.errors import ConfigError, DataError
 from vitbase.evaluation.metrics import ClassificationSums
 from vitbase.options import Preprocess, describe_differences
-from vitbase.runtime import Runtime, open_runtime
+from vitbase.runtime import Runtime, opened_runtime
 from vitbase.weights.checkpoints import find_weights
 from vitbase.weights.load import LoadedModel, load_model, read_preprocess
 
@@ -43,7 +42,7 @@ def evaluate_model(
     num_workers: int | None = None,
     on_unreadable: Callable[[str], None] = lambda line: None,
 ) -> ClassificationSums:
-    """Evaluate a model on every image of a source.
+    """Evaluate a model on every image of a source, each on one rank (collective).
 
     An image that cannot be read is reported and counts as wrong.
 
@@ -60,8 +59,10 @@ def evaluate_model(
         batch_size=batch_size,
         num_workers=num_workers,
         pin_memory=runtime.pin_memory,
+        rank=runtime.rank,
+        num_ranks=runtime.num_ranks,
     )
-    visits = np.zeros(len(source), dtype=np.int64)
+    visits = torch.zeros(len(source), dtype=torch.int64)
     sums = ClassificationSums()
     was_training = model.training
     model.eval()
@@ -75,14 +76,26 @@ def evaluate_model(
                     f"Unreadable evaluation image {image.place}: {image.cause}; counted as wrong"
                 )
             sums += ClassificationSums.of(logits.cpu(), batch.labels.cpu(), batch.readable)
-            np.add.at(visits, batch.positions.numpy(), 1)
+            visits[batch.positions] += 1
+        for _ in range(loader.most_batches - len(loader)):
+            # A sharded model computes with all ranks: those with a batch less keep them company.
+            blank = torch.zeros(
+                1, preprocess.height, preprocess.width, preprocess.channels, dtype=torch.uint8
+            )
+            (images,) = runtime.send(blank)
+            with runtime.autocast():
+                model(normalize(images, preprocess))
     model.train(was_training)
+    visits = runtime.sum(visits.to(runtime.device)).cpu()
     if not (visits == 1).all():
         raise RuntimeError(
             f"evaluation visited {int((visits > 0).sum())} of {len(source)} images, "
             f"some up to {int(visits.max())} times"
         )
-    return sums
+    first, *others = runtime.gather(sums)
+    for part in others:
+        first += part
+    return first
 
 
 def describe_sums(sums: ClassificationSums) -> str:
@@ -109,7 +122,17 @@ def evaluate_each(
     """As :func:`evaluate`, yielding each result as soon as it is there."""
     if config.model.checkpoint_path is None:
         raise ConfigError("Nothing to evaluate: give --checkpoint_path.")
-    runtime = open_runtime(config.run.device_target, config.run.device_id, config.run.precision)
+    options = config.run
+    with opened_runtime(
+        options.device_target, options.device_id, options.precision, tf32=options.tf32
+    ) as runtime:
+        yield from _evaluate_each(config, runtime, on_unreadable)
+
+
+def _evaluate_each(
+    config: Config, runtime: Runtime, on_unreadable: Callable[[str], None]
+) -> Iterator[Evaluation]:
+    assert config.model.checkpoint_path is not None
     source: Source | None = None
     for path in find_weights(config.model.checkpoint_path):
         heads = config.model.num_heads

@@ -1,8 +1,9 @@
 """A run on disk: checkpoints that appear whole or not at all, and what a run resumes from.
 
-The optimizer's tensors are stored by parameter name in a safetensors file, which cannot carry
-code; numbers (position, loss scale, best so far) are JSON in its metadata. The position is that
-of the last update taken: data order and randomness are functions of it, so nothing else is kept.
+The tensors of the training state are stored whole and by parameter name, in a safetensors file,
+which cannot carry code: the number of ranks may change, and whether they shard the state.
+Numbers (position, loss scale, best so far) are JSON in its metadata. The position is that of the
+last update taken: data order and randomness are functions of it, so nothing else is kept.
 """
 
 from __future__ import annotations
@@ -11,13 +12,12 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import nn
 
 from vitbase.config import Config, differences_on_resume, load_config
 from vitbase.errors import CheckpointError, ConfigError
@@ -113,7 +113,7 @@ class RunFolder:
         self,
         name: str,
         write_weights: Callable[[Path], None],
-        optimizer: torch.optim.Optimizer,
+        tensors: Mapping[str, torch.Tensor],
         progress: Progress,
     ) -> Path:
         """Write a checkpoint beside, sync it, and rename it into place."""
@@ -123,7 +123,7 @@ class RunFolder:
         write_weights(writing / checkpoints.WEIGHTS_FILE)
         write_safetensors(
             writing / checkpoints.STATE_FILE,
-            _optimizer_tensors(optimizer),
+            tensors,
             {METADATA_KEY: json.dumps(dataclasses.asdict(progress), sort_keys=True)},
         )
         checkpoints.write_manifest(writing)
@@ -173,27 +173,6 @@ def read_progress(checkpoint: Path) -> Progress:
     return Progress(best=Best(**best) if best else None, **fields)
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:
-    """Put the stored optimizer tensors back, in place.
-
-    Raises: CheckpointError if they belong to other parameters.
-    """
-    parameters = _named_parameters(optimizer)
-    with safe_open(checkpoint / checkpoints.STATE_FILE, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118
-            kind, name = key.split("/", 1)
-            parameter = parameters.get(name)
-            value = file.get_tensor(key)
-            if parameter is None or value.shape not in ((), parameter.shape):
-                raise CheckpointError(
-                    f"{checkpoint} stores {kind} for '{name}', which is not this model's."
-                )
-            device = "cpu" if value.ndim == 0 else parameter.device
-            if value.ndim:
-                value = torch.empty_like(parameter).copy_(value)
-            optimizer.state[parameter][kind] = value.to(device)
-
-
 @dataclasses.dataclass(frozen=True)
 class MindSporeState:
     """What MindSpore's Momentum keeps in a training checkpoint, by our names of parameters."""
@@ -233,30 +212,6 @@ def read_mindspore_state(opened: OpenedWeights) -> MindSporeState:
     if step.numel() != 1 or int(step[0]) < 0:
         raise CheckpointError(f"{path}: tensor 'global_step' should be one number of updates.")
     return MindSporeState(path, int(step[0]), momentum)
-
-
-def restore_from_mindspore(optimizer: torch.optim.Optimizer, state: MindSporeState) -> None:
-    """Put MindSpore's momentum into an optimizer of ours, in place."""
-    for name, parameter in _named_parameters(optimizer).items():
-        buffer = torch.empty_like(parameter).copy_(state.momentum[name])
-        optimizer.state[parameter]["momentum_buffer"] = buffer
-
-
-def _named_parameters(optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
-    return {
-        name: parameter
-        for group in optimizer.param_groups
-        for name, parameter in zip(group["names"], group["params"], strict=True)
-    }
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    return {
-        f"{kind}/{name}": value
-        for name, parameter in _named_parameters(optimizer).items()
-        for kind, value in optimizer.state[parameter].items()
-        if isinstance(value, torch.Tensor)
-    }
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -10,36 +10,57 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitbase.errors import ConfigError
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
+    from torch.utils.tensorboard import SummaryWriter
 
 
 class Journal:
     """Writes one JSON object a line, and shows the run to whoever watches.
 
     In a terminal: a live bar with log lines scrolling above it. In a file or a pipe: the same
-    lines, plain, each flushed.
+    lines, plain, each flushed. Of several ranks the first one writes and talks.
     """
 
-    def __init__(self, metrics_file: Path, total_steps: int) -> None:
+    def __init__(self, metrics_file: Path, *, rank: int = 0, tensorboard: bool = False) -> None:
         self._metrics_file = metrics_file
-        self._total_steps = total_steps
+        self._rank = rank
+        self._board = _open_board(metrics_file.parent) if tensorboard and rank == 0 else None
         self._display: Progress | None = None
         self._task: TaskID | None = None
 
     def record(self, **row: Any) -> None:
-        """Append a row to `metrics.jsonl`."""
+        """Append a row to `metrics.jsonl`, from the first rank."""
+        if self._rank:
+            return
+        if self._board is not None:
+            for name, value in row.items():
+                if name not in {"step", "epoch"} and isinstance(value, int | float):
+                    self._board.add_scalar(name, value, row["step"])
         with self._metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def sync(self) -> None:
         """Flush the rows to the disk: before a checkpoint that follows them."""
+        if self._board is not None:
+            self._board.flush()
         if self._metrics_file.is_file():
             with self._metrics_file.open("rb") as file:
                 os.fsync(file.fileno())
 
+    def warn(self, line: str) -> None:
+        """Write a log line about what this rank alone has seen."""
+        if self._rank:
+            say(f"[rank {self._rank}] {line}")
+        else:
+            self.say(line)
+
     def say(self, line: str) -> None:
-        """Write a log line."""
+        """Write a log line, from the first rank."""
+        if self._rank:
+            return
         if self._display is not None:
             self._display.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
@@ -51,9 +72,9 @@ class Journal:
             self._display.update(self._task, completed=step, description=text)
 
     @contextlib.contextmanager
-    def live(self, step: int) -> Iterator[None]:
+    def live(self, step: int, total_steps: int) -> Iterator[None]:
         """Show the live display, from a step on, if the output is a terminal."""
-        if sys.stdout is None or not sys.stdout.isatty():
+        if self._rank or sys.stdout is None or not sys.stdout.isatty():
             yield
             return
         from rich.progress import (  # a tenth of a second that a log file does not need
@@ -73,11 +94,22 @@ class Journal:
         )
         with Progress(*columns, refresh_per_second=4) as display:
             self._display = display
-            self._task = display.add_task("", total=self._total_steps, completed=step)
+            self._task = display.add_task("", total=total_steps, completed=step)
             try:
                 yield
             finally:
                 self._display = None
+
+
+def _open_board(folder: Path) -> SummaryWriter:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ConfigError(
+            "Option 'tensorboard' needs the package of that name: "
+            "pip install 'vitbase[tensorboard]'."
+        ) from None
+    return SummaryWriter(str(folder / "tensorboard"))
 
 
 def say(line: str) -> None:

@@ -1,7 +1,8 @@
-"""The training loop: from a configuration to a trained, evaluated, resumable run."""
+"""The training loop: updates, log lines, evaluations and checkpoints, from any update on."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -10,103 +11,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
+from vitbase.batch import BatchLayout, PeakRate
 from vitbase.config import Config
-from vitbase.data.augment import TrainTransform, normalize
+from vitbase.data.augment import normalize
 from vitbase.data.loader import Batch, TrainLoader
-from vitbase.data.sources import TrainVal, open_train_val
-from vitbase.errors import CheckpointError, ConfigError, DataError, VitbaseError
+from vitbase.data.mix import Mix, draw_mix
+from vitbase.data.sources import TrainVal
 from vitbase.evaluation.run import describe_sums, evaluate_model
+from vitbase.model.cost import count_flops
 from vitbase.model.layers import draw_depth_scales
 from vitbase.model.vit import VisionTransformer
-from vitbase.runtime import Runtime, open_runtime, seed_generators
-from vitbase.training.checkpoint import (
-    Best,
-    MindSporeState,
-    Progress,
-    RunFolder,
-    read_progress,
-    restore_from_mindspore,
-    restore_optimizer,
-    write_atomically,
+from vitbase.runtime import Runtime, seed_generators
+from vitbase.training.checkpoint import Best, Progress, RunFolder
+from vitbase.training.ema import ExponentialMovingAverage
+from vitbase.training.guard import Guard
+from vitbase.training.journal import Journal
+from vitbase.training.objective import Objective
+from vitbase.training.optim import build_optimizer, set_learning_rate
+from vitbase.training.parallel import (
+    Replicas,
+    checkpoint_activations,
+    compile_blocks,
+    freeze_backbone,
 )
-from vitbase.training.journal import Journal, say
-from vitbase.training.losses import cross_entropy_sum
-from vitbase.training.optim import Schedule, build_optimizer, set_learning_rate
-from vitbase.training.result import TrainResult, report_finished, result_of, say_result
-from vitbase.training.start import (
-    build_start,
-    complete_from_data,
-    complete_from_run,
-    complete_preprocess,
-    read_position,
-    spec_of,
-)
-from vitbase.weights.checkpoints import Checkpoint, checkpoint_name
-from vitbase.weights.load import load_model
+from vitbase.training.result import TrainResult, result_of, say_result
+from vitbase.training.schedule import Schedule
+from vitbase.training.state import RunState, stored_tensors
+from vitbase.weights.checkpoints import STATE_FILE, Checkpoint, checkpoint_name
 from vitbase.weights.save import save_weights
 
 _STEP_STREAM = 1  # first part of the key of torch's generators; 0 is initialisation's
-
-
-class DivergedError(VitbaseError):
-    """The loss is no longer a number."""
-
-
-def train(config: Config) -> TrainResult:
-    """Train as configured, or continue the run in the output folder, or report a finished one.
-
-    Returns: the result after the last update.
-    Raises: VitbaseError for whatever the user can mend, before anything is written where possible.
-    """
-    runtime = open_runtime(config.run.device_target, config.run.device_id, config.run.precision)
-    folder = RunFolder(config.output_dir)
-    saved = folder.read_config()
-    config = complete_preprocess(config) if saved is None else complete_from_run(config, saved)
-    if config.model.model is not None or not config.starts_from_weights:
-        spec_of(config)  # a mistake in the architecture shows before millions of files are listed
-    folder.check(config)
-    checkpoint, warnings = folder.newest_whole()
-    progress = read_progress(checkpoint.path) if checkpoint else None
-    if progress is not None and progress.finished:
-        return report_finished(folder, progress)
-    data = open_train_val(config)
-    config = complete_from_data(config, data.train.class_names)
-    steps_per_epoch = len(data.train) // config.global_batch
-    if steps_per_epoch == 0:
-        raise ConfigError(
-            f"The {len(data.train)} training images are fewer than one global batch "
-            f"(batch_size {config.data.batch_size} x accumulation_steps "
-            f"{config.optimizer.accumulation_steps}). Give a smaller --batch_size."
-        )
-    begun = None
-    if checkpoint is None:
-        begun = read_position(config, steps_per_epoch)
-        model, notes = build_start(config, data.train.class_names)
-    else:
-        model, notes = _load_checkpoint(checkpoint, data.train.class_names), ()
-    folder.start(config)
-    for line in (*data.notes, *notes, *warnings):
-        say(line)
-    if data.held_out:
-        write_atomically(
-            folder.path / "held_out.txt", "".join(f"{path}\n" for path in data.held_out)
-        )
-        say(f"The held-out images are listed in {folder.path / 'held_out.txt'}")
-    run = _Run(config, runtime, folder, data, model, steps_per_epoch)
-    return run.go(checkpoint, progress, begun)
-
-
-def _load_checkpoint(checkpoint: Checkpoint, class_names: tuple[str, ...]) -> VisionTransformer:
-    """Load the model of a run to be continued. Raises: DataError if the classes have changed."""
-    loaded = load_model(checkpoint.weights)
-    if loaded.labels is not None and loaded.labels != class_names:
-        raise DataError(
-            f"The run was trained on the classes {', '.join(loaded.labels[:5])}…, but data_path "
-            f"now has {', '.join(class_names[:5])}…. Give the same images, or another --output_dir."
-        )
-    return loaded.model
 
 
 @dataclasses.dataclass
@@ -115,14 +50,14 @@ class _Window:
 
     loss_sum: torch.Tensor
     images: int = 0
-    trained: torch.Tensor | int = 0
     unreadable: int = 0
+    updates: int = 0
     waited: float = 0.0
     started: float = dataclasses.field(default_factory=time.perf_counter)
 
 
-class _Run:
-    """One process's share of a run, from its start or resumption to its end."""
+class TrainingLoop:
+    """One rank's share of a run, from its start or resumption to its end."""
 
     def __init__(
         self,
@@ -131,236 +66,285 @@ class _Run:
         folder: RunFolder,
         data: TrainVal,
         model: VisionTransformer,
-        steps_per_epoch: int,
+        loader: TrainLoader,
+        layout: BatchLayout,
+        journal: Journal,
     ) -> None:
         self.config, self.runtime, self.folder, self.data = config, runtime, folder, data
-        self.steps_per_epoch = steps_per_epoch
-        self.total_steps = config.schedule.epoch_size * steps_per_epoch
+        self.loader, self.layout, self.journal = loader, layout, journal
+        self.steps_per_epoch = loader.steps_per_epoch
         self.preprocess = config.data.preprocess
-        self.model = model.to(runtime.device)
-        self.optimizer = build_optimizer(self.model, config.optimizer, runtime)
+        self.model = model
+        if config.model.freeze_backbone:
+            freeze_backbone(model)
+        if config.model.activation_checkpointing:
+            checkpoint_activations(model)
+        if config.run.compile:
+            compile_blocks(model)
+        self.replicas = Replicas(model, runtime, config.run.parallel)
+        self.optimizer = build_optimizer(model, config.optimizer, runtime)
+        self.average: ExponentialMovingAverage | None = None
+        if config.optimizer.ema_decay is not None:
+            self.average = ExponentialMovingAverage(
+                model,
+                decay=config.optimizer.ema_decay,
+                every_steps=config.optimizer.ema_every_steps,
+            )
+        self.state = RunState(model, self.optimizer, self.average, runtime)
         self.scaler = runtime.build_loss_scaler()
-        self.schedule = Schedule.of(config.optimizer.lr_init, config.schedule, steps_per_epoch)
-        self.journal = Journal(folder.metrics_file, self.total_steps)
-        self.loader = TrainLoader(
-            data.train,
-            TrainTransform(self.preprocess, config.augment),
-            seed=config.run.seed,
-            batch_size=config.data.batch_size,
-            accumulation_steps=config.optimizer.accumulation_steps,
-            num_workers=config.data.num_workers,
-            max_bad_images=(
-                config.data.max_bad_images if config.data.on_bad_image == "skip" else 0
-            ),
-            pin_memory=runtime.pin_memory,
+        self.schedule = Schedule.of(config.optimizer.lr_init, config.schedule, self.steps_per_epoch)
+        self.total_steps = self.schedule.total_steps
+        self.objective = Objective(config, data.train, model.spec.num_classes, runtime.device)
+        self.guard = Guard(runtime, loader)
+        self.advice = (
+            f"The last checkpoint in {folder.checkpoints} is from before. Try a lower --lr_init, "
+            f"a longer --warmup_epochs, or --clip_norm 1."
         )
+        self.peak_flops = runtime.peak_flops()
+        self.flops_per_image = count_flops(model.spec).training if self.peak_flops else 0
         self.best: Best | None = None
         self.updates = 0
 
-    def go(
-        self,
-        checkpoint: Checkpoint | None,
-        progress: Progress | None,
-        begun: MindSporeState | None,
-    ) -> TrainResult:
-        if checkpoint is not None and progress is not None:
-            self._restore(checkpoint, progress)
-        elif begun is not None:
-            restore_from_mindspore(self.optimizer, begun)
-            self.updates = begun.updates
-        self.folder.cut_metrics_back(self.updates)
-        self._announce(checkpoint.path if checkpoint else begun.path if begun else None)
+    def restore(self, checkpoint: Checkpoint, progress: Progress) -> None:
+        """Go back to where a checkpoint was taken (collective)."""
+        self.state.restore(stored_tensors(checkpoint.path / STATE_FILE), checkpoint.path)
+        self.scaler.load_state_dict(progress.loss_scaler)
+        self.updates, self.best = progress.updates, progress.best
+
+    def go(self) -> TrainResult:
+        """Train to the end (collective)."""
+        self.runtime.from_first(lambda: self.folder.cut_metrics_back(self.updates))
         row: dict[str, Any] = {}
-        with self.journal.live(self.updates):
+        with self.journal.live(self.updates, self.total_steps):
             while self.updates < self.total_steps:
                 epoch, first_step = divmod(self.updates, self.steps_per_epoch)
-                self._train_epoch(epoch, first_step)
+                step = self._train_epoch(epoch, first_step)
                 last = self.updates == self.total_steps
                 evaluated = last or (epoch + 1) % self.config.schedule.eval_every_epochs == 0
                 if evaluated:
                     row = self._evaluate(epoch)
-                self._save(epoch, self.steps_per_epoch, row["eval_top1"] if evaluated else None)
+                self._save(epoch, step, row["eval_top1"] if evaluated else None)
         assert self.best is not None
         result = result_of(self.folder, self.updates, row, self.best)
-        say_result(result)
+        if self.runtime.is_first:
+            say_result(result)
         return result
 
-    def _restore(self, checkpoint: Checkpoint, progress: Progress) -> None:
-        if progress.global_batch != self.config.global_batch:
-            raise CheckpointError(
-                f"{checkpoint.path} was written with a global batch of {progress.global_batch}."
-            )
-        restore_optimizer(self.optimizer, checkpoint.path)
-        self.scaler.load_state_dict(progress.loss_scaler)
-        self.updates, self.best = progress.updates, progress.best
-
-    def _announce(self, continued: Path | None) -> None:
-        config, spec = self.config, self.model.spec
+    def announce(self, rate: PeakRate, continued: Path | None) -> None:
+        """Say what will be done, on what, and from where on."""
+        config, spec, say = self.config, self.model.spec, self.journal.say
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        how = self.replicas.describe()
         say(
             f"{spec.name}, {parameters:,} parameters, "
             f"{self.preprocess.height}x{self.preprocess.width} px, {spec.num_classes} classes, "
-            f"on {self.runtime.describe()}"
+            f"on {self.runtime.describe()}{', ' if how else ''}{how}"
         )
         say(
             f"{len(self.data.train)} training and {len(self.data.val)} evaluation images; "
-            f"{config.schedule.epoch_size} epochs of {self.steps_per_epoch} steps, "
-            f"{config.global_batch} images a step; {config.optimizer.optimizer}, "
-            f"lr {config.optimizer.lr_init:g} {config.schedule.schedule}"
+            f"{self.total_steps} updates, {self.steps_per_epoch} an epoch, of "
+            f"{self.layout.global_batch} images ({self.layout.describe()}); "
+            f"{config.optimizer.optimizer}, lr {rate.lr:g} ({rate.rule}), "
+            f"{config.schedule.schedule}"
         )
         where = f"Continuing from {continued}, update {self.updates}" if continued else "Starting"
         say(f"{where}; run folder {self.folder.path}")
 
-    def _train_epoch(self, epoch: int, first_step: int) -> None:
+    def _train_epoch(self, epoch: int, first_step: int) -> int:
+        """Train to the end of an epoch, or of the run; return the step within the epoch."""
         self.model.train()
         window = self._new_window()
         waited_before = 0.0  # the loader counts anew in each epoch
         batches = self.loader.epoch(epoch, first_step)
         started, images = time.perf_counter(), 0
-        for step in range(first_step + 1, self.steps_per_epoch + 1):
-            lr = self._update(batches, window)
-            self.updates += 1
-            images += self.config.global_batch
-            self.journal.show(self.updates)
-            if (
-                step % self.config.run.log_every_steps == 0
-                or step == self.steps_per_epoch
-                or self.updates == 1
-            ):
-                window.waited = self.loader.seconds_waited - waited_before
-                waited_before = self.loader.seconds_waited
-                self._log(epoch, step, lr, window)
-                window = self._new_window()
-            every = self.config.checkpoint.checkpoint_every_steps
-            if every and self.updates % every == 0 and step < self.steps_per_epoch:
-                self._save(epoch, step, None)
+        last_step = min(self.steps_per_epoch, first_step + self.total_steps - self.updates)
+        every = self.config.checkpoint.checkpoint_every_steps
+        with contextlib.closing(batches):
+            for step in range(first_step + 1, last_step + 1):
+                saves = every is not None and (self.updates + 1) % every == 0 and step < last_step
+                logs = (
+                    step % self.config.run.log_every_steps == 0
+                    or step == last_step
+                    or self.updates == 0
+                )
+                lr, norm = self._update(epoch, step - 1, batches, window, measure=logs)
+                self.updates += 1
+                images += self.layout.global_batch
+                self.journal.show(self.updates)
+                if logs:
+                    window.waited = self.loader.seconds_waited - waited_before
+                    waited_before = self.loader.seconds_waited
+                    self._log(epoch, step, lr, norm, window)
+                    window = self._new_window()
+                if saves:
+                    self._save(epoch, step, None)
         slow = self.loader.describe_bottleneck(images, time.perf_counter() - started)
         if slow is not None:
             self.journal.say(slow)
+        return last_step
 
     def _new_window(self) -> _Window:
-        return _Window(torch.zeros((), device=self.runtime.device))
+        return _Window(torch.zeros((), dtype=torch.float64, device=self.runtime.device))
 
-    def _update(self, batches: Iterator[Batch], window: _Window) -> float:
-        """Take one update over the micro-batches of a global batch; return its learning rate."""
-        config = self.config.optimizer
+    def _update(
+        self, epoch: int, step: int, batches: Iterator[Batch], window: _Window, *, measure: bool
+    ) -> tuple[float, torch.Tensor | None]:
+        """Take one update over the global batch (collective).
+
+        Returns: its learning rate, and the norm of its gradient if that was needed or asked for.
+        """
+        config, layout = self.config.optimizer, self.layout
         lr = self.schedule.at(self.updates)
         set_learning_rate(self.optimizer, lr)
         seed_generators(self.config.run.seed, _STEP_STREAM, self.updates)
         self.optimizer.zero_grad(set_to_none=True)
         depth_scales = self._draw_depth_scales()
-        for micro in range(config.accumulation_steps):
+        if self.runtime.rank:  # dropout, unlike all else, is drawn by each rank for itself
+            seed_generators(self.config.run.seed, _STEP_STREAM, self.updates, self.runtime.rank)
+        mix = self._draw_mix(epoch, step)
+        for micro in range(layout.accumulation_steps):
             batch = next(batches)
             images, labels = self.runtime.send(batch.images, batch.labels)
-            with self.runtime.autocast():
-                logits = self.model(
-                    normalize(images, self.preprocess),
-                    None if depth_scales is None else depth_scales[micro],
-                )
-                loss_sum = cross_entropy_sum(logits, labels)
-            self.scaler.scale(loss_sum / self.config.global_batch).backward()
+            inputs = mix.images(normalize(images, self.preprocess), labels)
+            scales = None if depth_scales is None else depth_scales[micro]
+            with self.replicas.accumulating(last=micro == layout.accumulation_steps - 1):
+                with self.runtime.autocast():
+                    logits = self.replicas(inputs, scales)
+                    loss_sum = self.objective.loss_sum(logits, labels, mix)
+                share = self.replicas.loss_factor / layout.global_batch
+                self.scaler.scale(loss_sum * share).backward()
             window.loss_sum += loss_sum.detach()
-            window.images += len(batch.labels)
+            self.guard.watch(self.updates, epoch, batch.positions, logits)
             self._report_unreadable(batch, window)
-        if config.clip_norm is not None:
+        window.images += layout.global_batch
+        window.updates += 1
+        norm = None
+        if config.clip_norm is not None or measure:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
+            norm = self.replicas.clip(config.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return lr
+        if self.average is not None:
+            self.average.update(self.updates + 1)
+        return lr, norm
 
     def _draw_depth_scales(self) -> tuple[torch.Tensor, ...] | None:
-        """Draw stochastic depth for the global batch, and cut it into micro-batches."""
-        spec = self.model.spec
+        """Draw stochastic depth for the global batch, and cut out this rank's micro-batches."""
+        spec, layout = self.model.spec, self.layout
         if spec.stochastic_depth == 0:
             return None
         scales_L2B = draw_depth_scales(
-            spec.stochastic_depth,
-            spec.depth,
-            self.config.global_batch,
-            device=self.runtime.device,
+            spec.stochastic_depth, spec.depth, layout.global_batch, device=self.runtime.device
         )
-        return torch.split(scales_L2B, self.config.data.batch_size, dim=2)
+        parts = torch.split(scales_L2B, layout.batch_size, dim=2)
+        return parts[self.loader.share]
+
+    def _draw_mix(self, epoch: int, step: int) -> Mix:
+        augment = self.config.augment
+        return draw_mix(
+            self.config.run.seed,
+            epoch,
+            step,
+            (self.preprocess.height, self.preprocess.width),
+            mixup_alpha=augment.mixup_alpha,
+            cutmix_alpha=augment.cutmix_alpha,
+            mix_probability=augment.mix_probability,
+            mix_switch_probability=augment.mix_switch_probability,
+        )
 
     def _report_unreadable(self, batch: Batch, window: _Window) -> None:
         for image in batch.bad:
-            self.journal.say(
+            self.journal.warn(
                 f"Unreadable training image {image.place}: {image.cause}; left out of the loss"
             )
         window.unreadable += len(batch.bad)
 
-    def _log(self, epoch: int, step: int, lr: float, window: _Window) -> None:
-        readable = window.images - window.unreadable
-        loss = float(window.loss_sum) / max(readable, 1)
+    def _log(
+        self, epoch: int, step: int, lr: float, norm: torch.Tensor | None, window: _Window
+    ) -> None:
+        """Add up over the ranks what was seen since the last line, and write it (collective)."""
+        self.guard.look(self.advice)
+        sums = torch.stack([window.loss_sum, torch.full_like(window.loss_sum, window.unreadable)])
+        loss_sum, unreadable = self.runtime.sum(sums).tolist()
         seconds = time.perf_counter() - window.started
-        if not math.isfinite(loss):
-            raise DivergedError(
-                f"The loss became {loss} at epoch {epoch + 1}, step {step}. The last checkpoint "
-                f"in {self.folder.checkpoints} is from before. Try a lower --lr_init, a longer "
-                f"--warmup_epochs, or --clip_norm 1."
-            )
-        speed = window.images / seconds
-        wait = window.waited / seconds
-        self.journal.record(
-            step=self.updates,
-            epoch=epoch + 1,
-            loss=loss,
-            lr=lr,
-            images_per_second=round(speed, 1),
-            data_wait_fraction=round(wait, 4),
-            unreadable_images=window.unreadable,
-        )
+        loss = loss_sum / max(window.images - round(unreadable), 1)
+        speed, wait = window.images / seconds, window.waited / seconds
+        row: dict[str, Any] = {
+            "step": self.updates,
+            "epoch": epoch + 1,
+            "loss": loss,
+            "lr": lr,
+            "images_per_second": round(speed, 1),
+            "data_wait_fraction": round(wait, 4),
+            "unreadable_images": round(unreadable),
+        }
+        line = f"loss {loss:.4f}  lr {lr:.3g}"
+        if norm is not None:
+            row["gradient_norm"] = float(norm)
+            line += f"  gradient {float(norm):.3g}"
+        line += f"  {speed:.0f} images/s"
+        if self.peak_flops:
+            used = speed * self.flops_per_image / (self.peak_flops * self.runtime.num_ranks)
+            row["flops_utilisation"] = round(used, 4)
+            line += f"  {used:.0%} of peak FLOPs"
+        self.journal.record(**row)
         self.journal.show(self.updates, f"epoch {epoch + 1}, loss {loss:.4f}, {speed:.0f} images/s")
-        epochs, steps = self.config.schedule.epoch_size, self.steps_per_epoch
+        epochs, steps = self.epochs, self.steps_per_epoch
         self.journal.say(
             f"epoch {epoch + 1:{len(str(epochs))}}/{epochs}  step {step:{len(str(steps))}}/{steps}"
-            f"  loss {loss:.4f}  lr {lr:.3g}  {speed:.0f} images/s  data wait {wait:.0%}"
+            f"  {line}  data wait {wait:.0%}"
         )
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the run; the last may be cut short by `total_steps`."""
+        return math.ceil(self.total_steps / self.steps_per_epoch)
 
     def _evaluate(self, epoch: int) -> dict[str, Any]:
         started = time.perf_counter()
-        sums = evaluate_model(
-            self.model,
-            self.data.val,
-            self.preprocess,
-            self.runtime,
-            batch_size=self.config.data.eval_batch_size or self.config.data.batch_size,
-            num_workers=self.config.data.num_workers,
-            on_unreadable=self.journal.say,
-        )
+        with self.average.applied() if self.average else contextlib.nullcontext():
+            sums = evaluate_model(
+                self.model,
+                self.data.val,
+                self.preprocess,
+                self.runtime,
+                batch_size=self.config.data.eval_batch_size or self.layout.batch_size,
+                num_workers=self.config.data.num_workers,
+                on_unreadable=self.journal.warn,
+            )
         seconds = time.perf_counter() - started
-        row = {
-            "step": self.updates,
-            "epoch": epoch + 1,
-            "eval_top1": sums.top1,
-            "eval_top5": sums.top5,
-            "eval_loss": sums.loss,
-            "eval_images": sums.images,
-            "eval_unreadable": sums.unreadable,
-            "eval_seconds": round(seconds, 3),
-        }
-        self.journal.record(**row)
-        self.journal.say(
-            f"epoch {epoch + 1}/{self.config.schedule.epoch_size}  {describe_sums(sums)}"
-        )
+        row = {"step": self.updates, "epoch": epoch + 1, **sums.to_row()}
+        self.journal.record(**row, eval_seconds=round(seconds, 3))
+        self.journal.say(f"epoch {epoch + 1}/{self.epochs}  {describe_sums(sums)}")
         return row
 
     def _save(self, epoch: int, step: int, eval_top1: float | None) -> None:
+        """Write a checkpoint, unless the run has lost its way (collective)."""
+        self.guard.look(self.advice)
+        self.guard.check_weights(self.model, self.updates, self.advice)
         name = checkpoint_name(self.config.run.name, epoch + 1, step)
         if eval_top1 is not None and (self.best is None or eval_top1 > self.best.eval_top1):
             self.best = Best(name, eval_top1)
-        self.journal.sync()
-        progress = Progress(
-            updates=self.updates,
-            global_batch=self.config.global_batch,
-            loss_scaler=self.scaler.state_dict(),
-            best=self.best,
-            finished=self.updates == self.total_steps,
-        )
-        self.folder.save(name, self._write_weights, self.optimizer, progress)
-        self.folder.prune(self.config.checkpoint.keep_checkpoint_max, self.best)
+        weights, tensors = self.state.collect()
 
-    def _write_weights(self, path: Path) -> None:
-        save_weights(
-            self.model, path, preprocess=self.preprocess, labels=self.data.train.class_names
-        )
+        def write() -> None:
+            self.journal.sync()
+            progress = Progress(
+                updates=self.updates,
+                global_batch=self.layout.global_batch,
+                loss_scaler=self.scaler.state_dict(),
+                best=self.best,
+                finished=self.updates == self.total_steps,
+            )
+            model = self.state.filled(weights)
+            self.folder.save(
+                name,
+                lambda path: save_weights(
+                    model, path, preprocess=self.preprocess, labels=self.data.train.class_names
+                ),
+                tensors,
+                progress,
+            )
+            self.folder.prune(self.config.checkpoint.keep_checkpoint_max, self.best)
+
+        self.runtime.from_first(write)

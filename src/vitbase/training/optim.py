@@ -1,15 +1,14 @@
-"""How a gradient becomes an update: decay groups, optimizers, learning rate over time."""
+"""How a gradient becomes an update: decay groups, optimizers."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Literal
 
 import torch
 from torch import nn
 
-from vitbase.options import OptimizerSection, ScheduleSection
+from vitbase.options import OptimizerSection
 from vitbase.runtime import Runtime
 
 NORM_LAYERS = (nn.LayerNorm, nn.GroupNorm)
@@ -85,38 +84,6 @@ def build_optimizer(
     return torch.optim.AdamW(
         by_decay, lr=options.lr_init, betas=options.betas, fused=runtime.fused_optimizer
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """The learning rate as a function of the update's number."""
-
-    peak: float
-    kind: Literal["constant", "cosine", "linear"]
-    warmup_steps: int
-    total_steps: int
-
-    @classmethod
-    def of(cls, peak: float, options: ScheduleSection, steps_per_epoch: int) -> Schedule:
-        """Build the schedule of a run: it ends with the run's last step."""
-        total = options.epoch_size * steps_per_epoch
-        warmup = min(round(options.warmup_epochs * steps_per_epoch), total - 1)
-        return cls(peak, options.schedule, warmup, total)
-
-    def at(self, step: int) -> float:
-        """Return the learning rate of update `step`, counted from 0.
-
-        Warm-up rises linearly and reaches the peak with its last step; the decay would reach
-        zero one step after the run's last.
-        """
-        if step < self.warmup_steps:
-            return self.peak * (step + 1) / self.warmup_steps
-        done = (step - self.warmup_steps) / (self.total_steps - self.warmup_steps)
-        if self.kind == "cosine":
-            return self.peak * 0.5 * (1 + math.cos(math.pi * done))
-        if self.kind == "linear":
-            return self.peak * (1 - done)
-        return self.peak
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

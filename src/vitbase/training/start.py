@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+from pathlib import Path
 from typing import Any
 
-from vitbase.config import Config
-from vitbase.errors import ConfigError, WeightsError
+import torch
+
+from vitbase import __version__
+from vitbase.batch import PeakRate, fix_batch
+from vitbase.config import FIELDS, Config
+from vitbase.data.sources import TrainVal
+from vitbase.errors import ConfigError, DataError, WeightsError
 from vitbase.model.spec import ViTSpec
 from vitbase.model.vit import VisionTransformer
 from vitbase.model.zoo import SpecOverrides, build_model, variant_spec
 from vitbase.options import Preprocess, describe_differences
-from vitbase.runtime import seed_generators
-from vitbase.training.checkpoint import MindSporeState, read_mindspore_state
+from vitbase.runtime import Runtime, seed_generators
+from vitbase.training.checkpoint import (
+    MindSporeState,
+    Progress,
+    RunFolder,
+    read_mindspore_state,
+    read_progress,
+)
+from vitbase.training.schedule import Schedule
+from vitbase.training.state import share_model
+from vitbase.weights.checkpoints import Checkpoint
 from vitbase.weights.load import LoadedModel, load_model, open_weights, read_preprocess
 
 SMALL_VARIANT = "ViTC-Ti_16"
@@ -37,6 +54,7 @@ def spec_of(config: Config) -> ViTSpec:
         "num_registers",
         "representation_size",
         "layer_scale_init",
+        "head_bias_init",
         "gelu",
     ):
         value = getattr(options, option)
@@ -88,6 +106,141 @@ def complete_from_run(config: Config, saved: Config) -> Config:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class FoundRun:
+    """What the output folder holds of a run: nothing, or the checkpoint it goes on from."""
+
+    config: Config
+    rate: PeakRate
+    checkpoint: Checkpoint | None
+    progress: Progress | None
+    warnings: tuple[str, ...]
+
+
+def find_run(config: Config, folder: RunFolder, num_ranks: int) -> FoundRun:
+    """Complete a configuration from the run that is to be continued, or for a new run.
+
+    Raises: VitbaseError if the options are impossible, or others than the run's.
+    """
+    saved = folder.read_config()
+    checkpoint, warnings = folder.newest_whole()
+    progress = read_progress(checkpoint.path) if checkpoint else None
+    if saved is None:
+        config, rate = fix_batch(complete_preprocess(config), num_ranks)
+    else:
+        before = progress.global_batch if progress else saved.data.global_batch
+        config, rate = fix_batch(complete_from_run(config, saved), num_ranks, before)
+    if config.model.model is not None or not config.starts_from_weights:
+        spec_of(config)  # a mistake in the architecture shows before millions of files are listed
+    folder.check(config)
+    return FoundRun(config, rate, checkpoint, progress, tuple(warnings))
+
+
+def check_agreement(runtime: Runtime, config: Config) -> None:
+    """Check that all ranks run the same code with the same options (collective).
+
+    Raises: ConfigError on every rank, naming one that differs and in what.
+    """
+    own = [("vitbase's code", _code_digest()), *_listed(config)]
+    first, *others = runtime.gather(own)
+    for rank, theirs in enumerate(others, 1):
+        differing = [
+            f"{name} is {value}, on rank 0 {before}"
+            for (name, before), (_, value) in zip(first, theirs, strict=True)
+            if value != before
+        ]
+        if differing:
+            error = ConfigError(
+                f"Rank {rank} was started otherwise than rank 0: {'; '.join(differing)}. Start "
+                f"the same command with the same version of vitbase on every server."
+            )
+            error.everywhere = True
+            raise error
+
+
+def check_same_images(runtime: Runtime, data: TrainVal) -> None:
+    """Check that all ranks see the same images (collective). Raises: DataError on every rank."""
+    own = []
+    for source in (data.train, data.val):
+        digest = hashlib.blake2b(digest_size=8)
+        digest.update(repr(source.class_names).encode())
+        digest.update(source.labels.tobytes())
+        own.append((len(source), digest.hexdigest()))
+    first, *others = runtime.gather(own)
+    for rank, theirs in enumerate(others, 1):
+        if theirs != first:
+            error = DataError(
+                f"Rank {rank} finds other images than rank 0: {theirs[0][0]} for training and "
+                f"{theirs[1][0]} for evaluation, on rank 0 {first[0][0]} and {first[1][0]}, or "
+                f"other labels. Give every server the same data set."
+            )
+            error.everywhere = True
+            raise error
+
+
+_OWN_PLACES = ("data_path", "val_data_path", "output_dir", "num_workers")  # of each server
+
+
+def with_own_places(config: Config, own: Config) -> Config:
+    """Return a configuration with what each server may have for itself."""
+    return config.replace(
+        **{option: getattr(getattr(own, FIELDS[option][0]), option) for option in _OWN_PLACES}
+    )
+
+
+def _listed(config: Config) -> list[tuple[str, str]]:
+    return [
+        (option, str(getattr(getattr(config, section), option)))
+        for option, (section, _) in FIELDS.items()
+        if option not in _OWN_PLACES
+    ]
+
+
+def _code_digest() -> str:
+    digest = hashlib.blake2b(f"{__version__} {torch.__version__}".encode(), digest_size=8)
+    for path in sorted(Path(__file__).parent.parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def open_model(
+    config: Config, class_names: tuple[str, ...], checkpoint: Checkpoint | None, runtime: Runtime
+) -> tuple[VisionTransformer, tuple[str, ...]]:
+    """Build the model on the device, with the same weights on every rank (collective).
+
+    Only the first rank reads files.
+
+    Returns: the model, and lines for the log.
+    Raises: VitbaseError on every rank.
+    """
+    made: list[VisionTransformer] = []
+
+    def make() -> tuple[ViTSpec, tuple[str, ...]]:
+        notes: tuple[str, ...] = ()
+        if checkpoint is None:
+            model, notes = build_start(config, class_names)
+        else:
+            model = _load_checkpoint(checkpoint, class_names)
+        made.append(model)
+        return model.spec, notes
+
+    spec, notes = runtime.from_first(make)
+    model = (made[0] if made else build_model(spec)).to(runtime.device)
+    share_model(runtime, model)
+    return model, notes
+
+
+def _load_checkpoint(checkpoint: Checkpoint, class_names: tuple[str, ...]) -> VisionTransformer:
+    """Load the model of a run to be continued. Raises: DataError if the classes have changed."""
+    loaded = load_model(checkpoint.weights)
+    if loaded.labels is not None and loaded.labels != class_names:
+        raise DataError(
+            f"The run was trained on the classes {', '.join(loaded.labels[:5])}…, but data_path "
+            f"now has {', '.join(class_names[:5])}…. Give the same images, or another --output_dir."
+        )
+    return loaded.model
+
+
 def build_start(
     config: Config, class_names: tuple[str, ...]
 ) -> tuple[VisionTransformer, tuple[str, ...]]:
@@ -125,12 +278,12 @@ def read_position(config: Config, steps_per_epoch: int) -> MindSporeState | None
             f"{config.data.num_classes}: its training cannot be continued with other classes."
         )
     state = read_mindspore_state(opened)
-    total = config.schedule.epoch_size * steps_per_epoch
+    total = Schedule.of(config.optimizer.lr_init, config.schedule, steps_per_epoch).total_steps
     if state.updates >= total:
         raise ConfigError(
             f"{opened.path} was written after {state.updates} updates, and this run ends after "
             f"{total}: {config.schedule.epoch_size} epochs of {steps_per_epoch}. Give a larger "
-            f"--epoch_size to continue it."
+            f"--epoch_size (or --total_steps) to continue it."
         )
     return state
 

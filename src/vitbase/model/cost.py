@@ -1,0 +1,34 @@
+"""What a model costs to compute, counted rather than estimated."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from vitbase.model.spec import ViTSpec
+from vitbase.model.zoo import build_unfilled
+
+
+@dataclasses.dataclass(frozen=True)
+class Flops:
+    """FLOPs of one image; a multiply-add counts as two."""
+
+    forward: int
+    training: int
+
+
+def count_flops(spec: ViTSpec) -> Flops:
+    """Count the FLOPs of one image, forward and in training, without computing anything.
+
+    Source: torch's FLOP counter, over matrix products, convolutions and attention.
+    """
+    model = build_unfilled(spec).train()
+    image = torch.empty(1, spec.in_channels, *spec.image_size, device="meta")
+    counter = FlopCounterMode(display=False)
+    with counter:
+        logits = model(image)
+        forward = counter.get_total_flops()
+        logits.sum().backward()
+    return Flops(forward, counter.get_total_flops())

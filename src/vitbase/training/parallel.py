@@ -1,0 +1,138 @@
+"""One model on several ranks: replicated (DDP), or its training state sharded (FSDP2).
+
+Every rank has its share of the global batch and divides its loss by the whole of it, so gradients
+are added up over the ranks, not averaged: both engines divide by the number of ranks, which
+`Replicas.loss_factor` undoes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.distributed import device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from vitbase.model.vit import VisionTransformer
+from vitbase.runtime import Runtime, local_ranks
+
+# Weights, gradients and two moments in float32: above this, auto shards them.
+_SHARDED_FROM_PARAMETERS = 1_000_000_000
+
+
+class Replicas:
+    """A model and what makes the ranks' gradients one.
+
+    Attributes:
+      model: the model itself; its parameters are DTensors where they are sharded.
+      sharded: whether they are.
+      loss_factor: what a rank multiplies its share of the loss with before the backward pass.
+    """
+
+    def __init__(
+        self, model: VisionTransformer, runtime: Runtime, parallel: Literal["auto", "ddp", "fsdp"]
+    ) -> None:
+        self.model = model
+        self.runtime = runtime
+        self.loss_factor = runtime.num_ranks
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        large = parallel == "auto" and parameters >= _SHARDED_FROM_PARAMETERS
+        self.sharded = runtime.num_ranks > 1 and (parallel == "fsdp" or large)
+        self._forward: nn.Module = model
+        if runtime.num_ranks == 1:
+            return
+        if self.sharded:
+            _shard(model, runtime)
+        else:
+            # The only buffer, fixed positions, never changes: nothing to send before each pass.
+            buffers = [name for name, _ in model.named_buffers()]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, buffers)
+            # As a view of the message, a gradient is kept once.
+            self._forward = DistributedDataParallel(model, gradient_as_bucket_view=True)
+
+    def __call__(self, images_BCHW: torch.Tensor, depth_scales: torch.Tensor | None) -> Any:
+        return self._forward(images_BCHW, depth_scales)
+
+    def accumulating(self, last: bool) -> AbstractContextManager[None]:
+        """Context of a micro-batch: only the last one of an update exchanges gradients."""
+        if isinstance(self._forward, DistributedDataParallel):
+            return contextlib.nullcontext() if last else self._forward.no_sync()
+        if isinstance(self.model, FSDPModule):
+            self.model.set_requires_gradient_sync(last)
+        return contextlib.nullcontext()
+
+    def clip(self, largest: float | None) -> torch.Tensor:
+        """Scale all gradients so that their norm is at most `largest`; None only measures.
+
+        Returns: the norm before, of all gradients of all ranks' shards.
+        """
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = whole(nn.utils.get_total_norm(gradients))
+        if largest is not None:
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), largest, norm)
+        return norm
+
+    def describe(self) -> str:
+        """Return how the training state lies on the ranks, for the log."""
+        if self.runtime.num_ranks == 1:
+            return ""
+        return "sharded (FSDP2)" if self.sharded else "replicated (DDP)"
+
+
+def _shard(model: VisionTransformer, runtime: Runtime) -> None:
+    """Shard a model by block: within each server where there are several, else over all ranks.
+
+    Servers then hold copies of each other's shards: weights are gathered over the fast links
+    inside a server, and only gradients cross between servers (hybrid sharding).
+    """
+    servers = runtime.num_ranks // local_ranks()
+    if servers > 1 and local_ranks() > 1:
+        mesh = device_mesh.init_device_mesh(
+            runtime.device.type, (servers, local_ranks()), mesh_dim_names=("servers", "devices")
+        )
+    else:
+        mesh = device_mesh.init_device_mesh(runtime.device.type, (runtime.num_ranks,))
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def checkpoint_activations(model: VisionTransformer) -> None:
+    """Let every block keep its input only, and compute again what its backward pass needs."""
+    for block in model.blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def compile_blocks(model: VisionTransformer) -> None:
+    """Compile the repeated block: one compilation serves them all, so that it starts soon."""
+    for block in model.blocks:
+        block.compile()
+
+
+def freeze_backbone(model: VisionTransformer) -> None:
+    """Let only the head learn (linear probing)."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("head."))
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Return all of a tensor, which may be sharded (then collective)."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like(full: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """Return a tensor on the device, in memory and over the ranks as a parameter of its shape is.
+
+    Every rank has all of it already, and keeps its shard.
+    """
+    if isinstance(parameter, DTensor):
+        mesh, places = parameter.device_mesh, parameter.placements
+        return distribute_tensor(full.to(parameter.device), mesh, places, src_data_rank=None)
+    return torch.empty_like(parameter).copy_(full)

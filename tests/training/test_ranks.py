@@ -1,0 +1,154 @@
+"""Several ranks compute what one computes, and a run may change their number."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY
+from ranks import command, start_ranks, train, train_on, wait_for
+
+# Everything that could depend on how a global batch is dealt out, but for plain dropout.
+OPTIONS: dict[str, Any] = {
+    **TINY,
+    "epoch_size": 100,
+    "total_steps": 20,
+    "log_every_steps": 1,
+    "num_workers": 1,
+    "global_batch": 16,
+    "batch_size": 4,
+    "eval_batch_size": 3,
+    "lr_init": 0.003,
+    "clip_norm": 0.5,
+    "ema_decay": 0.9,
+    "mixup_alpha": 0.8,
+    "cutmix_alpha": 1.0,
+    "stochastic_depth": 0.3,
+    "label_smoothing": 0.1,
+    "eval_every_epochs": 100,
+    "keep_checkpoint_max": 100,
+    "policy": "randaugment_timm",
+}
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(folder: Path) -> list[float]:
+    return [row["loss"] for row in rows_of(folder) if "loss" in row]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, tiny_idx: Path) -> Path:
+    """The run of one process."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    train_on(folder, 1, "fashion", data_path=str(tiny_idx), **OPTIONS)
+    return folder
+
+
+def assert_same_run(folder: Path, other: Path) -> None:
+    found, wanted = rows_of(folder), rows_of(other)
+    assert [row["step"] for row in found] == [row["step"] for row in wanted]
+    assert losses(folder) == pytest.approx(losses(other), abs=1e-5)
+    for name in ("eval_top1", "eval_top5", "eval_images"):
+        assert found[-1][name] == wanted[-1][name]
+    assert found[-1]["eval_loss"] == pytest.approx(wanted[-1]["eval_loss"], abs=1e-5)
+    norms = [[row["gradient_norm"] for row in rows if "loss" in row] for rows in (found, wanted)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_ranks_change_no_loss(alone, tiny_idx, tmp_path, num_ranks, parallel):
+    folder = tmp_path / "run"
+    train_on(folder, num_ranks, "fashion", data_path=str(tiny_idx), parallel=parallel, **OPTIONS)
+    assert_same_run(folder, alone)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [((1, "auto"), (2, "fsdp")), ((4, "fsdp"), (2, "ddp"))]
+)
+def test_a_run_goes_on_with_another_number_of_ranks(alone, tiny_idx, tmp_path, before, after):
+    folder = tmp_path / "run"
+    options = {**OPTIONS, "data_path": str(tiny_idx), "checkpoint_every_steps": 8}
+    train_on(folder, before[0], "fashion", parallel=before[1], **options)
+    # As if it had been stopped after update 10: what came later is not there.
+    for path in (folder / "checkpoints").iterdir():
+        if path.name != "train_vit_fashion-3_2":
+            path.rename(tmp_path / path.name)
+    train_on(folder, after[0], "fashion", parallel=after[1], **options)
+    assert_same_run(folder, alone)
+    assert "Continuing from" in (tmp_path / "logs" / "rank-0.log").read_text()
+
+
+def test_each_optimizer_trains_on_shards(tiny_idx, tmp_path):
+    for optimizer in ("momentum", "lamb"):
+        options = {**OPTIONS, "data_path": str(tiny_idx), "optimizer": optimizer}
+        train_on(tmp_path / optimizer / "one", 1, "fashion", **options)
+        train_on(tmp_path / optimizer / "two", 2, "fashion", parallel="fsdp", **options)
+        assert_same_run(tmp_path / optimizer / "two", tmp_path / optimizer / "one")
+
+
+def test_the_evaluation_of_ranks_counts_every_image_once(alone, tiny_idx, tmp_path):
+    words = ["eval", "--checkpoint_path", str(alone), "--data_path", str(tiny_idx), "--json"]
+    codes = wait_for(start_ranks(tmp_path, command, [(words,)] * 3))
+    assert codes == [0, 0, 0]
+    printed = [(tmp_path / f"rank-{rank}.log").read_text() for rank in range(3)]
+    assert printed[1:] == ["", ""]
+    counted = json.loads(printed[0].splitlines()[-1])
+    last = rows_of(alone)[-1]
+    for name in ("eval_top1", "eval_top5", "eval_images"):
+        assert counted[name] == last[name]
+
+
+def test_other_options_on_a_rank_are_found_at_the_start(tiny_idx, tmp_path):
+    options = {**OPTIONS, "data_path": str(tiny_idx), "output_dir": str(tmp_path / "run")}
+    words = [[f"--{name}={value}" for name, value in options.items()] for _ in range(2)]
+    words[1].append("--lr_init=0.5")
+    arguments = [(["train", "fashion", *own],) for own in words]
+    assert wait_for(start_ranks(tmp_path, command, arguments)) == [2, 2]
+    told = (tmp_path / "rank-0.log").read_text()
+    assert "Rank 1 was started otherwise than rank 0: lr_init is 0.5, on rank 0 0.003" in told
+    assert "Traceback" not in told
+    assert (tmp_path / "rank-1.log").read_text() == ""
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_images_on_a_rank_are_found_at_the_start(tiny_idx, tmp_path):
+    from_embedded = {**OPTIONS, "num_train_images": None, "num_val_images": None}
+    arguments = [
+        ("fashion", {**from_embedded, "output_dir": str(tmp_path / "run"), "data_path": path})
+        for path in (str(tiny_idx), "embedded")
+    ]
+    assert wait_for(start_ranks(tmp_path, train, arguments)) == [1, 1]
+    for rank in range(2):
+        told = (tmp_path / f"rank-{rank}.log").read_text()
+        assert "Rank 1 finds other images than rank 0: 10000 for training" in told
+
+
+def test_a_mistake_of_one_rank_ends_all(tiny_idx, tmp_path):
+    arguments = [
+        ("fashion", {**OPTIONS, "output_dir": str(tmp_path / "run"), "data_path": path})
+        for path in (str(tiny_idx), "/nowhere")
+    ]
+    assert wait_for(start_ranks(tmp_path, train, arguments)) == [1, 1]
+    assert "On rank 1: --data_path /nowhere" in (tmp_path / "rank-0.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"global_batch": 15}, "cannot be dealt evenly"),
+        ({"global_batch": 64}, "fewer than one global batch"),
+        ({"batch_size": 5, "global_batch": None}, "Give an even --batch_size"),
+    ],
+)
+def test_batches_that_do_not_fit_are_refused(tiny_idx, tmp_path, options, message):
+    options = {**OPTIONS, **options, "data_path": str(tiny_idx), "output_dir": str(tmp_path / "r")}
+    words = ["train", "fashion", *(f"--{name}={value}" for name, value in options.items())]
+    assert wait_for(start_ranks(tmp_path, command, [(words,)] * 2)) == [2, 2]
+    assert message in (tmp_path / "rank-0.log").read_text()
+    assert not (tmp_path / "r").exists()
