@@ -391,6 +391,9 @@ class LossSection(Section):
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="share of the target given to all classes alike"
     )
+    over_classes: Literal["sum", "mean"] = Field(
+        "sum", description="of loss sigmoid: sum as in big_vision, mean as in DeiT III and timm"
+    )
     binary_targets: bool = Field(
         False, description="with loss sigmoid: both labels of mixed images count in full"
     )
@@ -400,8 +403,11 @@ class LossSection(Section):
 
     @model_validator(mode="after")
     def _targets_fit(self) -> Self:
-        if self.binary_targets and self.loss != "sigmoid":
-            raise ValueError("binary_targets belongs to loss sigmoid")
+        for option in ("binary_targets", "over_classes"):
+            if self.loss != "sigmoid" and getattr(self, option) not in {False, "sum"}:
+                raise ValueError(f"{option} belongs to loss sigmoid")
+        if self.binary_targets and self.label_smoothing:
+            raise ValueError("binary_targets leaves nothing of label_smoothing: give one of them")
         return self
 
 

@@ -16,7 +16,6 @@ from vitbase.batch import BatchLayout, PeakRate
 from vitbase.config import Config
 from vitbase.data.augment import normalize
 from vitbase.data.loader import Batch, TrainLoader
-from vitbase.data.mix import Mix, draw_mix
 from vitbase.data.sources import TrainVal
 from vitbase.evaluation.run import describe_sums, evaluate_model
 from vitbase.model.cost import count_flops
@@ -201,7 +200,7 @@ class TrainingLoop:
         depth_scales = self._draw_depth_scales()
         if self.runtime.rank:  # dropout, unlike all else, is drawn by each rank for itself
             seed_generators(self.config.run.seed, _STEP_STREAM, self.updates, self.runtime.rank)
-        mix = self._draw_mix(epoch, step)
+        mix = self.objective.draw_mix(epoch, step)
         for micro in range(layout.accumulation_steps):
             batch = next(batches)
             images, labels = self.runtime.send(batch.images, batch.labels)
@@ -238,19 +237,6 @@ class TrainingLoop:
         )
         parts = torch.split(scales_L2B, layout.batch_size, dim=2)
         return parts[self.loader.share]
-
-    def _draw_mix(self, epoch: int, step: int) -> Mix:
-        augment = self.config.augment
-        return draw_mix(
-            self.config.run.seed,
-            epoch,
-            step,
-            (self.preprocess.height, self.preprocess.width),
-            mixup_alpha=augment.mixup_alpha,
-            cutmix_alpha=augment.cutmix_alpha,
-            mix_probability=augment.mix_probability,
-            mix_switch_probability=augment.mix_switch_probability,
-        )
 
     def _report_unreadable(self, batch: Batch, window: _Window) -> None:
         for image in batch.bad:

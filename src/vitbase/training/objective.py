@@ -1,21 +1,75 @@
-"""What a run minimises: labels, mixed and smoothed as its options say, against the outputs."""
+"""What a run minimises: labels, smoothed and mixed as its options say, against the outputs."""
 
 from __future__ import annotations
 
-from vitbase.training.losses import cross_entropy_sum
+import torch
+from torch import Tensor
+
+from vitbase.config import Config
+from vitbase.data.mix import Mix, draw_mix
+from vitbase.data.order import balanced_class_weights
+from vitbase.data.protocol import Source, class_counts
+from vitbase.errors import ConfigError
+from vitbase.training.losses import build_loss
 
 
 class Objective:
-    def __init__(self, config, source, num_classes, device) -> None:
-        self.options = config.loss
-        self.num_classes = num_classes
+    """The loss of a run, and what it does to the images and labels of a step before.
 
-    def loss_sum(self, logits, labels, mix):
-        if (
-            self.options.loss == "softmax"
-            and mix.kind == "none"
-            and self.options.label_smoothing == 0
-        ):
-            return cross_entropy_sum(logits, labels)
-        t = mix.targets(labels, self.num_classes, self.options.label_smoothing)
-        return -(t * logits.float().log_softmax(1)).sum()
+    Args:
+      source: the training images, whose labels decide about class weights.
+      num_classes: outputs of the model.
+    Raises: ConfigError if the loss does not fit the labels.
+    """
+
+    def __init__(
+        self, config: Config, source: Source, num_classes: int, device: torch.device
+    ) -> None:
+        self.config = config
+        self.num_classes = num_classes
+        options = config.loss
+        self.smoothing = options.label_smoothing
+        if source.labels.ndim == 2 and options.loss == "softmax":
+            raise ConfigError(
+                "The images have several labels each, which loss softmax cannot learn: give "
+                "--loss sigmoid."
+            )
+        weights = None
+        if options.class_weights == "balanced":
+            counts = class_counts(source.labels, num_classes)
+            weights = torch.from_numpy(balanced_class_weights(counts)).float().to(device)
+        self._loss = build_loss(
+            options.loss,
+            num_classes,
+            class_weights=weights,
+            label_smoothing=options.label_smoothing,
+            over_classes=options.over_classes,
+            target_threshold=0.0 if options.binary_targets else None,
+        )
+
+    def draw_mix(self, epoch: int, step: int) -> Mix:
+        """Decide what a step mixes, the same on every rank."""
+        augment, data = self.config.augment, self.config.data.preprocess
+        return draw_mix(
+            self.config.run.seed,
+            epoch,
+            step,
+            (data.height, data.width),
+            mixup_alpha=augment.mixup_alpha,
+            cutmix_alpha=augment.cutmix_alpha,
+            mix_probability=augment.mix_probability,
+            mix_switch_probability=augment.mix_switch_probability,
+        )
+
+    def loss_sum(self, logits_BC: Tensor, labels: Tensor, mix: Mix) -> Tensor:
+        """Return the loss, summed over the images that could be read.
+
+        Args:
+          labels: int [B] or float [B, C], negative where the image could not be read.
+          mix: what was done to the images.
+        """
+        if mix.kind == "none" and labels.ndim == 1:
+            return self._loss(logits_BC, labels)
+        readable_B = labels >= 0 if labels.ndim == 1 else (labels >= 0).all(1)
+        targets_BC = mix.targets(labels, self.num_classes, self.smoothing)
+        return self._loss(logits_BC, targets_BC, readable_B)

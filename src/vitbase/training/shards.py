@@ -1,0 +1,45 @@
+"""What this rank holds of parameters that FSDP2 may have sharded; norms of the whole of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.placement_types import Shard
+
+
+def local_parts(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Return what this rank holds of each tensor, sharing its memory: all of it, unless sharded.
+
+    For elementwise work, under ``torch.no_grad()``.
+    """
+    return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+
+
+def whole_norms(parameters: Sequence[Tensor], *values: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return the Euclidean norms of tensors of which this rank may hold a part only.
+
+    Every rank must call it alike, as the parts of the squares are added up over the ranks.
+
+    Args:
+      parameters: P tensors; a DTensor among them says how its values are sharded.
+      values: lists of P tensors, this rank's parts.
+    Returns: for each list [P], the same on every rank.
+    """
+    squares_VP = torch.stack([torch.stack(torch._foreach_norm(list(part))) for part in values])
+    squares_VP.square_()
+    sharded: dict[dist.ProcessGroup, list[int]] = {}
+    for place, parameter in enumerate(parameters):
+        if isinstance(parameter, DTensor):
+            for dim, placement in enumerate(parameter.placements):
+                if isinstance(placement, Shard):
+                    group = parameter.device_mesh.get_group(dim)
+                    sharded.setdefault(group, []).append(place)
+    for group, places in sharded.items():  # one message for all parameters
+        sums = squares_VP[:, places]
+        dist.all_reduce(sums, group=group)
+        squares_VP[:, places] = sums
+    return squares_VP.sqrt_().unbind()
