@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from made_runs import TINY
 from PIL import Image
 
 from vitbase.config import Config, load_config
@@ -19,22 +20,6 @@ from vitbase.options import EMBEDDED
 
 # Two threads of torch per test process fight with each other on a busy machine; one is enough.
 torch.set_num_threads(1)
-
-TINY: dict[str, Any] = {
-    "model": "testing",
-    "pool": "gap",
-    "image_height": 16,
-    "image_width": 16,
-    "num_train_images": 60,
-    "num_val_images": 20,
-    "batch_size": 10,
-    "epoch_size": 2,
-    "warmup_epochs": 0,
-    "log_every_steps": 2,
-    "device_target": "CPU",
-    "num_workers": 2,
-}
-"""Options that turn recipe `fashion` into a run of a second on `tiny_idx`."""
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:

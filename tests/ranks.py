@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import socket
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -91,4 +92,8 @@ def _run(
         os.environ.update(variables)
     with log.open("w", buffering=1) as file, contextlib.redirect_stdout(file):
         sys.stderr = file
-        target(*arguments)
+        try:
+            target(*arguments)
+        except Exception:
+            traceback.print_exc(file=file)
+            sys.exit(1)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from vitbase.explain import explain
     from vitbase.model.zoo import create_model, list_variants
     from vitbase.shipping.predict import Prediction, predict
-    from vitbase.training.run import train
     from vitbase.training.result import TrainResult
+    from vitbase.training.run import train
     from vitbase.weights.convert import Conversion, convert_weights
     from vitbase.weights.load import LoadedModel, load_model
     from vitbase.weights.save import save_weights

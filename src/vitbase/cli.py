@@ -125,7 +125,7 @@ def _eval(words: list[str]) -> None:
                 f"recipe too, such as: vitbase eval imagenet --checkpoint_path {given}"
             )
     config = parse_config("eval", words, default_recipe=recipe or "imagenet")
-    from vitbase.evaluation.run import describe_sums, evaluate_each
+    from vitbase.evaluation.run import evaluate_each
     from vitbase.runtime import is_first_rank
 
     for result in evaluate_each(config, on_unreadable=_warn):
@@ -136,18 +136,9 @@ def _eval(words: list[str]) -> None:
         place = result.weights.parent if result.weights.name == "weights.safetensors" else None
         name = (place or result.weights).name
         if as_json:
-            sums = result.sums
-            row = {
-                "checkpoint": str(place or result.weights),
-                "eval_top1": sums.top1,
-                "eval_top5": sums.top5,
-                "eval_loss": sums.loss,
-                "eval_images": sums.images,
-                "eval_unreadable": sums.unreadable,
-            }
-            say(json.dumps(row))
+            say(json.dumps({"checkpoint": str(place or result.weights), **result.sums.to_row()}))
         else:
-            say(f"{name}: {describe_sums(result.sums)}  ({result.seconds:.1f} s)")
+            say(f"{name}: {result.sums.describe()}  ({result.seconds:.1f} s)")
 
 
 class _PredictOptions(TypedDict):

@@ -21,7 +21,7 @@ from vitbase.evaluation.metrics import (
     RecallSums,
     average_precision,
 )
-from vitbase.evaluation.run import describe_sums, evaluate_model
+from vitbase.evaluation.run import evaluate_model
 from vitbase.options import Preprocess
 from vitbase.runtime import open_runtime
 
@@ -56,8 +56,7 @@ def test_parts_add_up_to_the_whole(images, classes, cut):
 def test_the_standard_error_of_imagenet_at_80_percent():
     sums = ClassificationSums(images=50_000, top1_hits=40_000)
     assert sums.top1_standard_error == pytest.approx(math.sqrt(0.8 * 0.2 / 50_000))
-    assert "50000 of 50000, each once" in describe_sums(sums)
-    assert sums.describe() == describe_sums(sums)
+    assert "50000 of 50000, each once" in sums.describe()
 
 
 def test_rows_hold_fractions_and_counts():
@@ -197,4 +196,4 @@ def test_an_unreadable_evaluation_image_is_named_and_counts_as_wrong(photo_confi
     assert result.sums.images == 4
     assert result.sums.unreadable == 1
     assert result.sums.top1 * 4 in {0, 1, 2}  # at most the three whole ones, all alike
-    assert "1 unreadable counted as wrong" in describe_sums(result.sums)
+    assert "1 unreadable counted as wrong" in result.sums.describe()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY
+from made_runs import TINY
 from ranks import command, start_ranks, train, train_on, wait_for
 
 # Everything that could depend on how a global batch is dealt out, but for plain dropout.

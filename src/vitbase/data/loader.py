@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from vitbase.data.archives import ArraySource
 from vitbase.data.augment import EvalTransform, TrainTransform
+from vitbase.data.balance import balanced_order
 from vitbase.data.memory import batch_memory
 from vitbase.data.order import (
     epoch_permutation,
@@ -213,6 +214,11 @@ class TrainLoader(_Workers):
         self.repeats = repeats
         self.balanced = balanced
         self.steps_per_epoch = steps_per_epoch(len(source), self.global_batch)
+        if balanced and source.labels.ndim == 2:
+            raise DataError(
+                "The images have several labels each, so classes cannot come equally often: leave "
+                "out --sampling, or give --class_weights balanced."
+            )
         if self.steps_per_epoch == 0:
             raise DataError(
                 f"There are {len(source)} training images, fewer than one global batch of "
@@ -273,7 +279,10 @@ class TrainLoader(_Workers):
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         """Return which sample stands at each position of an epoch."""
-        permutation = epoch_permutation(self.seed, epoch, len(self.source))
+        if self.balanced:
+            permutation = balanced_order(self.seed, epoch, self.source.labels, len(self.source))
+        else:
+            permutation = epoch_permutation(self.seed, epoch, len(self.source))
         return permutation[repeat_places(np.arange(len(self.source)), self.repeats)]
 
     def _generators(self, epoch: int) -> Generators:

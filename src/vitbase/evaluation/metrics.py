@@ -18,88 +18,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 
-@dataclasses.dataclass(frozen=True)
-class ClassificationSums:
-    """Counts over evaluated images; two of them add up. Derived figures are fractions."""
-
-    images: int = 0
-    top1_hits: int = 0
-    top5_hits: int = 0
-    loss_sum: float = 0.0
-    unreadable: int = 0
-
-    @classmethod
-    def of(cls, logits_BC: torch.Tensor, labels_B: torch.Tensor, readable_B: torch.Tensor) -> Self:
-        """Count one batch.
-
-        An unreadable image counts as wrong in the accuracies and is left out of the loss.
-
-        Args:
-          logits_BC: [B, C], any float type.
-          labels_B: [B] int64 in [0, C).
-          readable_B: [B] bool.
-        """
-        logits_BC = logits_BC.float()
-        top_BK = logits_BC.topk(min(5, logits_BC.shape[1]), dim=1).indices
-        hits_BK = (top_BK == labels_B[:, None]) & readable_B[:, None]
-        losses_B = F.cross_entropy(logits_BC, labels_B, reduction="none")
-        return cls(
-            images=labels_B.numel(),
-            top1_hits=int(hits_BK[:, 0].sum()),
-            top5_hits=int(hits_BK.sum()),
-            loss_sum=float(losses_B[readable_B].sum(dtype=torch.float64)),
-            unreadable=int((~readable_B).sum()),
-        )
-
-    def to_row(self) -> dict[str, float]:
-        """Return the figures of a row of metrics.jsonl."""
-        return {
-            "eval_top1": self.top1,
-            "eval_top5": self.top5,
-            "eval_loss": self.loss,
-            "eval_images": self.images,
-            "eval_unreadable": self.unreadable,
-        }
-
-    def __add__(self, other: Self) -> Self:
-        mine, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
-        return type(self)(*(a + b for a, b in zip(mine, theirs, strict=True)))
-
-    @property
-    def top1(self) -> float:
-        return self.top1_hits / self.images
-
-    @property
-    def top5(self) -> float:
-        return self.top5_hits / self.images
-
-    @property
-    def loss(self) -> float:
-        readable = self.images - self.unreadable
-        return self.loss_sum / readable if readable else math.nan
-
-    @property
-    def top1_standard_error(self) -> float:
-        """Binomial standard error of `top1`: what another sample of images would change."""
-        return math.sqrt(self.top1 * (1 - self.top1) / self.images)
-
-    def to_row(self) -> dict[str, Any]:
-        return {
-            "eval_top1": self.top1,
-            "eval_top5": self.top5,
-            "eval_loss": self.loss,
-            "eval_images": self.images,
-            "eval_unreadable": self.unreadable,
-        }
-
-    def describe(self) -> str:
-        return (
-            f"{_describe_images(self.images, self.unreadable)}: "
-            f"top-1 {self.top1:.2%} (standard error {self.top1_standard_error:.2%})  "
-            f"top-5 {self.top5:.2%}  loss {self.loss:.4f}"
-        )
-
-
 def _no_counts() -> NDArray[np.int64]:
     return np.zeros(0, dtype=np.int64)
 
@@ -138,6 +56,12 @@ class RecallSums:
         return _divide(self.hits_per_class, self.images_per_class)
 
     @property
+    def is_unequal(self) -> bool:
+        """Whether some class has more than twice the images of another."""
+        present = self.images_per_class[self.images_per_class > 0]
+        return bool(len(present) and present.max() > 2 * present.min())
+
+    @property
     def balanced_accuracy(self) -> float:
         """Mean recall of the classes that have images: what `top1` would be, were all as large."""
         return _mean_of_defined(self.recall_per_class)
@@ -154,6 +78,87 @@ class RecallSums:
             f"balanced accuracy {self.balanced_accuracy:.2%} over "
             f"{np.count_nonzero(self.images_per_class)} classes, least {recalls[worst]:.2%} "
             f"of class {worst}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassificationSums:
+    """Counts over evaluated images; two of them add up. Derived figures are fractions."""
+
+    images: int = 0
+    top1_hits: int = 0
+    top5_hits: int = 0
+    loss_sum: float = 0.0
+    unreadable: int = 0
+    recall: RecallSums = dataclasses.field(default_factory=RecallSums, compare=False)
+
+    @classmethod
+    def of(cls, logits_BC: torch.Tensor, labels_B: torch.Tensor, readable_B: torch.Tensor) -> Self:
+        """Count one batch.
+
+        An unreadable image counts as wrong in the accuracies and is left out of the loss.
+
+        Args:
+          logits_BC: [B, C], any float type.
+          labels_B: [B] int64 in [0, C).
+          readable_B: [B] bool.
+        """
+        logits_BC = logits_BC.float()
+        top_BK = logits_BC.topk(min(5, logits_BC.shape[1]), dim=1).indices
+        hits_BK = (top_BK == labels_B[:, None]) & readable_B[:, None]
+        losses_B = F.cross_entropy(logits_BC, labels_B, reduction="none")
+        return cls(
+            images=labels_B.numel(),
+            top1_hits=int(hits_BK[:, 0].sum()),
+            top5_hits=int(hits_BK.sum()),
+            loss_sum=float(losses_B[readable_B].sum(dtype=torch.float64)),
+            unreadable=int((~readable_B).sum()),
+            recall=RecallSums.of(logits_BC, labels_B, readable_B),
+        )
+
+    def __add__(self, other: Self) -> Self:
+        names = [field.name for field in dataclasses.fields(self)]
+        return type(self)(*(getattr(self, name) + getattr(other, name) for name in names))
+
+    @property
+    def score(self) -> tuple[str, float]:
+        """What tells two checkpoints apart: its name in `metrics.jsonl`, and how high it is."""
+        return "eval_top1", self.top1
+
+    @property
+    def top1(self) -> float:
+        return self.top1_hits / self.images
+
+    @property
+    def top5(self) -> float:
+        return self.top5_hits / self.images
+
+    @property
+    def loss(self) -> float:
+        readable = self.images - self.unreadable
+        return self.loss_sum / readable if readable else math.nan
+
+    @property
+    def top1_standard_error(self) -> float:
+        """Binomial standard error of `top1`: what another sample of images would change."""
+        return math.sqrt(self.top1 * (1 - self.top1) / self.images)
+
+    def to_row(self) -> dict[str, Any]:
+        return {
+            "eval_top1": self.top1,
+            "eval_top5": self.top5,
+            "eval_loss": self.loss,
+            **(self.recall.to_row() if len(self.recall.images_per_class) else {}),
+            "eval_images": self.images,
+            "eval_unreadable": self.unreadable,
+        }
+
+    def describe(self) -> str:
+        return (
+            f"{_describe_images(self.images, self.unreadable)}: "
+            f"top-1 {self.top1:.2%} (standard error {self.top1_standard_error:.2%})  "
+            f"top-5 {self.top5:.2%}  loss {self.loss:.4f}"
+            + (f"  {self.recall.describe()}" if self.recall.is_unequal else "")
         )
 
 
@@ -201,6 +206,11 @@ class MultiLabelSums:
             self.loss_sum + other.loss_sum,
             self.unreadable + other.unreadable,
         )
+
+    @property
+    def score(self) -> tuple[str, float]:
+        """What tells two checkpoints apart: its name in `metrics.jsonl`, and how high it is."""
+        return "eval_map", self.mean_average_precision
 
     @property
     def images(self) -> int:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,11 +18,14 @@ from vitbase.data.augment import EvalTransform, normalize
 from vitbase.data.loader import EvalLoader
 from vitbase.data.sources import Source, open_val
 from vitbase.errors import ConfigError, DataError
-from vitbase.evaluation.metrics import ClassificationSums
+from vitbase.evaluation.metrics import ClassificationSums, MultiLabelSums
 from vitbase.options import Preprocess, describe_differences
 from vitbase.runtime import Runtime, opened_runtime
 from vitbase.weights.checkpoints import find_weights
 from vitbase.weights.load import LoadedModel, load_model, read_preprocess
+
+Sums = ClassificationSums | MultiLabelSums
+"""What is counted: with one label an image, or with any number of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +33,7 @@ class Evaluation:
     """One weights file and how good it is."""
 
     weights: Path
-    sums: ClassificationSums
+    sums: Sums
     seconds: float
     notes: tuple[str, ...]
 
@@ -41,7 +47,7 @@ def evaluate_model(
     batch_size: int,
     num_workers: int | None = None,
     on_unreadable: Callable[[str], None] = lambda line: None,
-) -> ClassificationSums:
+) -> Sums:
     """Evaluate a model on every image of a source, each on one rank (collective).
 
     An image that cannot be read is reported and counts as wrong.
@@ -63,7 +69,8 @@ def evaluate_model(
         num_ranks=runtime.num_ranks,
     )
     visits = torch.zeros(len(source), dtype=torch.int64)
-    sums = ClassificationSums()
+    several = source.labels.ndim == 2
+    parts: list[Any] = []
     was_training = model.training
     model.eval()
     with torch.inference_mode():
@@ -75,7 +82,8 @@ def evaluate_model(
                 on_unreadable(
                     f"Unreadable evaluation image {image.place}: {image.cause}; counted as wrong"
                 )
-            sums += ClassificationSums.of(logits.cpu(), batch.labels.cpu(), batch.readable)
+            kind = MultiLabelSums if several else ClassificationSums
+            parts.append(kind.of(logits.cpu(), batch.labels.cpu(), batch.readable))
             visits[batch.positions] += 1
         for _ in range(loader.most_batches - len(loader)):
             # A sharded model computes with all ranks: those with a batch less keep them company.
@@ -92,20 +100,10 @@ def evaluate_model(
             f"evaluation visited {int((visits > 0).sum())} of {len(source)} images, "
             f"some up to {int(visits.max())} times"
         )
-    first, *others = runtime.gather(sums)
-    for part in others:
-        first += part
-    return first
-
-
-def describe_sums(sums: ClassificationSums) -> str:
-    """Return the log line of an evaluation."""
-    unreadable = f", {sums.unreadable} unreadable counted as wrong" if sums.unreadable else ""
-    return (
-        f"evaluated {sums.images} of {sums.images}, each once{unreadable}: "
-        f"top-1 {sums.top1:.2%} (standard error {sums.top1_standard_error:.2%})  "
-        f"top-5 {sums.top5:.2%}  loss {sums.loss:.4f}"
-    )
+    empty: Any = MultiLabelSums() if several else ClassificationSums()
+    own = functools.reduce(operator.add, parts, empty)
+    total: Sums = functools.reduce(operator.add, runtime.gather(own))
+    return total
 
 
 def evaluate(config: Config) -> list[Evaluation]:

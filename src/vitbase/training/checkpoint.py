@@ -30,10 +30,11 @@ from vitbase.weights.load import OpenedWeights
 
 @dataclasses.dataclass(frozen=True)
 class Best:
-    """The best checkpoint so far by evaluation accuracy; the earlier of two equals."""
+    """The best checkpoint so far on the evaluation images; the earlier of two equals."""
 
     checkpoint: str
-    eval_top1: float
+    score: float
+    score_name: str = "eval_top1"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +133,8 @@ class RunFolder:
         os.replace(writing, final)
         checkpoints.sync(self.checkpoints)
         if progress.best is not None:
-            best = json.dumps(dataclasses.asdict(progress.best))
+            found = progress.best
+            best = json.dumps({"checkpoint": found.checkpoint, found.score_name: found.score})
             write_atomically(self.checkpoints / checkpoints.BEST_FILE, best + "\n")
         return final
 
@@ -160,7 +162,7 @@ class RunFolder:
         rows = []
         if self.metrics_file.is_file():
             for line in self.metrics_file.read_text(encoding="utf-8").splitlines():
-                if '"eval_top1"' in line:
+                if '"eval_loss"' in line:
                     rows.append(json.loads(line))
         return rows[-1] if rows else None
 

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from vitbase.errors import CheckpointError
-from vitbase.training.shards import local_parts
+from vitbase.training.sharded import like, local_parts
 
 
 class ExponentialMovingAverage:
@@ -123,15 +123,7 @@ class ExponentialMovingAverage:
                 )
         for name, average in self._averages.items():
             value = state[name]
-            if isinstance(average, DTensor) and not isinstance(value, DTensor):
-                # Each rank cuts its shard out of what it has read; nothing is sent.
-                value = distribute_tensor(
-                    value.to(average.device),
-                    average.device_mesh,
-                    average.placements,
-                    src_data_rank=None,
-                )
-            average.copy_(value)
+            average.copy_(value if isinstance(value, DTensor) else like(value, average))
 
     def _fill(self, parameters: list[Tensor], values: list[Tensor]) -> None:
         self._reshard()

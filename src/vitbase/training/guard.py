@@ -10,7 +10,7 @@ from torch import nn
 from vitbase.data.loader import TrainLoader
 from vitbase.errors import VitbaseError
 from vitbase.runtime import Runtime
-from vitbase.training.parallel import whole
+from vitbase.training.sharded import whole
 
 _NAMED = 8  # images named in a message
 

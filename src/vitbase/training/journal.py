@@ -40,7 +40,9 @@ class Journal:
                 if name not in {"step", "epoch"} and isinstance(value, int | float):
                     self._board.add_scalar(name, value, row["step"])
         with self._metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            # JSON has no NaN, which a metric may be: the mean over no class, say.
+            known = {k: None if v != v else v for k, v in row.items()}  # noqa: PLR0124
+            file.write(json.dumps(known) + "\n")
 
     def sync(self) -> None:
         """Flush the rows to the disk: before a checkpoint that follows them."""

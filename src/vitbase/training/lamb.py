@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitbase.training.shards import local_parts, whole_norms
+from vitbase.training.sharded import local_parts, whole_norms
 
 
 class Lamb(torch.optim.Optimizer):

@@ -17,7 +17,7 @@ from vitbase.config import Config
 from vitbase.data.augment import normalize
 from vitbase.data.loader import Batch, TrainLoader
 from vitbase.data.sources import TrainVal
-from vitbase.evaluation.run import describe_sums, evaluate_model
+from vitbase.evaluation.run import Sums, evaluate_model
 from vitbase.model.cost import count_flops
 from vitbase.model.layers import draw_depth_scales
 from vitbase.model.vit import VisionTransformer
@@ -113,18 +113,18 @@ class TrainingLoop:
     def go(self) -> TrainResult:
         """Train to the end (collective)."""
         self.runtime.from_first(lambda: self.folder.cut_metrics_back(self.updates))
-        row: dict[str, Any] = {}
+        sums: Sums | None = None
         with self.journal.live(self.updates, self.total_steps):
             while self.updates < self.total_steps:
                 epoch, first_step = divmod(self.updates, self.steps_per_epoch)
                 step = self._train_epoch(epoch, first_step)
                 last = self.updates == self.total_steps
                 evaluated = last or (epoch + 1) % self.config.schedule.eval_every_epochs == 0
-                if evaluated:
-                    row = self._evaluate(epoch)
-                self._save(epoch, step, row["eval_top1"] if evaluated else None)
+                sums = self._evaluate(epoch) if evaluated else None
+                self._save(epoch, step, sums)
         assert self.best is not None
-        result = result_of(self.folder, self.updates, row, self.best)
+        assert sums is not None
+        result = result_of(self.folder, self.updates, sums.to_row(), self.best)
         if self.runtime.is_first:
             say_result(result)
         return result
@@ -286,7 +286,7 @@ class TrainingLoop:
         """Epochs of the run; the last may be cut short by `total_steps`."""
         return math.ceil(self.total_steps / self.steps_per_epoch)
 
-    def _evaluate(self, epoch: int) -> dict[str, Any]:
+    def _evaluate(self, epoch: int) -> Sums:
         started = time.perf_counter()
         with self.average.applied() if self.average else contextlib.nullcontext():
             sums = evaluate_model(
@@ -299,18 +299,24 @@ class TrainingLoop:
                 on_unreadable=self.journal.warn,
             )
         seconds = time.perf_counter() - started
-        row = {"step": self.updates, "epoch": epoch + 1, **sums.to_row()}
-        self.journal.record(**row, eval_seconds=round(seconds, 3))
-        self.journal.say(f"epoch {epoch + 1}/{self.epochs}  {describe_sums(sums)}")
-        return row
+        self.journal.record(
+            step=self.updates,
+            epoch=epoch + 1,
+            **sums.to_row(),
+            eval_seconds=round(seconds, 3),
+        )
+        self.journal.say(f"epoch {epoch + 1}/{self.epochs}  {sums.describe()}")
+        return sums
 
-    def _save(self, epoch: int, step: int, eval_top1: float | None) -> None:
+    def _save(self, epoch: int, step: int, sums: Sums | None) -> None:
         """Write a checkpoint, unless the run has lost its way (collective)."""
         self.guard.look(self.advice)
         self.guard.check_weights(self.model, self.updates, self.advice)
         name = checkpoint_name(self.config.run.name, epoch + 1, step)
-        if eval_top1 is not None and (self.best is None or eval_top1 > self.best.eval_top1):
-            self.best = Best(name, eval_top1)
+        if sums is not None:
+            score_name, score = sums.score
+            if self.best is None or score > self.best.score:
+                self.best = Best(name, score, score_name)
         weights, tensors = self.state.collect()
 
         def write() -> None:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from vitbase.config import Config
+from vitbase.data.balance import balanced_class_weights, balanced_positive_weights
 from vitbase.data.mix import Mix, draw_mix
-from vitbase.data.order import balanced_class_weights
 from vitbase.data.protocol import Source, class_counts
 from vitbase.errors import ConfigError
 from vitbase.training.losses import build_loss
@@ -36,8 +36,12 @@ class Objective:
             )
         weights = None
         if options.class_weights == "balanced":
-            counts = class_counts(source.labels, num_classes)
-            weights = torch.from_numpy(balanced_class_weights(counts)).float().to(device)
+            counts_C = class_counts(source.labels, num_classes)
+            if options.loss == "softmax":
+                weights_C = balanced_class_weights(counts_C)
+            else:
+                weights_C = balanced_positive_weights(counts_C, len(source))
+            weights = torch.from_numpy(weights_C).float().to(device)
         self._loss = build_loss(
             options.loss,
             num_classes,

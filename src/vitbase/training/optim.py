@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from vitbase.errors import ConfigError
 from vitbase.options import OptimizerSection
@@ -181,6 +182,8 @@ def build_update_rule(
         for group in groups
     ]
     if rule == "momentum":
+        # torch's one-kernel SGD does not take sharded parameters; its AdamW does.
+        fused = fused and not any(isinstance(p, DTensor) for p in parameters.values())
         return torch.optim.SGD(as_torch, lr=lr, momentum=momentum, fused=fused)
     if rule == "lamb":
         return Lamb(as_torch, lr=lr, betas=betas, eps=eps)

@@ -16,12 +16,12 @@ import torch
 from torch import nn
 from torch.distributed import device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from vitbase.model.vit import VisionTransformer
 from vitbase.runtime import Runtime, local_ranks
+from vitbase.training.sharded import whole
 
 # Weights, gradients and two moments in float32: above this, auto shards them.
 _SHARDED_FROM_PARAMETERS = 1_000_000_000
@@ -120,19 +120,3 @@ def freeze_backbone(model: VisionTransformer) -> None:
     """Let only the head learn (linear probing)."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith("head."))
-
-
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """Return all of a tensor, which may be sharded (then collective)."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def like(full: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """Return a tensor on the device, in memory and over the ranks as a parameter of its shape is.
-
-    Every rank has all of it already, and keeps its shard.
-    """
-    if isinstance(parameter, DTensor):
-        mesh, places = parameter.device_mesh, parameter.placements
-        return distribute_tensor(full.to(parameter.device), mesh, places, src_data_rank=None)
-    return torch.empty_like(parameter).copy_(full)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from vitbase.errors import CheckpointError
 from vitbase.training.checkpoint import Best, Progress, RunFolder
 from vitbase.training.journal import say
+
+_SHOWN = {"eval_top1": "top-1", "eval_top5": "top-5", "eval_map": "mAP"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,16 +18,32 @@ class TrainResult:
     """What a run ended with. Accuracies are fractions, measured after the last update.
 
     `best_*` is the checkpoint that did best on the evaluation images; having been chosen on them,
-    its accuracy flatters, and is never the run's result.
+    its score flatters, and is never the run's result.
+
+    Attributes:
+      metrics: the figures of the last evaluation, by their names in `metrics.jsonl`.
+      best_score: top-1 accuracy; mean average precision where images have several labels.
     """
 
     output_dir: Path
     updates: int
-    eval_top1: float
-    eval_top5: float
-    eval_loss: float
+    metrics: Mapping[str, float]
     best_checkpoint: str
-    best_eval_top1: float
+    best_score: float
+
+    @property
+    def eval_top1(self) -> float:
+        """Top-1 accuracy. Raises: KeyError if the images have several labels."""
+        return self.metrics["eval_top1"]
+
+    @property
+    def eval_top5(self) -> float:
+        """Top-5 accuracy. Raises: KeyError if the images have several labels."""
+        return self.metrics["eval_top5"]
+
+    @property
+    def eval_loss(self) -> float:
+        return self.metrics["eval_loss"]
 
 
 def report_finished(folder: RunFolder, progress: Progress) -> TrainResult:
@@ -42,25 +60,20 @@ def report_finished(folder: RunFolder, progress: Progress) -> TrainResult:
     return result
 
 
-def result_of(folder: RunFolder, updates: int, row: dict[str, Any], best: Best) -> TrainResult:
-    return TrainResult(
-        output_dir=folder.path,
-        updates=updates,
-        eval_top1=row["eval_top1"],
-        eval_top5=row["eval_top5"],
-        eval_loss=row["eval_loss"],
-        best_checkpoint=best.checkpoint,
-        best_eval_top1=best.eval_top1,
-    )
+def result_of(folder: RunFolder, updates: int, row: Mapping[str, float], best: Best) -> TrainResult:
+    metrics = {k: v for k, v in row.items() if k.startswith("eval_") and k != "eval_seconds"}
+    return TrainResult(folder.path, updates, metrics, best.checkpoint, best.score)
 
 
 def say_result(result: TrainResult) -> None:
+    figures = [
+        f"{shown} {result.metrics[name]:.2%}"
+        for name, shown in _SHOWN.items()
+        if name in result.metrics
+    ]
+    say(f"After {result.updates} updates: {', '.join(figures)}, loss {result.eval_loss:.4f}")
     say(
-        f"After {result.updates} updates: top-1 {result.eval_top1:.2%}, "
-        f"top-5 {result.eval_top5:.2%}, loss {result.eval_loss:.4f}"
-    )
-    say(
-        f"Best checkpoint: {result.best_checkpoint} with {result.best_eval_top1:.2%} "
+        f"Best checkpoint: {result.best_checkpoint} with {result.best_score:.2%} "
         f"(chosen on these same evaluation images, so it flatters)"
     )
     say(f"Run folder: {result.output_dir}")

@@ -21,7 +21,7 @@ from vitbase.model.zoo import build_unfilled
 from vitbase.runtime import Runtime
 from vitbase.training.checkpoint import MindSporeState
 from vitbase.training.ema import ExponentialMovingAverage
-from vitbase.training.parallel import like, whole
+from vitbase.training.sharded import like, whole
 
 TRAINED = "weights"
 """Kind of the weights that learn, where the checkpoint's own weights are their average."""
@@ -139,7 +139,8 @@ def stored_tensors(path: Path) -> Callable[[], Readers]:
         def reader(name: str) -> Callable[[], torch.Tensor]:
             return lambda: file.get_tensor(name)
 
-        return {name: reader(name) for name in file.keys()}
+        names: list[str] = file.keys()
+        return {name: reader(name) for name in names}
 
     return read
 

@@ -1,4 +1,4 @@
-"""What this rank holds of parameters that FSDP2 may have sharded; norms of the whole of them."""
+"""Tensors that FSDP2 may have sharded: this rank's part, the whole, and norms of the whole."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor.placement_types import Shard
 
 
@@ -43,3 +43,19 @@ def whole_norms(parameters: Sequence[Tensor], *values: Sequence[Tensor]) -> tupl
         dist.all_reduce(sums, group=group)
         squares_VP[:, places] = sums
     return squares_VP.sqrt_().unbind()
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Return all of a tensor, which may be sharded (then collective)."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like(full: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """Return a tensor on the device, in memory and over the ranks as a parameter of its shape is.
+
+    Every rank has all of it already, and keeps its shard.
+    """
+    if isinstance(parameter, DTensor):
+        mesh, places = parameter.device_mesh, parameter.placements
+        return distribute_tensor(full.to(parameter.device), mesh, places, src_data_rank=None)
+    return torch.empty_like(parameter).copy_(full)
