@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -33,7 +34,7 @@ class Guard:
         finite_B = torch.isfinite(logits_BC.detach()).all(dim=1)
         self._seen.append((update, epoch, positions_B, finite_B))
 
-    def look(self, advice: str) -> None:
+    def look(self, advice: Callable[[], str]) -> None:
         """Check what was seen since the last look (collective).
 
         Raises: DivergedError on all ranks, naming the first update and its images.
@@ -53,12 +54,12 @@ class Guard:
             error = DivergedError(
                 f"The loss became NaN or infinite at update {first + 1}. The outputs are no "
                 f"numbers for {len(images)} of its {self.loader.global_batch} images: "
-                f"{', '.join(images[:_NAMED])}{more}. {advice}"
+                f"{', '.join(images[:_NAMED])}{more}. {advice()}"
             )
             error.everywhere = True
             raise error
 
-    def check_weights(self, model: nn.Module, update: int, advice: str) -> None:
+    def check_weights(self, model: nn.Module, update: int, advice: Callable[[], str]) -> None:
         """Check that no weight has become infinite or NaN (collective): before it is stored.
 
         Raises: DivergedError on all ranks.
@@ -66,6 +67,6 @@ class Guard:
         weights = [parameter.detach() for parameter in model.parameters()]
         norm = float(whole(nn.utils.get_total_norm(weights)))
         if not math.isfinite(norm):
-            error = DivergedError(f"The weights are no numbers after update {update}. {advice}")
+            error = DivergedError(f"The weights are no numbers after update {update}. {advice()}")
             error.everywhere = True
             raise error

@@ -67,10 +67,12 @@ class TrainingLoop:
         model: VisionTransformer,
         loader: TrainLoader,
         layout: BatchLayout,
+        objective: Objective,
         journal: Journal,
     ) -> None:
         self.config, self.runtime, self.folder, self.data = config, runtime, folder, data
         self.loader, self.layout, self.journal = loader, layout, journal
+        self.objective = objective
         self.steps_per_epoch = loader.steps_per_epoch
         self.preprocess = config.data.preprocess
         self.model = model
@@ -93,12 +95,7 @@ class TrainingLoop:
         self.scaler = runtime.build_loss_scaler()
         self.schedule = Schedule.of(config.optimizer.lr_init, config.schedule, self.steps_per_epoch)
         self.total_steps = self.schedule.total_steps
-        self.objective = Objective(config, data.train, model.spec.num_classes, runtime.device)
         self.guard = Guard(runtime, loader)
-        self.advice = (
-            f"The last checkpoint in {folder.checkpoints} is from before. Try a lower --lr_init, "
-            f"a longer --warmup_epochs, or --clip_norm 1."
-        )
         self.peak_flops = runtime.peak_flops()
         self.flops_per_image = count_flops(model.spec).training if self.peak_flops else 0
         self.best: Best | None = None
@@ -249,7 +246,7 @@ class TrainingLoop:
         self, epoch: int, step: int, lr: float, norm: torch.Tensor | None, window: _Window
     ) -> None:
         """Add up over the ranks what was seen since the last line, and write it (collective)."""
-        self.guard.look(self.advice)
+        self.guard.look(self._advice)
         sums = torch.stack([window.loss_sum, torch.full_like(window.loss_sum, window.unreadable)])
         loss_sum, unreadable = self.runtime.sum(sums).tolist()
         seconds = time.perf_counter() - window.started
@@ -308,10 +305,16 @@ class TrainingLoop:
         self.journal.say(f"epoch {epoch + 1}/{self.epochs}  {sums.describe()}")
         return sums
 
+    def _advice(self) -> str:
+        """What to do about a run that has lost its way."""
+        whole = self.folder.newest_whole()[0] if self.runtime.is_first else None
+        kept = f"Checkpoint {whole.path} is from before. " if whole else "There is no checkpoint. "
+        return f"{kept}Try a lower --lr_init, a longer --warmup_epochs, or --clip_norm 1."
+
     def _save(self, epoch: int, step: int, sums: Sums | None) -> None:
         """Write a checkpoint, unless the run has lost its way (collective)."""
-        self.guard.look(self.advice)
-        self.guard.check_weights(self.model, self.updates, self.advice)
+        self.guard.look(self._advice)
+        self.guard.check_weights(self.model, self.updates, self._advice)
         name = checkpoint_name(self.config.run.name, epoch + 1, step)
         if sums is not None:
             score_name, score = sums.score

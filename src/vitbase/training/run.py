@@ -12,6 +12,7 @@ from vitbase.runtime import Runtime, launched_ranks, opened_runtime
 from vitbase.training.checkpoint import RunFolder, write_atomically
 from vitbase.training.journal import Journal, say
 from vitbase.training.loop import TrainingLoop
+from vitbase.training.objective import Objective
 from vitbase.training.result import TrainResult, report_finished
 from vitbase.training.start import (
     check_agreement,
@@ -57,6 +58,9 @@ def _train(config: Config, runtime: Runtime) -> TrainResult:
     check_same_images(runtime, data)
     config = complete_from_data(config, data.train.class_names)
     loader = runtime.everywhere(lambda: _build_loader(config, runtime, layout, data))
+    objective = runtime.everywhere(
+        lambda: Objective(config, data.train, config.data.num_classes or 0, runtime.device)
+    )
     begun = None
     if checkpoint is None:
         begun = runtime.from_first(lambda: read_position(config, loader.steps_per_epoch))
@@ -70,7 +74,7 @@ def _train(config: Config, runtime: Runtime) -> TrainResult:
             folder.path / "held_out.txt", "".join(f"{path}\n" for path in data.held_out)
         )
         say(f"The held-out images are listed in {folder.path / 'held_out.txt'}")
-    run = TrainingLoop(config, runtime, folder, data, model, loader, layout, journal)
+    run = TrainingLoop(config, runtime, folder, data, model, loader, layout, objective, journal)
     if checkpoint is not None and progress is not None:
         run.restore(checkpoint, progress)
     elif begun is not None:
