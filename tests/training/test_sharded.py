@@ -9,12 +9,14 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 import vitbase
 from vitbase.training.ema import ExponentialMovingAverage
 from vitbase.training.lamb import Lamb
+from vitbase.training.shards import local_parts, whole_norms
 
 STEPS = 4
 
@@ -69,11 +71,27 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def norms_on(mesh_shape: tuple[int, int]) -> list[list[float]]:
+    """Norms of [3, 4] ones, of [1, 9] twos (no rows for the last rank), and of a whole tensor.
+
+    The mesh is that of hybrid sharding: copies along its first axis, shards along its second.
+    """
+    mesh = init_device_mesh("cpu", mesh_shape)
+    values = (torch.ones(3, 4), torch.full((1, 9), 2.0))
+    placements = (Replicate(), Shard(0))
+    sharded = [distribute_tensor(value, mesh, placements, src_data_rank=None) for value in values]
+    parameters = [*sharded, torch.full((4,), 5.0)]
+    with torch.no_grad():
+        mine = local_parts(parameters)
+        return [norms.tolist() for norms in whole_norms(parameters, mine, [-2 * p for p in mine])]
+
+
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
     try:
-        torch.save(train(shard=True), f"{folder}/{rank}.pt")
+        norms = {"norms": [norms_on((1, 2)), norms_on((2, 1))]}
+        torch.save({**train(shard=True), **norms}, f"{folder}/{rank}.pt")
     finally:
         dist.destroy_process_group()
 
@@ -93,5 +111,9 @@ def test_lamb_and_the_average_of_a_sharded_model_are_those_of_the_whole(tmp_path
         before, averaged, after = got["logits"]
         assert torch.equal(before, after)
         assert not torch.allclose(before, averaged, atol=1e-3)
+        expected_norms = [12**0.5, 6.0, 10.0]
+        for weights, doubled in got["norms"]:
+            torch.testing.assert_close(weights, expected_norms)
+            torch.testing.assert_close(doubled, [2 * norm for norm in expected_norms])
         for name, value in got["restored"].items():
             assert torch.equal(got["averages"][name], value)

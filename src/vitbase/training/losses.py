@@ -97,7 +97,7 @@ def build_loss(
 
     Weights change the sum and not what it is divided by, the number of images: torch's own mean
     divides by the weights met in a batch, which micro-batches and ranks cannot add up. Weights
-    whose average over the training images is 1, as `data/order.py` computes them, keep the
+    whose average over the training images is 1, as `data/balance.py` computes them, keep the
     learning rate's meaning.
 
     Args:
