@@ -105,6 +105,22 @@ def parse_places(
     return places, options
 
 
+def image_size_of(height: int | None, width: int | None) -> tuple[int, int] | None:
+    """Join two options, of which both are given or none.
+
+    Raises: ConfigError naming the one that is not, or is no number of pixels.
+    """
+    sides = {"image_height": height, "image_width": width}
+    given = {name: pixels for name, pixels in sides.items() if pixels is not None}
+    for name, pixels in given.items():
+        if pixels < 1:
+            raise ConfigError(f"Option '{name}' should be at least 1.")
+    if len(given) == 1:
+        absent = next(name for name in sides if name not in given)
+        raise ConfigError(f"Give --{absent} too.")
+    return (height, width) if height is not None and width is not None else None
+
+
 @contextlib.contextmanager
 def counting() -> Iterator[Callable[[str, int, int], None]]:
     """Give a function that shows (what, done, of how many) to whoever watches in a terminal."""

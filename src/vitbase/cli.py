@@ -17,6 +17,7 @@ from vitbase.arguments import (
     drop_value,
     find_value,
     has_recipe,
+    image_size_of,
     parse_config,
     parse_places,
     refuse_unknown,
@@ -151,6 +152,8 @@ class _PredictOptions(TypedDict):
         str, tyro.conf.arg(help="a run folder, a checkpoint, or a weights file")
     ]
     num_heads: Annotated[int | None, tyro.conf.arg(help="where the weights do not tell")]
+    image_height: Annotated[int | None, tyro.conf.arg(help="pixels; none: as the weights")]
+    image_width: Annotated[int | None, tyro.conf.arg(help="pixels; none: as the weights")]
     top: Annotated[int, tyro.conf.arg(help="classes for each image")]
     device_target: Annotated[str, tyro.conf.arg(help="Ascend, GPU, CPU or auto")]
 
@@ -164,7 +167,13 @@ def _predict(words: list[str]) -> None:
         description="The classes a model sees in images. --json prints a JSON object a line.",
         args=words,
         default=_PredictOptions(
-            images=(), checkpoint_path="", num_heads=None, top=5, device_target="auto"
+            images=(),
+            checkpoint_path="",
+            num_heads=None,
+            image_height=None,
+            image_width=None,
+            top=5,
+            device_target="auto",
         ),
         config=TYRO,
         use_underscores=True,
@@ -173,6 +182,7 @@ def _predict(words: list[str]) -> None:
         raise ConfigError("Usage: vitbase predict IMAGE... --checkpoint_path PATH [--json]")
     if options["top"] < 1:
         raise ConfigError("Option 'top' should be at least 1.")
+    image_size = image_size_of(options["image_height"], options["image_width"])
     device_target = Config().replace(device_target=options["device_target"]).run.device_target
     from vitbase.shipping.predict import expand, predict_each
     from vitbase.weights.checkpoints import find_weights
@@ -180,7 +190,7 @@ def _predict(words: list[str]) -> None:
 
     images = expand(options["images"])
     weights = find_weights(options["checkpoint_path"])[-1]
-    loaded = load_model(weights, num_heads=options["num_heads"])
+    loaded = load_model(weights, num_heads=options["num_heads"], image_size=image_size)
     if not as_json:
         say(f"Weights: {weights}")
     failed = 0
@@ -209,6 +219,10 @@ class _WeightsOptions(TypedDict, total=False):
     num_heads: Annotated[
         int | None, tyro.conf.arg(help="attention heads, where the file does not tell")
     ]
+    image_height: Annotated[
+        int | None, tyro.conf.arg(help="pixels trained on, where no square and not told")
+    ]
+    image_width: Annotated[int | None, tyro.conf.arg(help="likewise")]
     ignore: Annotated[
         tuple[str, ...],
         tyro.conf.arg(help="tensors to leave out, by name or pattern, such as 'decoder_*'"),
@@ -240,7 +254,8 @@ def _show_weights(words: list[str]) -> None:
     places, options = parse_places("weights", "show FILE", 1, words, _WeightsOptions)
     from vitbase.weights.show import show_weights
 
-    shown = show_weights(places[0], **options)
+    size = image_size_of(options.pop("image_height", None), options.pop("image_width", None))
+    shown = show_weights(places[0], image_size=size, **options)
     if as_json:
         say(json.dumps(shown.to_dict(), ensure_ascii=False))
     else:
@@ -262,7 +277,8 @@ def _convert_weights(words: list[str]) -> None:
         raise ConfigError(f"Give --dialect, one of {', '.join(DIALECT_NAMES)}.")
     from vitbase.weights.convert import TOLERANCE, convert_weights
 
-    done = convert_weights(source, path, **options)
+    size = image_size_of(options.pop("image_height", None), options.pop("image_width", None))
+    done = convert_weights(source, path, image_size=size, **options)
     for line in done.loaded.report.lines():
         say(line)
     say(f"Written to {done.path} ({done.dialect}): {done.tensors} tensors")

@@ -181,6 +181,12 @@ class DataSection(Section):
         return self
 
     @property
+    def image_size(self) -> tuple[int, int] | None:
+        """(height, width), if the run says both."""
+        height, width = self.image_height, self.image_width
+        return (height, width) if height is not None and width is not None else None
+
+    @property
     def preprocess(self) -> Preprocess:
         """The preprocessing where no weights have a say: what is unset has its default."""
         return self.preprocess_after(None)

@@ -134,7 +134,8 @@ def _evaluate_each(
     source: Source | None = None
     for path in find_weights(config.model.checkpoint_path):
         heads = config.model.num_heads
-        preprocess = config.data.preprocess_after(read_preprocess(path, num_heads=heads))
+        theirs = read_preprocess(path, num_heads=heads, image_size=config.data.image_size)
+        preprocess = config.data.preprocess_after(theirs)
         size = (preprocess.height, preprocess.width)
         loaded = load_model(path, num_heads=heads, image_size=size)
         if source is None:

@@ -85,7 +85,11 @@ def complete_preprocess(config: Config) -> Config:
                 "pre_trained is True, but there are no weights to start from. Give "
                 "--checkpoint_path, or --pre_trained False to start from random weights."
             )
-        theirs = read_preprocess(config.model.checkpoint_path, num_heads=config.model.num_heads)
+        theirs = read_preprocess(
+            config.model.checkpoint_path,
+            num_heads=config.model.num_heads,
+            image_size=config.data.image_size,
+        )
     return config.with_preprocess(config.data.preprocess_after(theirs))
 
 
@@ -265,13 +269,13 @@ def read_position(config: Config, steps_per_epoch: int) -> MindSporeState | None
         return None
     path = config.model.checkpoint_path
     if path is None or not config.starts_from_weights:
-        raise ConfigError("continue_training needs a --checkpoint_path, and pre_trained.")
+        raise ConfigError("continue_training needs a --checkpoint_path, and --pre_trained True.")
     if config.optimizer.optimizer != "momentum":
         raise ConfigError(
             f"continue_training takes the state of MindSpore's Momentum; this run has "
             f"optimizer {config.optimizer.optimizer}. Give --optimizer momentum."
         )
-    opened = open_weights(path, num_heads=config.model.num_heads)
+    opened = open_weights(path, num_heads=config.model.num_heads, image_size=config.data.image_size)
     if config.data.num_classes != opened.spec.num_classes:
         raise ConfigError(
             f"{opened.path} has {opened.spec.num_classes} classes, this run has "

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -11,8 +12,15 @@ import torch
 from vitbase.errors import WeightsError
 from vitbase.model.spec import ViTSpec
 from vitbase.model.vit import VisionTransformer
+from vitbase.options import describe_differences
 from vitbase.weights.checkpoints import find_weights
-from vitbase.weights.load import LoadedModel, fill_model, load_model, open_weights
+from vitbase.weights.load import (
+    LoadedModel,
+    OpenedWeights,
+    fill_model,
+    load_model,
+    open_weights,
+)
 from vitbase.weights.save import COMPUTED, choose_dialect, find_tables, save_weights, write_whole
 
 TOLERANCE = 1e-5
@@ -50,6 +58,7 @@ def convert_weights(
     *,
     dialect: str,
     num_heads: int | None = None,
+    image_size: tuple[int, int] | None = None,
     ignore: Sequence[str] = (),
     allow: Sequence[str] = (),
 ) -> Conversion:
@@ -63,6 +72,7 @@ def convert_weights(
       path: where to; must not exist yet. See `save_weights` for suffixes.
       dialect: see `save_weights`.
       num_heads: see `load_model`.
+      image_size: (height, width) that it was trained on, where it is no square and not told.
       ignore: see `load_model`.
       allow: "gelu", "resnet_form" or "norm_eps" accepts the other system's; the difference is
         then reported.
@@ -75,11 +85,11 @@ def convert_weights(
             raise WeightsError(
                 f"'{name}' cannot be allowed to change; only {', '.join(COMPUTED)} can."
             )
-    if path.exists():
+    if os.path.lexists(path):  # unlike Path.exists, no error where a name is too long
         raise WeightsError(f"{path} exists already. Choose another name, or remove it.")
     find_tables(dialect, path.suffix)  # mistakes that need no reading first
     find_weights(source)
-    loaded = load_model(source, num_heads=num_heads, ignore=ignore)
+    loaded = load_model(source, num_heads=num_heads, trained_size=image_size, ignore=ignore)
     choose_dialect(dialect, loaded.spec, path.suffix, allow)  # before anything is written
     result: list[Conversion] = []
 
@@ -105,7 +115,7 @@ def _compare(
     opened = open_weights(
         written,
         num_heads=spec.num_heads,
-        image_size=spec.image_size,
+        trained_size=spec.image_size,
         # A file of timm's says nothing of GELU, our metadata in it do; see `notes`.
         trust_metadata=dialect in ("vitbase", "timm"),
     )
@@ -121,12 +131,14 @@ def _compare(
     # Not "more than": a difference that is not a number must not pass.
     if not (difference <= TOLERANCE * max(1.0, scale)) and not excused:
         reasons = ", ".join(f"{field} {before} became {after}" for field, before, after in changed)
+        names = " ".join(field for field, _, _ in changed)
         raise WeightsError(
             f"{path} was not written: read back as {dialect} computes, outputs differ by up to "
-            f"{difference:.2g} on random images{f' ({reasons})' if reasons else ''}."
+            f"{difference:.2g} on random images"
+            + (f" ({reasons}). Accept it with --allow {names}." if reasons else ".")
         )
     tensors = len(opened.file.tensors)
-    notes = _notes(spec, path, dialect)
+    notes = (*_notes(spec, path, dialect), *_note_losses(loaded, opened, path))
     return Conversion(loaded, path, dialect, tensors, difference, changed, notes)
 
 
@@ -143,6 +155,17 @@ def _notes(spec: ViTSpec, path: Path, dialect: str) -> tuple[str, ...]:
     if not told:
         return ()
     return (f"Tell {dialect} when it builds the model: {', '.join(told)}.",)
+
+
+def _note_losses(loaded: LoadedModel, opened: OpenedWeights, path: Path) -> Iterator[str]:
+    """Say what travels with the original, and not with what was written."""
+    lost = [f"{len(loaded.labels)} labels"] if loaded.labels and not opened.labels else []
+    lost += [
+        f"{name} {theirs} (read back as {ours})"
+        for name, theirs, ours in describe_differences(loaded.preprocess, opened.preprocess)
+    ]
+    if lost:
+        yield f"{path.name} has no place for what goes with the weights: {', '.join(lost)}."
 
 
 def _largest_difference(first: VisionTransformer, second: VisionTransformer) -> tuple[float, float]:

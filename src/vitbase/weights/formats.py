@@ -11,6 +11,7 @@ import codecs
 import functools
 import json
 import os
+import re
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -90,11 +91,19 @@ def _as_text(head: bytes) -> str | None:
 def write_safetensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
 ) -> None:
-    """Write tensors, and texts: at most one, for safetensors does not keep the order of several."""
+    """Write tensors, and texts: at most one, for safetensors does not keep the order of several.
+
+    Raises: OSError if the place cannot be written.
+    """
     path.touch()
     mode = path.stat().st_mode  # safetensors would leave a file that only its owner can read
     on_host = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-    save_file(on_host, path, dict(metadata))
+    try:
+        save_file(on_host, path, dict(metadata))
+    except SafetensorError as error:  # of the disk; the library has no other kind for it
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        cause = (int(number[1]), os.strerror(int(number[1]))) if number else (str(error),)
+        raise OSError(*cause) from None
     path.chmod(mode)
 
 

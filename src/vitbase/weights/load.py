@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from vitbase.options import Preprocess
 from vitbase.weights.checkpoints import find_weights
 from vitbase.weights.dialects import Dialect, Mapped, find_dialect, their_name, to_ours
 from vitbase.weights.formats import METADATA_KEY, open_tensors
-from vitbase.weights.origins import Told, read_preprocess_of, read_spec, read_told
+from vitbase.weights.origins import read_preprocess_of, read_spec
 from vitbase.weights.stored import TensorFile
 from vitbase.weights.tables_hf import DIALECT_NAMES, DIALECTS
+from vitbase.weights.told import Told, read_told
 
 HEAD = ("head.weight", "head.bias")
 
@@ -108,6 +109,7 @@ def load_model(
     num_heads: int | None = None,
     num_classes: int | None = None,
     image_size: tuple[int, int] | None = None,
+    trained_size: tuple[int, int] | None = None,
     labels: tuple[str, ...] | None = None,
     dropout: float | None = None,
     stochastic_depth: float | None = None,
@@ -117,16 +119,25 @@ def load_model(
 
     Args:
       path: anything `checkpoint_path` takes; of a run, its newest checkpoint.
-      num_heads: needed where the file does not tell and heads are not 64 wide.
+      num_heads: needed where the file does not tell and heads are not 64 wide; else it goes before
+        what the file tells, and the report says so.
       num_classes: if it differs from the file's, the head is set to zero, to be learned anew.
       image_size: (height, width); position embeddings are resampled to it.
+      trained_size: (height, width) that they were trained on, where it is no square and the file
+        does not tell; without it, image_size is tried.
       labels: class names of the task; a head for other names is set to zero as well.
       dropout: rate for training on, instead of the file's.
       stochastic_depth: likewise.
       ignore: names, or patterns such as "decoder_*", of tensors in the file to leave out.
     Raises: WeightsError or CheckpointError, naming the file and the first offending tensor.
     """
-    opened = open_weights(path, num_heads=num_heads, image_size=image_size, ignore=ignore)
+    opened = open_weights(
+        path,
+        num_heads=num_heads,
+        image_size=image_size,
+        trained_size=trained_size,
+        ignore=ignore,
+    )
     spec = opened.spec
     renamed = labels is not None and opened.labels is not None and labels != opened.labels
     new_head = num_classes is not None and (num_classes != spec.num_classes or renamed)
@@ -150,15 +161,19 @@ def load_model(
         opened.file.notes,
     )
     kept_labels = labels if new_head else opened.labels
-    return LoadedModel(opened.path, model, spec, opened.preprocess, kept_labels, report)
+    height, width = spec.image_size
+    preprocess = opened.preprocess.model_copy(update={"height": height, "width": width})
+    return LoadedModel(opened.path, model, spec, preprocess, kept_labels, report)
 
 
-def read_preprocess(path: str | Path, *, num_heads: int | None = None) -> Preprocess:
+def read_preprocess(
+    path: str | Path, *, num_heads: int | None = None, image_size: tuple[int, int] | None = None
+) -> Preprocess:
     """Read what images must become for the weights of a file, without building the model.
 
     Raises: WeightsError or CheckpointError, as :func:`load_model`.
     """
-    return open_weights(path, num_heads=num_heads).preprocess
+    return open_weights(path, num_heads=num_heads, image_size=image_size).preprocess
 
 
 def open_weights(
@@ -166,6 +181,7 @@ def open_weights(
     *,
     num_heads: int | None = None,
     image_size: tuple[int, int] | None = None,
+    trained_size: tuple[int, int] | None = None,
     ignore: Sequence[str] = (),
     trust_metadata: bool = True,
 ) -> OpenedWeights:
@@ -177,7 +193,7 @@ def open_weights(
     """
     file = open_tensors(find_weights(path)[-1])
     try:
-        return _understand(file, num_heads, image_size, ignore, trust_metadata)
+        return _understand(file, num_heads, image_size, trained_size, ignore, trust_metadata)
     except WeightsError as error:
         text = str(error)
         # What other rooms say of a tensor lacks the file's name.
@@ -189,6 +205,7 @@ def _understand(
     file: TensorFile,
     num_heads: int | None,
     image_size: tuple[int, int] | None,
+    trained_size: tuple[int, int] | None,
     ignore: Sequence[str],
     trust_metadata: bool,
 ) -> OpenedWeights:
@@ -215,14 +232,34 @@ def _understand(
             "it was not written by vitbase: its metadata hold no architecture, which the tensors "
             "alone do not tell"
         )
-    spec = read_spec(dialect, ours, told, num_heads=num_heads, image_size=image_size)
+    spec = read_spec(
+        dialect,
+        ours,
+        told,
+        num_heads=num_heads,
+        trained_size=trained_size,
+        image_size=image_size,
+    )
     if spec.depth > len(ours):  # each block has several tensors; do not build what cannot be filled
         raise WeightsError(
             f"its metadata claim {spec.depth} blocks, but it has {len(ours)} tensors"
         )
     preprocess = read_preprocess_of(dialect, told, spec)
     labels = _fitting_labels(told, spec)
+    notes = (*file.notes, *_note_changes(ours, told, num_heads))
+    file = dataclasses.replace(file, notes=notes)
     return OpenedWeights(file, dialect, ours, (*skipped, *ignored), spec, preprocess, labels)
+
+
+def _note_changes(ours: Mapping[str, Mapped], told: Told, num_heads: int | None) -> Iterator[str]:
+    """Yield what is not taken as the file has it."""
+    types = {part.dtype: None for mapped in ours.values() for part in mapped.stored}
+    names = [str(dtype).removeprefix("torch.") for dtype in types if dtype != torch.float32]
+    if names:
+        yield f"{', '.join(names)} became float32"
+    theirs = told.spec.num_heads if told.spec else told.num_heads
+    if None not in (theirs, num_heads) and theirs != num_heads:
+        yield f"num_heads {num_heads} as asked, not {theirs} as the file says"
 
 
 def _explain_unknown(unknown: list[str]) -> str:

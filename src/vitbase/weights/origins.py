@@ -1,13 +1,13 @@
-"""What a file says of itself: the architecture, read off its tensors; preprocessing; labels.
+"""What a file is: the architecture, read off its tensors, and the preprocessing.
 
-The tensors' shapes decide. Beside them, in this order: our own metadata in the file, then the
-`config.json` of Hugging Face or timm, then what the dialect's published weights have in common.
+The tensors' shapes decide; then what stands beside them (`told.py`); then what the dialect's
+published weights have in common.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -16,140 +16,13 @@ from pydantic import ValidationError
 
 from vitbase.errors import ConfigError, WeightsError
 from vitbase.model.hybrid import ROOT_CHANNELS, resnet_stride
-from vitbase.model.layers import Gelu
 from vitbase.model.spec import Pool, PosEmbed, ViTSpec
-from vitbase.model.zoo import find_variant, heads_of, name_of, variant_spec
+from vitbase.model.zoo import heads_of, name_of
 from vitbase.options import Preprocess, default_preprocess
 from vitbase.weights.dialects import Dialect, Mapped, their_name
-from vitbase.weights.formats import METADATA_KEY
-from vitbase.weights.stored import TensorFile
+from vitbase.weights.told import Told
 
 Shapes = Mapping[str, tuple[int, ...]]
-
-# transformers' ACT2FN: names of the two forms.
-_GELUS: dict[str, Gelu] = {
-    "gelu": "erf",
-    "gelu_python": "erf",
-    "gelu_new": "tanh",
-    "gelu_fast": "tanh",
-    "gelu_tanh": "tanh",
-    "gelu_pytorch_tanh": "tanh",
-}
-_RESAMPLING: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Told:
-    """What stands beside the tensors; None where it does not.
-
-    Attributes:
-      spec: the whole architecture, as our own metadata have it.
-    """
-
-    spec: ViTSpec | None = None
-    num_heads: int | None = None
-    gelu: Gelu | None = None
-    norm_eps: float | None = None
-    image_size: tuple[int, int] | None = None
-    pool: Pool | None = None
-    preprocess: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    labels: tuple[str, ...] | None = None
-
-
-def read_told(file: TensorFile, dialect: Dialect) -> Told:
-    """Read what stands beside the tensors.
-
-    Raises: WeightsError naming the file, and the key that is wrong.
-    """
-    try:
-        if METADATA_KEY in file.metadata:
-            return _read_own(file)
-        if file.config is not None and dialect.name == "hf":
-            return _read_hf(file.config, file.processor)
-        if file.config is not None and "pretrained_cfg" in file.config:
-            return _read_timm(file.config)
-        return Told()
-    except (ValueError, KeyError, TypeError, AttributeError, ConfigError, ValidationError) as error:
-        where = "metadata" if METADATA_KEY in file.metadata else "config.json"
-        raise WeightsError(f"{file.path} has damaged {where}: {error}") from None
-
-
-def _read_own(file: TensorFile) -> Told:
-    metadata = json.loads(file.metadata[METADATA_KEY])
-    labels = metadata["labels"]
-    preprocess = metadata["preprocess"]
-    return Told(
-        spec=ViTSpec.from_dict(metadata["spec"]),
-        preprocess=Preprocess.model_validate(preprocess).model_dump() if preprocess else {},
-        labels=tuple(labels) if labels else None,
-    )
-
-
-def _read_hf(config: Mapping[str, Any], processor: Mapping[str, Any] | None) -> Told:
-    size = config.get("image_size")
-    activation = config.get("hidden_act", "gelu")
-    if activation not in _GELUS:
-        raise ValueError(f"hidden_act {activation!r} is no GELU that vitbase computes")
-    names = config.get("id2label") or {}
-    labels = tuple(str(names[key]) for key in sorted(names, key=int))
-    # LABEL_0, LABEL_1: what transformers writes where no names were given.
-    if all(re.fullmatch(r"LABEL_\d+", label) for label in labels):
-        labels = ()
-    preprocess: dict[str, Any] = {}
-    if processor is not None:
-        if processor.get("do_normalize", True) and "image_mean" in processor:
-            preprocess["mean"] = tuple(processor["image_mean"])
-            preprocess["std"] = tuple(processor["image_std"])
-        if processor.get("resample") in _RESAMPLING:
-            preprocess["interpolation"] = _RESAMPLING[processor["resample"]]
-        shortest = (processor.get("size") or {}).get("shortest_edge")
-        crop = processor.get("crop_size") or {}
-        if shortest and processor.get("do_center_crop") and "height" in crop:
-            preprocess["crop_mode"] = "center"
-            preprocess["crop_ratio"] = min(1.0, crop["height"] / shortest)
-        elif "height" in (processor.get("size") or {}):
-            preprocess["crop_mode"], preprocess["crop_ratio"] = "squash", 1.0
-    return Told(
-        num_heads=config.get("num_attention_heads"),
-        gelu=_GELUS[activation],
-        norm_eps=config.get("layer_norm_eps"),
-        image_size=(size, size) if isinstance(size, int) else (tuple(size) if size else None),
-        preprocess=preprocess,
-        labels=labels or None,
-    )
-
-
-def _read_timm(config: Mapping[str, Any]) -> Told:
-    made_with = config.get("model_args") or {}
-    trained = {**config, **config["pretrained_cfg"]}
-    heads = made_with.get("num_heads")
-    if heads is None:
-        try:
-            heads = variant_spec(find_variant(str(config.get("architecture")))[0]).num_heads
-        except ConfigError:
-            heads = None  # none of ours: its width tells
-    activation = made_with.get("act_layer", "gelu")
-    if activation not in _GELUS:
-        raise ValueError(f"act_layer {activation!r} is no GELU that vitbase computes")
-    size = made_with.get("img_size") or trained.get("input_size", (None,))[1:]
-    size = (size, size) if isinstance(size, int) else tuple(size)
-    renamed = {
-        "mean": "mean",
-        "std": "std",
-        "interpolation": "interpolation",
-        "crop_pct": "crop_ratio",
-        "crop_mode": "crop_mode",
-    }
-    labels = trained.get("label_names")
-    averaged = made_with.get("global_pool", trained.get("global_pool")) == "avg"
-    return Told(
-        pool="gap" if averaged else None,
-        num_heads=heads,
-        gelu=_GELUS[activation],
-        image_size=size if len(size) == 2 else None,
-        preprocess={renamed[k]: v for k, v in trained.items() if k in renamed},
-        labels=tuple(map(str, labels)) if labels else None,
-    )
 
 
 def read_spec(
@@ -158,6 +31,7 @@ def read_spec(
     told: Told,
     *,
     num_heads: int | None,
+    trained_size: tuple[int, int] | None,
     image_size: tuple[int, int] | None,
 ) -> ViTSpec:
     """Read the architecture off the tensors' shapes; `told` fills in what shapes do not tell.
@@ -165,12 +39,15 @@ def read_spec(
     Args:
       num_heads: the user's; else the file's, else those of the published models of this width
         and MLP, else heads are 64 wide.
-      image_size: the user's; decides only where a grid is not square and the file is silent.
+      trained_size: what the user says that the positions were trained on; the file goes before.
+      image_size: what the user will compute on; it, too, may tell a grid that is no square.
     Raises: WeightsError naming the tensor that is missing or fits no Vision Transformer.
     """
     if told.spec is not None:
-        spec = told.spec
-        return dataclasses.replace(spec, num_heads=num_heads) if num_heads else spec
+        if num_heads is None:
+            return told.spec
+        _check_heads(num_heads, told.spec.width)
+        return dataclasses.replace(told.spec, num_heads=num_heads)
     shapes = {name: tensor.shape for name, tensor in ours.items()}
 
     def shape_of(name: str, rank: int) -> tuple[int, ...]:
@@ -192,7 +69,9 @@ def read_spec(
     resnet_layers = _count_units(dialect, shapes) if hybrid else ()
     patch_size = side * (resnet_stride(resnet_layers) if hybrid else 1)
     class_token = "cls_token" in shapes
-    grid, pos_embed = _read_grid(dialect, shapes, told, patch_size, class_token, image_size)
+    grid, pos_embed = _read_grid(
+        dialect, shapes, told, patch_size, class_token, trained_size, image_size
+    )
     head = shape_of("head.weight", 2) if "head.weight" in shapes else None
     rep = shape_of("pre_logits.weight", 2)[0] if "pre_logits.weight" in shapes else None
     mlp_dim = shape_of("blocks.0.mlp.fc1.weight", 2)[0]
@@ -202,7 +81,9 @@ def read_spec(
         "patch_size": patch_size,
         "width": width,
         "depth": _count_blocks(dialect, shapes),
-        "num_heads": _read_heads(dialect, ours, width, mlp_dim, num_heads or told.num_heads),
+        "num_heads": _read_heads(
+            dialect, ours, width, mlp_dim, told.num_heads if num_heads is None else num_heads
+        ),
         "mlp_dim": mlp_dim,
         "num_classes": head[0] if head else 0,
         "stem": "resnet" if hybrid else "patch",
@@ -236,36 +117,55 @@ def _read_grid(
     told: Told,
     patch_size: int,
     class_token: bool,
+    trained_size: tuple[int, int] | None,
     image_size: tuple[int, int] | None,
 ) -> tuple[tuple[int, int], PosEmbed]:
     """Find rows and columns of patches, and whether the class token has a position."""
-    sizes = [size for size in (told.image_size, image_size) if size is not None]
-    grids = [(height // patch_size, width // patch_size) for height, width in sizes]
+
+    def grid_of(size: tuple[int, int]) -> tuple[int, int]:
+        return size[0] // patch_size, size[1] // patch_size
+
     if "pos_embed" not in shapes:
-        if not grids:
+        size = told.image_size or trained_size or image_size
+        if size is None:
             raise WeightsError(
                 f"tensor '{their_name(dialect, 'pos_embed')}' is missing. If the positions are "
-                f"fixed sines and cosines, give image_size"
+                f"fixed sines and cosines, give the image_size, or --image_height and --image_width"
             )
-        return grids[0], "sincos2d"
+        return grid_of(size), "sincos2d"
     name, shape = their_name(dialect, "pos_embed"), shapes["pos_embed"]
     if len(shape) != 3 or shape[0] != 1:
         raise WeightsError(f"tensor '{name}' has the impossible shape {shape}")
-    options: list[tuple[int, PosEmbed]] = [(shape[1] - int(class_token), "learned")]
-    if class_token:
-        options.append((shape[1], "learned_grid"))
-    for tokens, kind in options:
-        for rows, columns in grids:
-            if rows * columns == tokens > 0:
-                return (rows, columns), kind
-    for tokens, kind in options:
-        side = round(max(tokens, 0) ** 0.5)
-        if tokens > 0 and side * side == tokens:
-            return (side, side), kind
-    raise WeightsError(
-        f"tensor '{name}' has {shape[1]} positions, which make no square grid. Give the image_size "
-        f"that it was trained on"
-    )
+    kinds: dict[PosEmbed, int] = {"learned": shape[1] - int(class_token)}
+    if class_token and "learned_grid" in dialect.limits.get("pos_embed", ()):
+        kinds["learned_grid"] = shape[1]
+    for size in (told.image_size, trained_size):
+        for kind, tokens in kinds.items():
+            if size is not None and math.prod(grid_of(size)) == tokens > 0:
+                return grid_of(size), kind
+    found: list[tuple[tuple[int, int], PosEmbed]] = []
+    for kind, tokens in kinds.items():
+        side = math.isqrt(max(tokens, 0))
+        if trained_size is None and side * side == tokens > 0:
+            found.append(((side, side), kind))
+    for kind, tokens in kinds.items():
+        # It may be the size that it was trained on, or another one, of as many patches.
+        if image_size is not None and math.prod(grid_of(image_size)) == tokens > 0:
+            found.append((grid_of(image_size), kind))
+    if not found:
+        raise WeightsError(
+            f"tensor '{name}' has {shape[1]} positions, which make no grid of patches"
+            f"{'' if trained_size is None else ' of that size'}. Give the size that it was trained "
+            f"on: image_size, or --image_height and --image_width"
+        )
+    if len({grid for grid, _ in found}) > 1:
+        grids = " or of ".join(f"{rows}x{columns}" for (rows, columns), _ in found)
+        raise WeightsError(
+            f"tensor '{name}' may be of a grid of {grids} patches, and nothing tells which. Say it "
+            f"with trained_size; or let `vitbase weights convert` write a .safetensors, which "
+            f"tells, with the --image_height and --image_width that it was trained on"
+        )
+    return found[0]
 
 
 def _read_heads(
@@ -276,16 +176,21 @@ def _read_heads(
     if kept is not None and num_heads is not None and kept != num_heads:
         name = their_name(dialect, "blocks.0.attn.qkv.weight")
         raise WeightsError(f"tensor '{name}' has {kept} heads, not {num_heads}")
-    heads = kept or num_heads or heads_of(width, mlp_dim)
+    asked = kept if num_heads is None else num_heads
+    heads = heads_of(width, mlp_dim) if asked is None else asked
     if heads is None and width % 64:
         raise WeightsError(
             f"the number of heads cannot be read off these weights, and the width {width} is not "
             f"made of heads 64 wide. Give --num_heads N"
         )
-    heads = heads or width // 64
-    if heads < 1 or width % heads:
-        raise WeightsError(f"num_heads {heads} does not divide the width {width}")
+    heads = width // 64 if heads is None else heads
+    _check_heads(heads, width)
     return heads
+
+
+def _check_heads(num_heads: int, width: int) -> None:
+    if num_heads < 1 or width % num_heads:
+        raise WeightsError(f"num_heads {num_heads} does not divide the width {width}")
 
 
 def _read_pool(

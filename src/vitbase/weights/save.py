@@ -22,6 +22,7 @@ from vitbase.weights.formats import METADATA_KEY, write_npz, write_safetensors
 from vitbase.weights.mindspore import write_mindspore
 from vitbase.weights.tables_hf import DIALECT_NAMES, DIALECTS
 
+_WRITING = ".writing-"  # before the name of what is not whole yet
 COMPUTED = ("gelu", "resnet_form", "norm_eps")
 """What a system computes with weights, and no shape tells."""
 
@@ -170,19 +171,21 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
 
     Raises: WeightsError if the place cannot be written; nothing is left there then.
     """
-    writing = path.with_name(f".writing-{path.name}")
+    writing = path.with_name(f"{_WRITING}{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove(writing)
-        write(writing)
-        _sync(writing)
-        if path.is_dir():
-            raise WeightsError(f"{path} exists already. Choose another name, or remove it.")
-        os.replace(writing, path)
-    except OSError as error:
-        raise WeightsError(f"Cannot write {path}: {error.strerror or error}.") from None
-    finally:
-        _remove(writing)
+        try:
+            write(writing)
+            _sync(writing)
+            if path.is_dir():
+                raise WeightsError(f"{path} exists already. Choose another name, or remove it.")
+            os.replace(writing, path)
+        finally:
+            _remove(writing)
+    except OSError as error:  # of removing, too, which fails where writing does
+        final = path.with_name(path.name.removeprefix(_WRITING))  # a conversion writes beside
+        raise WeightsError(f"Cannot write {final}: {error.strerror or error}.") from None
 
 
 def _sync(path: Path) -> None:

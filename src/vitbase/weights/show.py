@@ -18,8 +18,8 @@ from vitbase.options import Preprocess
 from vitbase.weights.checkpoints import find_weights
 from vitbase.weights.formats import INDEX_SUFFIX, open_tensors
 from vitbase.weights.load import OpenedWeights, check_shapes, open_weights
-from vitbase.weights.origins import read_told
 from vitbase.weights.stored import TensorFile
+from vitbase.weights.told import read_told
 
 # Origins whose code has one value of a field, so that their files need not tell it.
 _FIXED = {
@@ -148,7 +148,9 @@ def show_weights(
         notes = (*notes, f"the last of {len(places)} in {path}")
     opened, assumed, error = None, tuple[str, ...](), None
     try:
-        opened = open_weights(file.path, num_heads=num_heads, image_size=image_size, ignore=ignore)
+        opened = open_weights(
+            file.path, num_heads=num_heads, trained_size=image_size, ignore=ignore
+        )
         assumed = tuple(_find_assumed(opened, num_heads, image_size))
         state = build_unfilled(opened.spec).state_dict()
         check_shapes(opened, {name: tuple(value.shape) for name, value in state.items()})
@@ -187,7 +189,7 @@ def _find_assumed(
         for field, value in (
             ("gelu", told.gelu),
             ("norm_eps", told.norm_eps),
-            ("image_size", told.image_size or image_size),
+            ("image_size", told.image_size or (image_size == opened.spec.image_size) or None),
         ):
             if value is None and origin not in _FIXED[field]:
                 yield field

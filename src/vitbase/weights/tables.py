@@ -58,6 +58,11 @@ def _needs_head(spec: ViTSpec) -> str | None:
     return None if spec.num_classes else "no classes"
 
 
+def _needs_square(spec: ViTSpec) -> str | None:
+    height, width = spec.image_size
+    return None if height == width else f"images of {height}x{width} pixels, which are no square"
+
+
 def reads_both(spec: ViTSpec) -> str | None:
     """DINOv2's heads read the class token and the mean, its backbones give the class token."""
     if bool(spec.num_classes) == (spec.pool == "token_gap"):
@@ -150,8 +155,14 @@ MINDSPORE = Dialect(
         *layers(("head", "head")),
     ),
     signature=(r"transformer\.embeddings\.patch_embeddings\.weight",),
-    # What MindSpore's optimizer keeps beside the weights in a training checkpoint.
-    left_out=r"moments\..+|learning_rate|momentum|global_step|epoch_num|step_num",
+    # What MindSpore's optimizers, and its scaling of losses, keep beside the weights in a training
+    # checkpoint. Source: mindspore/nn/optim, mindspore/nn/wrap/loss_scale.py.
+    left_out=(
+        r"(moment[s12]?|vhat|(adam|lamb)_[mv]|accum(_update)?|stat|mean_(square|grad)|linear|prev"
+        r"|step_size)\..+"
+        r"|learning_rate|momentum|beta[12]_power|global_step|epoch_num|step_num"
+        r"|scale_sense|current_iterator_step|last_overflow_iterator_step|fake_(lr|param)"
+    ),
     gelu="tanh",
     preprocess=IMAGENET,
     limits={**PLAIN, "gelu": ("tanh",)},
@@ -375,6 +386,6 @@ TORCHVISION = Dialect(
         **{k: v for k, v in PLAIN.items() if k != "representation_size"},
         "gelu": ("erf",),
     },
-    refuses=_needs_head,
+    refuses=lambda spec: _needs_head(spec) or _needs_square(spec),
     suffixes=(".pth", ".pt", ".safetensors"),
 )
