@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import distributed
+from torch.distributed.rendezvous import rendezvous
 
 from vitbase.errors import DeviceError, VitbaseError
 
@@ -33,6 +34,8 @@ _INITIAL_LOSS_SCALE = 2.0**16
 # Longer than a rank may be alone with a checkpoint or a slow disk; a rank that has died is noticed
 # at once, by its closed connections and by the launcher.
 _COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+# Servers of a cluster may start minutes apart.
+_JOIN_TIMEOUT = timedelta(minutes=5)
 # Dense half-precision FLOPs per second, of the makers' data sheets.
 _PEAK_FLOPS = {
     "H200": 989e12,
@@ -286,8 +289,12 @@ def _join(device: torch.device) -> None:
         backend = f"cpu:gloo,{device.type}:{backend}"
     place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     try:
+        store, rank, ranks = next(rendezvous("env://", timeout=_JOIN_TIMEOUT))
         distributed.init_process_group(
             backend,
+            store=store,
+            rank=rank,
+            world_size=ranks,
             timeout=_COLLECTIVE_TIMEOUT,
             device_id=None if device.type == "cpu" else device,
         )

@@ -27,7 +27,7 @@ OPTIONS: dict[str, Any] = {
     "cutmix_alpha": 1.0,
     "stochastic_depth": 0.3,
     "label_smoothing": 0.1,
-    "eval_every_epochs": 100,
+    "eval_every_epochs": 3,
     "keep_checkpoint_max": 100,
     "policy": "randaugment_timm",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -40,9 +41,10 @@ class Journal:
                 if name not in {"step", "epoch"} and isinstance(value, int | float):
                     self._board.add_scalar(name, value, row["step"])
         with self._metrics_file.open("a", encoding="utf-8") as file:
-            # JSON has no NaN, which a metric may be: the mean over no class, say.
-            known = {k: None if v != v else v for k, v in row.items()}  # noqa: PLR0124
-            file.write(json.dumps(known) + "\n")
+            # JSON has no NaN, which the mean over no class is, and no infinity, which the gradient
+            # of an update is that loss scaling passes over.
+            lost = {k for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)}
+            file.write(json.dumps({k: None if k in lost else v for k, v in row.items()}) + "\n")
 
     def sync(self) -> None:
         """Flush the rows to the disk: before a checkpoint that follows them."""

@@ -101,7 +101,9 @@ def _shard(model: VisionTransformer, runtime: Runtime) -> None:
         mesh = device_mesh.init_device_mesh(runtime.device.type, (runtime.num_ranks,))
     for block in model.blocks:
         fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    # What is outside the blocks is sharded again, too, after each forward pass: between passes the
+    # model's parameters are always its shards, also after an evaluation.
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
 
 
 def checkpoint_activations(model: VisionTransformer) -> None:
