@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vitbase.config import Config, load_config
     from vitbase.errors import VitbaseError
     from vitbase.evaluation.run import Evaluation, evaluate
-    from vitbase.explain import explain
+    from vitbase.explanation import explain
     from vitbase.model.zoo import create_model, list_variants
     from vitbase.shipping.predict import Prediction, predict
     from vitbase.training.result import TrainResult
@@ -35,7 +35,7 @@ _HOMES = {
     "convert_weights": "vitbase.weights.convert",
     "create_model": "vitbase.model.zoo",
     "evaluate": "vitbase.evaluation.run",
-    "explain": "vitbase.explain",
+    "explain": "vitbase.explanation",
     "list_variants": "vitbase.model.zoo",
     "load_config": "vitbase.config",
     "load_model": "vitbase.weights.load",

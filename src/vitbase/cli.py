@@ -90,7 +90,7 @@ def _train(words: list[str]) -> None:
 
 def _explain(words: list[str]) -> None:
     config = parse_config("explain", words, default_recipe="fashion")
-    from vitbase.explain import explain
+    from vitbase.explanation import explain
 
     explanation = explain(config)
     width = max(len(fact.name) for fact in explanation.facts)

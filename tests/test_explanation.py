@@ -10,7 +10,7 @@ import torch
 import vitbase
 from vitbase.config import load_config, recipe_names
 from vitbase.errors import ConfigError
-from vitbase.explain import explain
+from vitbase.explanation import explain
 
 
 def test_the_steps_and_rates_are_those_of_the_run(tiny_config):
