@@ -36,7 +36,7 @@ from vitbase.data import operations, warps
 from vitbase.data.order import sample_generator
 from vitbase.data.policies import ColorJitter, ThreeAugment, apply_steps
 from vitbase.data.randaugment import RandAugment
-from vitbase.options import default_preprocess
+from vitbase.preprocess import default_preprocess
 
 FILL = (124, 116, 104)
 Call = Callable[[], Any]

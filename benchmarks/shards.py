@@ -35,7 +35,8 @@ from vitbase.data.folders import FolderSource, read_folder
 from vitbase.data.loader import TrainLoader
 from vitbase.data.pack import pack_source
 from vitbase.data.shards import ShardSource, open_shards
-from vitbase.options import AugmentSection, default_preprocess
+from vitbase.options import AugmentSection
+from vitbase.preprocess import default_preprocess
 
 Either = FolderSource | ShardSource
 SIZE, BATCH = 224, 64

@@ -19,7 +19,7 @@ from PIL import Image
 import vitbase
 from vitbase.cli import main
 from vitbase.model import VisionTransformer, ViTSpec
-from vitbase.options import Preprocess
+from vitbase.preprocess import Preprocess
 
 REFERENCE = Path(__file__).parent / "reference"
 GOOGLE = REFERENCE / "google_npz_tiny" / "weights.npz"

@@ -26,7 +26,7 @@ FLOORS = (
     ("model",),
     ("runtime",),
     ("batch",),
-    ("config", "options", "errors"),
+    ("config", "options", "preprocess", "errors"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
@@ -64,6 +64,8 @@ def test_imports_run_downward(path):
         beside = (room, other) in {
             ("config", "options"),
             ("config", "errors"),
+            ("config", "preprocess"),
+            ("options", "preprocess"),
             ("__main__", "cli"),
         }
         assert below or other == room or beside, f"{room} imports {other}"

@@ -26,11 +26,11 @@ from vitbase.options import (
     LossSection,
     ModelSection,
     OptimizerSection,
-    Preprocess,
     RunSection,
     ScheduleSection,
     Section,
 )
+from vitbase.preprocess import Preprocess
 
 
 class Config(BaseModel):

@@ -22,7 +22,8 @@ from vitbase.data.augment import (
 )
 from vitbase.data.order import sample_generator
 from vitbase.errors import ImageError
-from vitbase.options import AugmentSection, Preprocess
+from vitbase.options import AugmentSection
+from vitbase.preprocess import Preprocess
 
 INTERPOLATION = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 

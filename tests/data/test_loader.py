@@ -16,7 +16,8 @@ from vitbase.data.loader import IGNORED_LABEL, EvalLoader, TrainLoader
 from vitbase.data.order import epoch_permutation, sample_generator
 from vitbase.data.sources import open_source
 from vitbase.errors import DataError, ImageError
-from vitbase.options import AugmentSection, Preprocess
+from vitbase.options import AugmentSection
+from vitbase.preprocess import Preprocess
 from vitbase.runtime import available_cores
 
 PREPROCESS = Preprocess(height=32, width=32, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -215,7 +216,8 @@ def test_leaving_early_stops_the_threads(source):
 
 ABANDONED = """
 import sys
-from vitbase.options import AugmentSection, Preprocess
+from vitbase.options import AugmentSection
+from vitbase.preprocess import Preprocess
 from vitbase.data.augment import TrainTransform
 from vitbase.data.folders import read_folder
 from vitbase.data.loader import TrainLoader

@@ -23,7 +23,8 @@ from vitbase.data.order import epoch_permutation
 from vitbase.data.pack import pack_source, verify_shards
 from vitbase.data.shards import open_shards
 from vitbase.errors import DataError, ImageError
-from vitbase.options import AugmentSection, default_preprocess
+from vitbase.options import AugmentSection
+from vitbase.preprocess import default_preprocess
 
 
 @dataclass(frozen=True)

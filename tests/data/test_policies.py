@@ -26,7 +26,7 @@ from vitbase.data.policies import (
     draw_simple_window,
 )
 from vitbase.data.randaugment import BIG_VISION, TIMM, TIMM_INCREASING, TORCHVISION, RandAugment
-from vitbase.options import default_preprocess
+from vitbase.preprocess import default_preprocess
 
 COLOUR, GREY = default_preprocess(48, 40, 3), default_preprocess(48, 40, 1)
 MEAN_COLOUR = (124, 116, 104)

@@ -20,7 +20,8 @@ from vitbase.data.loader import TrainLoader
 from vitbase.data.order import sample_generator
 from vitbase.data.policies import RandomErasing, apply_steps
 from vitbase.data.randaugment import RandAugment
-from vitbase.options import AugmentSection, default_preprocess
+from vitbase.options import AugmentSection
+from vitbase.preprocess import default_preprocess
 
 PREPROCESS = default_preprocess(48, 48, 3)
 CROP = {"train_crop": "center", "flip": False}

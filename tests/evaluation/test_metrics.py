@@ -22,7 +22,7 @@ from vitbase.evaluation.metrics import (
     average_precision,
 )
 from vitbase.evaluation.run import evaluate_model
-from vitbase.options import Preprocess
+from vitbase.preprocess import Preprocess
 from vitbase.runtime import open_runtime
 
 

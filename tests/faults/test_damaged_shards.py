@@ -24,7 +24,8 @@ from vitbase.data.pack import pack_source, verify_shards
 from vitbase.data.shard_index import Shard, decode_index, encode_index, pack
 from vitbase.data.shards import open_shards
 from vitbase.errors import DataError, ImageError
-from vitbase.options import AugmentSection, default_preprocess
+from vitbase.options import AugmentSection
+from vitbase.preprocess import default_preprocess
 
 JPEG = encode(photo(20, 24))
 

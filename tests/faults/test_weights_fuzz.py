@@ -31,7 +31,7 @@ import vitbase
 from vitbase.errors import VitbaseError
 from vitbase.model.spec import ViTSpec
 from vitbase.model.zoo import build_model
-from vitbase.options import default_preprocess
+from vitbase.preprocess import default_preprocess
 from vitbase.weights.formats import open_tensors
 from vitbase.weights.save import save_weights
 

@@ -18,7 +18,8 @@ from vitbase.data.augment import TrainTransform
 from vitbase.data.loader import TrainLoader
 from vitbase.data.sources import open_source
 from vitbase.errors import ConfigError, DataError
-from vitbase.options import AugmentSection, default_preprocess
+from vitbase.options import AugmentSection
+from vitbase.preprocess import default_preprocess
 from vitbase.runtime import open_runtime
 from vitbase.training.guard import DivergedError, Guard
 from vitbase.training.schedule import Schedule

@@ -14,7 +14,7 @@ import torch
 import vitbase
 from vitbase.errors import CheckpointError, WeightsError
 from vitbase.model import VisionTransformer, ViTSpec
-from vitbase.options import Preprocess
+from vitbase.preprocess import Preprocess
 from vitbase.weights import convert
 from vitbase.weights.formats import open_tensors
 from vitbase.weights.save import save_weights

@@ -19,7 +19,7 @@ import vitbase
 from vitbase.data.augment import EvalTransform, normalize
 from vitbase.errors import WeightsError
 from vitbase.model import VisionTransformer, ViTSpec
-from vitbase.options import Preprocess
+from vitbase.preprocess import Preprocess
 
 TOLERANCE = 1e-5
 LABELS = ("bag", "boot", "coat", "dress", "shirt")

@@ -24,7 +24,7 @@ from safetensors.torch import load, save
 import vitbase
 from vitbase.cli import main
 from vitbase.errors import WeightsError
-from vitbase.options import Preprocess
+from vitbase.preprocess import Preprocess
 from vitbase.weights import hub
 from vitbase.weights.checkpoints import find_weights
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import vitbase
 from vitbase.errors import WeightsError
-from vitbase.options import Preprocess
+from vitbase.preprocess import Preprocess
 from vitbase.weights.checkpoints import find_weights, list_checkpoints
 from vitbase.weights.save import save_weights
 

@@ -28,7 +28,8 @@ from vitbase.data.policies import (
     mean_colour,
 )
 from vitbase.data.randaugment import KINDS, RandAugment
-from vitbase.options import AugmentSection, Preprocess
+from vitbase.options import AugmentSection
+from vitbase.preprocess import Preprocess
 
 Interpolation = Literal["bilinear", "bicubic"]
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from vitbase.data import operations, warps
 from vitbase.data.decode import Pixels
 from vitbase.data.warps import Axis, Colour, Resampling
-from vitbase.options import Preprocess
+from vitbase.preprocess import Preprocess
 
 EraseMode = Literal["const", "rand", "pixel"]
 

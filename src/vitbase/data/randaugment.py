@@ -27,7 +27,7 @@ import numpy as np
 from vitbase.data.decode import Pixels
 from vitbase.data.policies import Step, apply_steps, linear_bin, mean_colour
 from vitbase.data.warps import Colour, Resampling
-from vitbase.options import Preprocess
+from vitbase.preprocess import Preprocess
 
 Kind = Literal["timm", "torchvision", "big_vision"]
 KINDS: dict[str, Kind] = {

@@ -19,7 +19,7 @@ from vitbase.data.loader import EvalLoader
 from vitbase.data.sources import Source, open_val
 from vitbase.errors import ConfigError, DataError
 from vitbase.evaluation.metrics import ClassificationSums, MultiLabelSums
-from vitbase.options import Preprocess, describe_differences
+from vitbase.preprocess import Preprocess, describe_differences
 from vitbase.runtime import Runtime, opened_runtime
 from vitbase.weights.checkpoints import find_weights
 from vitbase.weights.load import LoadedModel, load_model, read_preprocess

@@ -17,7 +17,7 @@ from vitbase.errors import ConfigError, DataError, WeightsError
 from vitbase.model.spec import ViTSpec
 from vitbase.model.vit import VisionTransformer
 from vitbase.model.zoo import SpecOverrides, build_model, variant_spec
-from vitbase.options import Preprocess, describe_differences
+from vitbase.preprocess import Preprocess, describe_differences
 from vitbase.runtime import Runtime, seed_generators
 from vitbase.training.checkpoint import (
     MindSporeState,

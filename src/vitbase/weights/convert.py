@@ -12,7 +12,7 @@ import torch
 from vitbase.errors import WeightsError
 from vitbase.model.spec import ViTSpec
 from vitbase.model.vit import VisionTransformer
-from vitbase.options import describe_differences
+from vitbase.preprocess import describe_differences
 from vitbase.weights.checkpoints import find_weights
 from vitbase.weights.load import (
     LoadedModel,

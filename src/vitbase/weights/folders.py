@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vitbase.errors import WeightsError
 from vitbase.model.spec import ViTSpec
-from vitbase.options import Preprocess
+from vitbase.preprocess import Preprocess
 from vitbase.weights.dialects import Dialect
 from vitbase.weights.formats import write_safetensors
 

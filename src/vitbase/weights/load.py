@@ -17,7 +17,7 @@ from vitbase.model.layers import resample_pos_embed
 from vitbase.model.spec import ViTSpec
 from vitbase.model.vit import VisionTransformer
 from vitbase.model.zoo import allocate, build_unfilled
-from vitbase.options import Preprocess
+from vitbase.preprocess import Preprocess
 from vitbase.weights.checkpoints import find_weights
 from vitbase.weights.dialects import Dialect, Mapped, find_dialect, their_name, to_ours
 from vitbase.weights.formats import METADATA_KEY, open_tensors

@@ -18,7 +18,7 @@ from vitbase.errors import ConfigError, WeightsError
 from vitbase.model.hybrid import ROOT_CHANNELS, resnet_stride
 from vitbase.model.spec import Pool, PosEmbed, ViTSpec
 from vitbase.model.zoo import heads_of, name_of
-from vitbase.options import Preprocess, default_preprocess
+from vitbase.preprocess import Preprocess, default_preprocess
 from vitbase.weights.dialects import Dialect, Mapped, their_name
 from vitbase.weights.told import Told
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from vitbase.errors import WeightsError, nearest
 from vitbase.model.spec import PosEmbed, ViTSpec
 from vitbase.model.vit import VisionTransformer
-from vitbase.options import Preprocess
+from vitbase.preprocess import Preprocess
 from vitbase.weights import folders
 from vitbase.weights.dialects import Dialect, order_of, to_theirs
 from vitbase.weights.formats import METADATA_KEY, write_npz, write_safetensors

@@ -14,7 +14,7 @@ import torch
 from vitbase.errors import WeightsError
 from vitbase.model.spec import ViTSpec
 from vitbase.model.zoo import VARIANTS, build_unfilled
-from vitbase.options import Preprocess
+from vitbase.preprocess import Preprocess
 from vitbase.weights.checkpoints import find_weights
 from vitbase.weights.formats import INDEX_SUFFIX, open_tensors
 from vitbase.weights.load import OpenedWeights, check_shapes, open_weights

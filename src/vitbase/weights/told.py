@@ -16,7 +16,7 @@ from vitbase.errors import ConfigError, WeightsError
 from vitbase.model.layers import Gelu
 from vitbase.model.spec import Pool, ViTSpec
 from vitbase.model.zoo import find_variant, variant_spec
-from vitbase.options import Preprocess
+from vitbase.preprocess import Preprocess
 from vitbase.weights.dialects import Dialect
 from vitbase.weights.formats import METADATA_KEY
 from vitbase.weights.stored import TensorFile
