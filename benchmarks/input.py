@@ -105,7 +105,7 @@ def vitbase_batches(folder: str, pipeline: str, workers: int, as_floats: bool) -
     from vitbase.data.augment import EvalTransform, TrainTransform, normalize
     from vitbase.data.folders import read_folder
     from vitbase.data.loader import EvalLoader, TrainLoader
-        from vitbase.options import AugmentSection
+    from vitbase.options import AugmentSection
     from vitbase.preprocess import default_preprocess
 
     preprocess = default_preprocess(SIZE, SIZE, 3)
