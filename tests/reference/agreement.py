@@ -208,6 +208,17 @@ def timm_cases() -> Iterator[Case]:
         options={"num_heads": 16},  # not 64 wide, and the file does not tell
     )
     yield _timm(
+        "vit_base_patch16_gap_224", "B/16 gap (16 heads), 2 blocks", (64, 64), file="gap", depth=2
+    )
+    yield _timm(
+        "vit_base_patch32_siglip_gap_256",
+        "SigLIP-B/32 gap (tanh GELU), 2 blocks",
+        (96, 96),
+        file="siglip",
+        depth=2,
+    )
+    yield _timm("flexivit_small", "FlexiViT-S/16", (96, 96))
+    yield _timm(
         "vit_tiny_patch16_224", "Ti/16, tanh GELU", (64, 64), file="ti", act_layer="gelu_tanh"
     )
     yield _timm("deit_tiny_patch16_224", "DeiT-Ti/16", (224, 224), file="deit")
@@ -220,6 +231,9 @@ def timm_cases() -> Iterator[Case]:
     yield _timm("vit_medium_patch16_reg4_gap_256", "M/16, 4 registers, gap", (128, 128))
     yield _timm("vit_tiny_r_s16_p8_224", "R+Ti/16 (stem of one convolution)", (96, 96))
     yield _timm("vit_small_r26_s32_224", "R26+S/32", (128, 128), file="r26")
+    yield _timm(
+        "vit_small_r26_s32_224", "R26+S/32, read at 192 x 128", (128, 128), read_at=(192, 128)
+    )
     yield _timm("vit_base_r50_s16_224", "R50+B/16, 2 blocks", (64, 64), depth=2)
     yield _timm("vit_large_r50_s32_224", "R50+L/32, 1 block", (96, 96), depth=1)
 
@@ -274,7 +288,9 @@ def _features(model: Module, images: torch.Tensor) -> torch.Tensor:
     return out.last_hidden_state[:, 0]
 
 
-def _hf(kind: str, variant: str, size: int, shards: str = "10GB", **options: Any) -> Case:
+def _hf(
+    kind: str, variant: str, size: int | tuple[int, int], shards: str = "10GB", **options: Any
+) -> Case:
     family = kind.removesuffix("Model").removesuffix("ForImageClassification")
     configuration = getattr(transformers, f"{family}Config")
     config = configuration(image_size=size, num_labels=CLASSES, **options)
@@ -290,7 +306,7 @@ def _hf(kind: str, variant: str, size: int, shards: str = "10GB", **options: Any
         save,
         model_class.from_pretrained,
         "hf",
-        (size, size),
+        (size, size) if isinstance(size, int) else size,
         "hf",
         logits=_features,
     )
@@ -332,6 +348,8 @@ def hf_cases() -> Iterator[Case]:
             "layer_norm_eps": 1e-6,
         },
     )
+    yield _hf("ViTForImageClassification", "Ti/16, 3 blocks, rectangular", (64, 96), **_Ti)
+    yield _hf("ViTMSNForImageClassification", "Ti/16, 3 blocks", 64, **_Ti)
     yield _hf("ViTForImageClassification", "no qkv bias", 64, **_Ti, qkv_bias=False)
     yield _hf("ViTModel", "Ti/16 with pooler", 64, **_Ti)
     yield _hf("Dinov2ForImageClassification", "3 blocks", 70, **_DINO)

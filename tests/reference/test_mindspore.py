@@ -114,6 +114,37 @@ def test_a_training_checkpoint_without_its_state_is_refused(tmp_path, lost, mess
         read_mindspore_state(open_weights(path, num_heads=META["heads"]))
 
 
+# What MindSpore 2.10 saves of its optimizers, and of a training with a loss scale.
+LEFT_BEHIND = {
+    "Momentum": ("moments.{}", "learning_rate", "momentum", "global_step"),
+    "SGD": ("accum.{}", "stat.{}", "learning_rate", "momentum"),
+    "Adam": ("moment1.{}", "moment2.{}", "vhat.{}", "beta1_power", "beta2_power"),
+    "AdamWeightDecay": ("adam_m.{}", "adam_v.{}"),
+    "Lamb": ("lamb_m.{}", "lamb_v.{}"),
+    "LARS": ("fake_lr", "fake_param", "moments.{}"),
+    "RMSProp": ("mean_grad.{}", "mean_square.{}", "moment.{}"),
+    "Adadelta": ("accum.{}", "accum_update.{}"),
+    "Rprop": ("prev.{}", "step_size.{}"),
+    "FTRL": ("moments.{}", "linear.{}"),
+    "loss scale": ("scale_sense", "current_iterator_step", "last_overflow_iterator_step"),
+    "callback": ("epoch_num", "step_num"),
+}
+
+
+@pytest.mark.parametrize("optimizer", LEFT_BEHIND)
+def test_what_optimizers_keep_is_told_apart_from_the_weights(tmp_path, optimizer):
+    weights = {n: t.read() for n, t in open_tensors(FOLDER / "weights.ckpt").tensors.items()}
+    beside = {
+        pattern.format(name): value if "{}" in pattern else torch.zeros(())
+        for pattern in LEFT_BEHIND[optimizer]
+        for name, value in weights.items()
+    }
+    write_mindspore(tmp_path / "train.ckpt", {**weights, **beside})
+    report = vitbase.load_model(tmp_path / "train.ckpt", num_heads=META["heads"]).report
+    assert set(report.dropped) == set(beside)
+    assert len(report.mapped) == 32
+
+
 def test_heads_that_the_file_does_not_tell_are_asked_for():
     with pytest.raises(WeightsError, match="num_heads"):
         vitbase.load_model(FOLDER / "weights.ckpt")

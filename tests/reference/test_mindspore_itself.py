@@ -14,10 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_mindspore import META, TOLERANCE, largest_difference, start, train_steps
 
 import vitbase
+from vitbase.training.checkpoint import read_mindspore_state, restore_from_mindspore
+from vitbase.weights.dialects import to_theirs
 from vitbase.weights.formats import open_tensors
+from vitbase.weights.load import open_weights
+from vitbase.weights.tables import MINDSPORE
 
+HERE = Path(__file__).parent
 READ = """
 import sys
 import mindspore, numpy
@@ -41,12 +47,14 @@ def mindspore(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("mindspore")
     venv.create(folder, with_pip=True)
     python = str(folder / "bin" / "python")
-    subprocess.run([python, "-m", "pip", "install", "-q", "mindspore==2.10.0"], check=True)
+    needed = ["mindspore==2.10.0", "numpy<2"]  # its operators were built with numpy 1
+    subprocess.run([python, "-m", "pip", "install", "-q", *needed], check=True)
     return python
 
 
-def run(python: str, program: str, *arguments: Path) -> None:
-    words = [python, "-c", program, *map(str, arguments)]
+def run(python: str, program: str | Path, *arguments: object) -> None:
+    code = [str(program)] if isinstance(program, Path) else ["-c", program]
+    words = [python, *code, *map(str, arguments)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
 
@@ -88,3 +96,29 @@ def test_mindspore_writes_the_same_bytes(mindspore: str, tmp_path: Path) -> None
 
     write_mindspore(tmp_path / "ours.ckpt", {name: t.read() for name, t in theirs.items()})
     assert (tmp_path / "ours.ckpt").read_bytes() == (tmp_path / "theirs.ckpt").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="MindSpore has no build for this system")
+def test_a_training_continues_here_as_mindspore_continues_it(
+    mindspore: str, tmp_path: Path
+) -> None:
+    folder, updates = HERE / "mindspore_tiny", 8
+    checkpoint, data = folder / "train.ckpt", folder / "expected.npz"
+    out = tmp_path / "theirs.npz"
+    run(mindspore, HERE / "continue_in_mindspore.py", checkpoint, data, updates, META["lr"], out)
+    with np.load(data) as arrays:
+        expected = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    model, optimizer = start(checkpoint.name)
+    state = read_mindspore_state(open_weights(checkpoint, num_heads=META["heads"]))
+    restore_from_mindspore(optimizer, state)
+    losses = train_steps(model, optimizer, expected, updates)
+    with np.load(out) as arrays:
+        theirs = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    assert largest_difference(torch.tensor(losses), theirs.pop("losses")) < TOLERANCE
+    for name, value in model.named_parameters():
+        momentum = optimizer.state[value]["momentum_buffer"]
+        for prefix, ours in (("", value.detach()), ("moments.", momentum)):
+            for part, tensor in to_theirs(MINDSPORE, name, ours, META["heads"]).items():
+                assert largest_difference(tensor, theirs.pop(prefix + part)) < TOLERANCE, part
+    assert not theirs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -261,6 +262,7 @@ def test_nothing_else_can_be_allowed(write: Callable[..., Path], out: Path) -> N
         ({"num_registers": 2}, "hf", "w", "hf cannot express small with layer_scale_init None"),
         ({"num_classes": 0}, "torchvision", "w.pth", "gelu 'tanh', no classes"),
         ({"representation_size": 9}, "timm", "w", "representation_size 9"),
+        ({"gelu": "erf", "image_size": (32, 48)}, "torchvision", "w.pth", "32x48 .* no square"),
         ({}, "timm", "w.npz", r"Weights of timm are written as .*not as '\.npz'"),
         ({}, "google", "w", r"Weights of google are written as \.npz; not as a folder"),
         ({}, "timmm", "w.pth", "Unknown dialect 'timmm'. Did you mean 'timm'"),
@@ -436,3 +438,66 @@ def test_missing_folders_are_made_and_others_may_read_what_is_in_them(
         vitbase.convert_weights(source, place, dialect=dialect)
         files = [place] if place.is_file() else list(place.iterdir())
         assert {path.stat().st_mode for path in files} == {(out / "plain").stat().st_mode}
+
+
+# Places that cannot be written
+
+
+@pytest.mark.parametrize(
+    "name", ["file/w.safetensors", f"{'n' * 300}.safetensors", f"{'n' * 240}.safetensors"]
+)
+def test_an_impossible_place_is_one_message(
+    write: Callable[..., Path], out: Path, name: str
+) -> None:
+    (out / "file").touch()
+    with pytest.raises(WeightsError) as caught:
+        vitbase.convert_weights(write(), out / name, dialect="vitbase")
+    assert str(caught.value).startswith(f"Cannot write {out / name}: ")
+    assert names_in(out) == ["file"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits of files")
+@pytest.mark.parametrize(
+    ("dialect", "name"),
+    [*TANH.items(), ("timm", "w.safetensors"), ("timm", "w.pth")],
+)
+def test_a_disk_that_is_full_is_one_message_that_names_the_place(
+    write: Callable[..., Path], out: Path, dialect: str, name: str
+) -> None:
+    import resource
+
+    source = write(gelu="erf" if name == "w.pth" else "tanh")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # bytes; fails as a full disk does
+    try:
+        with pytest.raises(WeightsError) as caught:
+            vitbase.convert_weights(source, out / name, dialect=dialect)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(caught.value) == f"Cannot write {out / name}: File too large."
+    assert names_in(out) == []
+
+
+# What the user is told
+
+
+def test_another_epsilon_is_refused_with_the_way_to_accept_it(
+    write: Callable[..., Path], out: Path
+) -> None:
+    source = write(gelu="erf", norm_eps=1e-3)
+    with pytest.raises(WeightsError, match=r"became 1e-06\)\. Accept it with --allow norm_eps\."):
+        vitbase.convert_weights(source, out / "w.pth", dialect="timm")
+    done = vitbase.convert_weights(source, out / "w.pth", dialect="timm", allow=["norm_eps"])
+    assert done.changed == (("norm_eps", 1e-3, 1e-6),)
+
+
+@pytest.mark.parametrize(("dialect", "name"), TANH.items())
+def test_what_a_file_has_no_place_for_is_said(
+    write: Callable[..., Path], out: Path, dialect: str, name: str
+) -> None:
+    done = vitbase.convert_weights(write(), out / name, dialect=dialect)
+    lost = [note for note in done.notes if "has no place for" in note]
+    if name in ("w.ckpt", "w.npz"):
+        assert "5 labels, mean (0.1, 0.2, 0.3) (read back as (0." in lost[0]
+    else:
+        assert lost == []

@@ -472,3 +472,71 @@ def test_a_folder_is_written_whole_and_for_others_to_read(tmp_path: Path) -> Non
     assert modes == {(tmp_path / "plain").stat().st_mode}
     (tmp_path / "plain").unlink()
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+# What a config.json claims
+
+
+@pytest.mark.parametrize(
+    ("name", "heads", "gelu"),
+    [
+        ("vit_base_patch16_gap_224", 16, "erf"),
+        ("vit_base_patch32_siglip_gap_256", 12, "tanh"),
+        ("vit_large_patch16_siglip_gap_512", 16, "tanh"),
+        ("vit_so400m_patch14_siglip_gap_224", 16, "erf"),
+        ("vit_so400m_patch16_siglip_gap_256", 16, "tanh"),
+        ("vit_gigantic_patch14_224", 16, "erf"),
+        ("test_vit", 2, "erf"),
+    ],
+)
+def test_what_the_name_of_a_model_of_timm_implies_is_known(
+    tmp_path: Path, name: str, heads: int, gelu: str
+) -> None:
+    patch = timm.create_model(name, depth=0, num_classes=0).patch_embed.patch_size[0]
+    arguments = {"depth": 1, "num_classes": 3, "img_size": 2 * patch}
+    theirs = timm.create_model(name, **arguments).eval()
+    with torch.no_grad():  # so that no part of it is as good as absent
+        for value in theirs.parameters():
+            value.add_(torch.randn(value.shape) * 0.02)
+    timm.models.save_for_hf(theirs, tmp_path, model_args=arguments, safe_serialization=True)
+    loaded = vitbase.load_model(tmp_path)
+    assert (loaded.spec.num_heads, loaded.spec.gelu) == (heads, gelu)
+    assert difference(loaded.model.eval(), theirs, draw(loaded.spec)) < TOLERANCE
+
+
+def test_a_model_of_timm_that_only_has_our_names_is_refused(tmp_path: Path) -> None:
+    arguments = {"depth": 1, "num_classes": 3, "img_size": 32}
+    theirs = timm.create_model("vit_base_patch16_rpn_224", **arguments)
+    timm.models.save_for_hf(theirs, tmp_path, model_args=arguments, safe_serialization=True)
+    with pytest.raises(WeightsError, match=r"model\.safetensors: it is of timm's vit_base_.*_rpn_"):
+        vitbase.load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_attention_heads", "x"),
+        ("num_attention_heads", 0),
+        ("num_attention_heads", True),
+        ("image_size", "x"),
+        ("image_size", ["a", "b"]),
+        ("image_size", [32]),
+        ("image_size", -32),
+        ("layer_norm_eps", "x"),
+        ("layer_norm_eps", -1.0),
+        ("layer_norm_eps", float("nan")),
+        ("layer_norm_eps", 10**400),
+        ("hidden_act", "relu"),
+        ("hidden_act", ["gelu"]),
+        ("pooler_act", "relu"),
+        ("id2label", [1]),
+        ("id2label", {"x": "y"}),
+    ],
+)
+def test_what_cannot_be_in_a_config_is_refused(tmp_path: Path, key: str, value: Any) -> None:
+    vitbase.save_weights(build(num_classes=0), tmp_path / "hf", dialect="hf")
+    place = tmp_path / "hf" / "config.json"
+    config = json.loads(place.read_text())
+    place.write_text(json.dumps({**config, key: value}))
+    with pytest.raises(WeightsError, match=r"hf/model\.safetensors.*config\.json"):
+        vitbase.load_model(tmp_path / "hf")

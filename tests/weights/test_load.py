@@ -141,3 +141,27 @@ def test_checkpoints_are_listed_by_place_not_by_name(tmp_path):
         (tmp_path / name).mkdir()
     places = [(found.epoch, found.step) for found in list_checkpoints(tmp_path)]
     assert places == [(9, 5), (9, 50), (10, 5)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_numbers_that_become_others_are_reported(tmp_path, dtype):
+    model = vitbase.create_model("testing", num_classes=3, image_size=32, gelu="erf")
+    save_weights(model, tmp_path / "whole.pth", dialect="timm")
+    state = torch.load(tmp_path / "whole.pth", weights_only=True)
+    torch.save({name: value.to(dtype) for name, value in state.items()}, tmp_path / "w.pth")
+    name = str(dtype).removeprefix("torch.")
+    report = vitbase.load_model(tmp_path / "w.pth", num_heads=2).report
+    assert report.notes == (f"{name} became float32",)
+    assert vitbase.load_model(tmp_path / "whole.pth", num_heads=2).report.notes == ()
+
+
+def test_other_heads_than_the_file_says_are_reported_or_refused(saved):
+    model, path = saved
+    heads = model.spec.num_heads
+    width = model.spec.width
+    assert vitbase.load_model(path, num_heads=heads).report.notes == ()
+    notes = vitbase.load_model(path, num_heads=width).report.notes
+    assert notes == (f"num_heads {width} as asked, not {heads} as the file says",)
+    for impossible in (0, -1, width + 1):
+        with pytest.raises(WeightsError, match=rf"{path.name}: num_heads .* does not divide"):
+            vitbase.load_model(path, num_heads=impossible)

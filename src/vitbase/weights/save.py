@@ -72,10 +72,17 @@ def save_weights(
         elif path.suffix == ".safetensors":
             write_safetensors(place, tensors, {METADATA_KEY: json.dumps(own, sort_keys=True)})
         else:
-            with place.open("wb") as file:  # given a path, torch writes its name into the archive
-                torch.save(tensors, file)
+            _write_torch(place, tensors)
 
     write_whole(path, write)
+
+
+def _write_torch(path: Path, tensors: dict[str, Tensor]) -> None:
+    with path.open("wb") as file:  # given a path, torch writes its name into the archive
+        try:
+            torch.save(tensors, file)
+        except RuntimeError as error:  # of closing the archive, which hides why it cannot
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def find_tables(name: str, suffix: str) -> list[Dialect]:
