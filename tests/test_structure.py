@@ -16,7 +16,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # From the top of the house down; a room may import rooms of a later row only, or itself.
 FLOORS = (
     ("cli", "__main__"),
-    ("launch", "explain", "arguments"),
+    ("launch", "explain"),
+    ("arguments",),
     ("shipping",),
     ("inspection",),
     ("training",),
@@ -24,6 +25,7 @@ FLOORS = (
     ("data", "weights"),
     ("model",),
     ("runtime",),
+    ("ranks", "ranktable"),
     ("config", "options", "errors"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
