@@ -78,9 +78,9 @@ class Failure:
         raise error
 
 
-def describe(rank: int, server: str, failure: ProcessFailure) -> Failure:
-    """Read what torchrun knows of a rank that failed."""
-    who = f"rank {rank} on {server}"
+def describe(rank: int, server: str | None, failure: ProcessFailure) -> Failure:
+    """Read what torchrun knows of a rank that failed, on a server if there are several."""
+    who = f"rank {rank}" + (f" on {server}" if server else "")
     told = failure.message
     if isinstance(told, Mapping):
         extra = told.get("extraInfo", {})
@@ -217,7 +217,8 @@ class _Agent(LocalElasticAgent):
     ) -> None:
         super().__init__(spec, logs_specs)
         self.failures: list[Failure] = []
-        self._server, self._watch = server, watch
+        self._server = server if watch is not None else None
+        self._watch = watch
         self._failed_here = False
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
@@ -228,7 +229,7 @@ class _Agent(LocalElasticAgent):
             self._failed_here = True
             self.failures = [
                 describe(rank, self._server, failure) for rank, failure in result.failures.items()
-            ] or [Failure(f"a rank on {self._server}", " hangs in the kernel", time.time())]
+            ] or [Failure("a rank of this server", " hangs in the kernel", time.time())]
             if any(failure.is_mistake for failure in self.failures):
                 self._remaining_restarts = 0  # it would only be made again
         return result
@@ -240,7 +241,7 @@ class _Agent(LocalElasticAgent):
             left = self._remaining_restarts
             reason = f"{first.who}{first.message} ({left} more restarts after this one)"
         self._failed_here = False
-        sys.stderr.write(f"vitbase: restarting the ranks of {self._server}: {reason}\n")
+        sys.stderr.write(f"vitbase: restarting the ranks of this server: {reason}\n")
         super()._restart_workers(worker_group)
 
     def kill(self) -> None:
