@@ -528,3 +528,21 @@ def test_a_server_that_falls_silent_is_named(monkeypatch):
     assert first.verdict is not None
     with pytest.raises(LaunchError, match=r"server 127\.0\.0\.2 has not been heard of"):
         first.verdict.raise_()
+
+
+def test_a_first_server_that_goes_is_noticed(monkeypatch):
+    monkeypatch.setattr(ranks, "_BEAT_SECONDS", 0.05)
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    first, second = (ranks._Watch("127.0.0.1", store.port, SERVERS, i) for i in range(2))
+    first.start("run")
+    second.start("run")
+    first._ended.set()
+    first._thread.join()
+    del first, store  # the store closes with its last owner
+    deadline = time.monotonic() + 30
+    while second.verdict is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert second.verdict is not None
+    with pytest.raises(LaunchError, match=r"server 127\.0\.0\.1 is gone"):
+        second.verdict.raise_()
+    second.stop()

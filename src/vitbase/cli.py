@@ -353,6 +353,8 @@ def _launch(words: list[str]) -> None:
     command, options, only_print = parse_launch(words, _COMMANDS)
     if command[0] == "train":
         parse_config("train", command[1:], default_recipe="fashion")  # a mistake shows at once
+    # Read when torch is loaded: without it, a server that goes leaves pages of C++ frames here.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from vitbase.launch import plan_launch, run_plan
 
     plan = plan_launch(command, **options)
