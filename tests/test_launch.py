@@ -114,10 +114,19 @@ def program(folder: Path, text: str) -> Path:
     return path
 
 
-def start(folder: Path, *words: object) -> subprocess.Popen[str]:
+def start(
+    folder: Path, *words: object, ignored: signal.Signals | None = None
+) -> subprocess.Popen[str]:
+    # This process may itself run in the background or under nohup: the launcher should not.
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    wrapper = "import os, signal, sys\n" + "".join(
+        f"signal.signal({number:d}, signal.{'SIG_IGN' if number == ignored else 'SIG_DFL'})\n"
+        for number in numbers
+    )
+    wrapper += "os.execv(sys.executable, [sys.executable, '-m', 'vitbase', *sys.argv[1:]])"
     path = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
-        [sys.executable, "-m", "vitbase", "launch", *map(str, words)],
+        [sys.executable, "-c", wrapper, "launch", *map(str, words)],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": path},
         stdout=subprocess.PIPE,
@@ -433,10 +442,14 @@ def test_an_error_of_a_vitbase_command_reaches_the_launcher(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_all_ranks(tmp_path, number):
     script = program(tmp_path, HANG + "(folder / f'up{rank}').touch()\ntime.sleep(300)")
-    process = start(tmp_path, "--num_devices", 2, "--", script, tmp_path)
+    words = ["--num_devices", 2, "--", script, tmp_path]
+    process = start(tmp_path, *words, ignored=signal.SIGHUP)  # as nohup starts it
     deadline = time.monotonic() + 60
     while len(list(tmp_path.glob("up*"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.1)
+    process.send_signal(signal.SIGHUP)  # the terminal closes: what nohup is there for
+    time.sleep(0.5)
+    assert process.poll() is None
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number

@@ -172,6 +172,10 @@ def run_agent(words: Sequence[str], addresses: Sequence[str], server: int, timeo
             raise LaunchError(f"The servers could not meet: {error}") from error
 
 
+def _ignored_signals() -> set[signal.Signals]:
+    return {number for number in _SIGNALS if signal.getsignal(number) is signal.SIG_IGN}
+
+
 def _create_backend(parameters: RendezvousParameters) -> tuple[Any, Any]:
     """Create the store, or connect to it. Raises: LaunchError if it is no store that answers."""
     made: list[tuple[Any, Any]] = []
@@ -234,6 +238,13 @@ class _Agent(LocalElasticAgent):
                 self._remaining_restarts = 0  # it would only be made again
         return result
 
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        ignored = _ignored_signals()
+        started: dict[int, Any] = super()._start_workers(worker_group)
+        for number in ignored:  # torchrun has just set its own handler, which would defy nohup
+            signal.signal(number, signal.SIG_IGN)
+        return started
+
     def _restart_workers(self, worker_group: WorkerGroup) -> None:
         reason = "another server restarts its ranks"
         if self._failed_here:
@@ -259,6 +270,7 @@ class _Watch:
     def __init__(self, host: str, port: int, addresses: Sequence[str], server: int) -> None:
         self.verdict: Failure | None = None
         self._addresses, self._server = addresses, server
+        self._silent: set[int] = set()
         # A connection of its own: the agent's may be in use for minutes, waiting for others.
         self._store = TCPStore(host, port, is_master=False, wait_for_workers=False)
         self._ended = threading.Event()
@@ -288,7 +300,8 @@ class _Watch:
         deadline = time.monotonic() + _FAREWELL_SECONDS
         with contextlib.suppress(DistError, RuntimeError):
             self._store.add(self._done(self._server), 1)
-            came = [i for i in range(len(self._addresses)) if self._store.add(self._beat(i), 0)]
+            others = set(range(len(self._addresses))) - self._silent
+            came = [i for i in others if self._store.add(self._beat(i), 0)]
             while self._server == 0 and time.monotonic() < deadline:
                 if self._store.check([self._done(i) for i in came]):
                     break
@@ -365,6 +378,7 @@ class _Watch:
                 seen[i] = (beat, now)
             elif beat and now - seen[i][1] > _SILENCE_SECONDS:
                 if not self._store.check([self._done(i)]):
+                    self._silent.add(i)
                     message = f" has not been heard of for {_SILENCE_SECONDS:.0f} s"
                     silent = Failure(f"server {self._addresses[i]}", message, time.time())
                     self._tell(_SILENT, [silent])
@@ -392,7 +406,8 @@ def _signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # torchrun does without, too
         return
-    before = {number: signal.signal(number, stop) for number in _SIGNALS}
+    ignored = _ignored_signals()  # by nohup, and by shells for what runs in the background
+    before = {number: signal.signal(number, stop) for number in _SIGNALS if number not in ignored}
     try:
         yield
     finally:
