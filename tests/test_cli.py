@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
+import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -215,8 +218,29 @@ def test_run_train_sh_starts_in_the_background_and_shows_mistakes(tmp_path, tiny
     assert mistaken.returncode == 2
     assert "Did you mean 'imagenet'" in mistaken.stdout
     assert shell("bash", script, cwd=tmp_path).returncode == 2
-    (tmp_path / "rank_table.json").write_text("{}")
-    assert shell("bash", script, "rank_table.json", "imagenet", cwd=tmp_path).returncode == 2
     started = shell("bash", script, "fashion", *TINY, "--data_path", tiny_idx, cwd=tmp_path)
     assert started.returncode == 0
     assert "train.log" in started.stdout or "Run folder" in started.stdout
+
+
+def test_run_train_sh_takes_a_rank_table(tmp_path, tiny_idx, monkeypatch):
+    script = ROOT / "scripts" / "run_train.sh"
+    table = tmp_path / "rank_table.json"
+    table.write_text("{}")
+    faulty = shell("bash", script, table, "imagenet", cwd=tmp_path)
+    assert faulty.returncode == 2
+    assert "version is missing" in faulty.stdout
+    devices = [{"device_id": "0", "device_ip": "192.1.1.6", "rank_id": "0"}]
+    servers = [{"server_id": "127.0.0.1", "host_nic_ip": "reserve", "device": devices}]
+    rows = {"version": "1.0", "server_count": "1", "status": "completed", "server_list": servers}
+    table.write_text(json.dumps(rows))
+    with closing(socket.create_server(("", 0))) as probe:
+        port = probe.getsockname()[1]
+    monkeypatch.setenv("LAUNCH_OPTIONS", f"--port {port} --server_id 127.0.0.1")
+    words = [*TINY, "--data_path", tiny_idx]
+    started = shell("bash", script, table, "fashion", *words, cwd=tmp_path)
+    assert started.returncode == 0, started.stdout
+    log, deadline = tmp_path / "train_127.0.0.1.log", time.monotonic() + 90
+    while "Run folder: " not in log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert (tmp_path / "ckpt_0" / "checkpoints" / "train_vit_fashion-2_6").is_dir(), log.read_text()

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import vitbase
 from vitbase import cli
+from vitbase.arguments import LaunchOptions
 from vitbase.config import FIELDS, recipe_names
+from vitbase.ranktable import read_rank_table
 
 ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README_CN.md")
 DOCS = tuple(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
-OPTIONS = {*FIELDS, *cli._ConvertOptions.__annotations__}
+OPTIONS = {*FIELDS, *cli._ConvertOptions.__annotations__, *cli._PackOptions.__annotations__}
+OPTIONS |= {*LaunchOptions.__annotations__, "print"}
+# What docs/cluster.md tells to type to others.
+OPTIONS |= {"nnodes", "nproc_per_node", "rdzv_backend", "rdzv_endpoint", "rdzv_id", "gpus"}
 
 
 @pytest.mark.parametrize("name", [*READMES, *DOCS])
@@ -45,3 +52,26 @@ def test_the_python_example_runs(name, tmp_path, monkeypatch):
     monkeypatch.setattr(vitbase, "load_config", small)
     exec(compile(block, name, "exec"), {})
     assert (tmp_path / "runs" / "short" / "config.toml").is_file()
+
+
+def test_the_slurm_script_makes_a_rank_table(tmp_path):
+    text = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"python3 -c '\n(.+?)' > ", text, flags=re.DOTALL)
+    made = subprocess.run(
+        [sys.executable, "-c", program],
+        input="node1\nnode2\n",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (tmp_path / "table.json").write_text(made.stdout)
+    servers = read_rank_table(tmp_path / "table.json").servers
+    assert [server.address for server in servers] == ["node1", "node2"]
+    assert all(server.device_ids == tuple(range(8)) for server in servers)
+
+
+def test_the_rank_table_of_the_docs_is_valid(tmp_path):
+    text = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"```json\n(.+?)```", text, flags=re.DOTALL)
+    (tmp_path / "table.json").write_text(table)
+    assert len(read_rank_table(tmp_path / "table.json").servers) == 2

@@ -17,7 +17,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # From the top of the house down; a room may import rooms of a later row only, or itself.
 FLOORS = (
     ("cli", "__main__"),
-    ("launch", "explanation", "arguments"),
+    ("launch", "explanation"),
+    ("arguments",),
     ("shipping",),
     ("inspection",),
     ("training",),
@@ -25,7 +26,7 @@ FLOORS = (
     ("data", "weights"),
     ("model",),
     ("runtime",),
-    ("batch",),
+    ("ranks", "ranktable", "batch"),
     ("config", "options", "preprocess", "errors"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

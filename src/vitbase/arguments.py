@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Annotated, Any, TypedDict
 
 import tyro
@@ -119,6 +119,36 @@ def image_size_of(height: int | None, width: int | None) -> tuple[int, int] | No
         absent = next(name for name in sides if name not in given)
         raise ConfigError(f"Give --{absent} too.")
     return (height, width) if height is not None and width is not None else None
+
+
+class LaunchOptions(TypedDict, total=False):
+    rank_table: Annotated[str, tyro.conf.arg(help="JSON of servers and devices; none: local ones")]
+    server_id: Annotated[str, tyro.conf.arg(help="which server of the table this machine is")]
+    num_devices: Annotated[int, tyro.conf.arg(help="local ranks (default: all local devices)")]
+    port: Annotated[int, tyro.conf.arg(help="of the first server, where all meet (29500)")]
+    max_restarts: Annotated[int, tyro.conf.arg(help="of all ranks after a failure (default: 3)")]
+    timeout: Annotated[int, tyro.conf.arg(help="seconds to wait for other servers (default: 600)")]
+
+
+def parse_launch(
+    words: list[str], commands: Collection[str]
+) -> tuple[list[str], dict[str, Any], bool]:
+    """Split `[--OPTION VALUE ...] [--print] -- COMMAND ...`.
+
+    Returns: the command's words; the options; whether to print only.
+    """
+    at = words.index("--") if "--" in words else len(words)
+    command = words[at + 1 :]
+    words, only_print = take_switch(words[:at], "--print")
+    usage = "[--rank_table FILE] [--OPTION VALUE ...] [--print] -- COMMAND"
+    _, options = parse_places("launch", usage, 0, words, LaunchOptions)
+    if not command or not (command[0] in commands or command[0].endswith(".py")):
+        raise ConfigError(
+            f"Usage: vitbase launch {usage}, where COMMAND is a vitbase command such as "
+            f"`train imagenet`, or a Python script and its options; got "
+            f"{' '.join(command) or 'nothing after --'}."
+        )
+    return command, options, only_print
 
 
 @contextlib.contextmanager

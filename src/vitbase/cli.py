@@ -19,12 +19,13 @@ from vitbase.arguments import (
     has_recipe,
     image_size_of,
     parse_config,
+    parse_launch,
     parse_places,
     refuse_unknown,
     take_switch,
 )
 from vitbase.config import Config, read_recipe_text, recipe_names
-from vitbase.errors import ConfigError, VitbaseError, nearest
+from vitbase.errors import LAUNCHED, ConfigError, VitbaseError, nearest, tell_launcher
 from vitbase.training.journal import say
 
 _USAGE = """usage: vitbase COMMAND [...]
@@ -36,6 +37,7 @@ _USAGE = """usage: vitbase COMMAND [...]
   weights convert IN OUT --dialect NAME    rewrite it for another system, and prove it equal
   data check PATH                          what training on these images would stumble over
   data pack PATH OUT                       images -> tar shards, smaller if wanted
+  launch [--OPTION VALUE ...] -- COMMAND   a command on several devices, or servers
   explain [RECIPE] [--OPTION VALUE ...]    what a run would do, in numbers, without its data
   recipes                                  the recipes that ship with vitbase
 
@@ -51,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         _run(words)
     except VitbaseError as error:
+        if tell_launcher(error):
+            sys.exit(2)
         if debug:
             raise
         if error.everywhere and os.environ.get("RANK", "0") != "0":
@@ -58,11 +62,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stderr.write(f"vitbase: error: {error}\n")
         sys.exit(2)
     except KeyboardInterrupt:
-        sys.stderr.write("\nvitbase: interrupted; the same command continues a training run\n")
+        if LAUNCHED not in os.environ:
+            sys.stderr.write("\nvitbase: interrupted; the same command continues a training run\n")
         sys.exit(130)
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has had enough
         sys.stderr.close()
         sys.exit(0)
+    except Exception as error:
+        tell_launcher(error)  # a fault of this package: Python prints its traceback
+        raise
 
 
 def _run(words: list[str]) -> None:
@@ -356,6 +364,21 @@ def _pack_data(words: list[str]) -> None:
             say(line)
 
 
+def _launch(words: list[str]) -> None:
+    command, options, only_print = parse_launch(words, _COMMANDS)
+    if command[0] == "train":
+        parse_config("train", command[1:], default_recipe="fashion")  # a mistake shows at once
+    # Read when torch is loaded: without it, a server that goes leaves pages of C++ frames here.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from vitbase.launch import plan_launch, run_plan
+
+    plan = plan_launch(command, **options)
+    if only_print:
+        say(plan.command())
+    elif code := run_plan(plan):
+        sys.exit(code)
+
+
 def _recipes(words: list[str]) -> None:
     if words:
         raise ConfigError(f"`vitbase recipes` takes no arguments, but got '{words[0]}'.")
@@ -371,6 +394,7 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "predict": _predict,
     "weights": _weights,
     "data": _data,
+    "launch": _launch,
     "explain": _explain,
     "recipes": _recipes,
 }

@@ -6,7 +6,12 @@ traceback and ends with exit code 2 (``--debug`` shows the traceback).
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import json
+import os
+import time
+import traceback
 from collections.abc import Iterable
 
 
@@ -41,7 +46,35 @@ class DeviceError(VitbaseError):
     """The requested device or precision is not available on this machine."""
 
 
+class LaunchError(VitbaseError):
+    """A rank table is wrong, a server does not come, or a rank has ended."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the closest known name, or an empty string."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" Did you mean '{match[0]}'?" if match else ""
+
+
+LAUNCHED = "VITBASE_LAUNCHED"
+"""Set in the environment of ranks whose launcher prints the error that ended them, once."""
+
+
+def tell_launcher(error: BaseException) -> bool:
+    """Leave an error where torchrun looks for it; tell whether the launcher will print it."""
+    place = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if place is None:
+        return False
+    text = str(error) if isinstance(error, VitbaseError) else f"{type(error).__name__}: {error}"
+    now = time.time()
+    told = {
+        "message": text,
+        "extraInfo": {"py_callstack": traceback.format_exc(), "timestamp": str(int(now))},
+        # Ours: which of two ranks failed first is decided within a second.
+        "time": now,
+        "is_mistake": isinstance(error, VitbaseError),
+    }
+    with contextlib.suppress(OSError), open(place, "w", encoding="utf-8") as file:
+        json.dump({"message": told}, file)
+        return LAUNCHED in os.environ
+    return False

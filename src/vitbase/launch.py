@@ -1,0 +1,314 @@
+"""Starts ranks: a rank table, a cluster, or this machine's devices -> torchrun.
+
+Every server of a cluster starts the same command. What `vitbase launch` runs is the torchrun
+command that `--print` shows, through torchrun's own parser and agent, in this process: so that a
+server that does not come, a rank that dies or a port in use end with one clear message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import os
+import shlex
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from vitbase.arguments import find_value
+from vitbase.errors import LAUNCHED, LaunchError
+from vitbase.ranks import run_agent
+from vitbase.ranktable import RankTable, read_rank_table
+from vitbase.runtime import available_cores
+
+PORT = 29500
+"""Where the servers meet, on the first of them: torchrun's own default."""
+
+DEVICE_IDS = "VITBASE_DEVICE_IDS"
+"""The local devices of a server's ranks, in order: LOCAL_RANK 1 takes the second, …"""
+
+MAX_RESTARTS = 3
+"""Of a run that nobody watches: transient faults pass, a fault that comes back ends it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What this server starts.
+
+    Attributes:
+      addresses: of all servers; they meet at the first.
+      server: which of them this one is.
+      num_devices: ranks on each server.
+      words: after torchrun's options: `-m vitbase train imagenet`, or a script and its options.
+      device_ids: of this server's ranks; none: 0, 1, …
+      port: of the meeting; 0 is any free one, for a single server.
+      run_id: equal on servers that belong together.
+      timeout: seconds to wait for the other servers.
+    """
+
+    addresses: tuple[str, ...]
+    server: int
+    num_devices: int
+    words: tuple[str, ...]
+    device_ids: tuple[int, ...] | None = None
+    port: int = 0
+    run_id: str = "vitbase"
+    max_restarts: int = MAX_RESTARTS
+    timeout: int = 600
+
+    def torchrun_words(self) -> list[str]:
+        """Return the arguments of torchrun on this server.
+
+        The rendezvous is c10d, not static. With static, nothing tells a server that a rank of
+        another has died: its own ranks are restarted only once they fail too, each server counts
+        restarts for itself, and the counts must agree for the ranks to meet again. With c10d, a
+        server that restarts its ranks joins the next round of the rendezvous, which makes every
+        other server restart as well.
+
+        But c10d gives rank 0 to the server whose --local_addr sorts first, whatever --node_rank
+        says. So the first server gives its address, which the ranks of all connect to, and the
+        others give a name that sorts after any address, in the table's order; nothing else reads
+        it. Thus ranks follow the table, and rank 0, its log and checkpoints are on the first
+        server, after every restart.
+        """
+        first = self.addresses[0]
+        host = f"[{first}]" if ":" in first else first
+        local = first if self.server == 0 else f"~{self.server:05d}"
+        # is_host: c10d would guess it from host names, and silently join what has its port.
+        conf = f"is_host={int(self.server == 0)},join_timeout={self.timeout},"
+        conf += f"read_timeout={self.timeout}"
+        return [
+            f"--nnodes={len(self.addresses)}",
+            f"--nproc_per_node={self.num_devices}",
+            "--rdzv_backend=c10d",
+            f"--rdzv_endpoint={host}:{self.port}",
+            f"--rdzv_id={self.run_id}",
+            f"--rdzv_conf={conf}",
+            f"--local_addr={local}",
+            f"--max_restarts={self.max_restarts}",
+            *self.words,
+        ]
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables that the ranks need beside torchrun's own."""
+        variables = {
+            # The ranks' store must be new after a restart, or they connect to dead ranks: a
+            # shared one keeps what the dead wrote (seen with torch 2.14; pytorch issue 135712).
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+            # torchrun would take 1, which leaves most cores of a CPU server idle.
+            "OMP_NUM_THREADS": os.environ.get(
+                "OMP_NUM_THREADS", str(max(1, available_cores() // self.num_devices))
+            ),
+        }
+        if self.device_ids is not None:
+            variables[DEVICE_IDS] = ",".join(map(str, self.device_ids))
+        return variables
+
+    def command(self) -> str:
+        """Return the command to start this server by hand, in a shell."""
+        variables = [f"{name}={value}" for name, value in self.environment().items()]
+        words = [sys.executable, "-m", "torch.distributed.run", *self.torchrun_words()]
+        return " ".join([*variables, *map(shlex.quote, words)])
+
+
+def entry_of(words: Sequence[str]) -> tuple[str, ...]:
+    """Return torchrun's words for a vitbase command, or for a Python script and its options."""
+    if words and words[0].endswith(".py"):
+        if not Path(words[0]).is_file():
+            raise LaunchError(f"The script {words[0]} does not exist.")
+        return tuple(words)
+    return ("-m", "vitbase", *words)
+
+
+def count_devices(words: Sequence[str] = ()) -> int:
+    """Return the number of accelerators that a command may use; 0 means the CPU."""
+    target = find_value(list(words), "device_target") or "auto"
+    if target.lower() == "cpu":
+        return 0
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return 0 if accelerator is None else torch.accelerator.device_count()
+
+
+def plan_local(
+    num_devices: int | None, words: Sequence[str], *, max_restarts: int = MAX_RESTARTS
+) -> Plan:
+    """Plan ranks on this machine alone.
+
+    Args:
+      num_devices: ranks; None is all local devices, or one on a machine without accelerators.
+      words: a vitbase command, or a script and its options.
+    Raises: LaunchError if there are fewer devices.
+    """
+    there = count_devices(words)
+    num_devices = num_devices or there or 1
+    if there and num_devices > there:
+        raise LaunchError(
+            f"num_devices {num_devices} is more than this machine has ({there}). Give "
+            f"--num_devices {there}, or a rank table of several servers to `vitbase launch`."
+        )
+    return Plan(("127.0.0.1",), 0, num_devices, entry_of(words), max_restarts=max_restarts)
+
+
+def plan_server(
+    table: RankTable,
+    words: Sequence[str],
+    *,
+    server_id: str | None = None,
+    port: int = PORT,
+    max_restarts: int = MAX_RESTARTS,
+    timeout: int = 600,
+) -> Plan:
+    """Plan this server's ranks of a rank table.
+
+    Raises: LaunchError if this machine is not in the table, or lacks a device of it.
+    """
+    number = table.find_server(server_id)
+    server = table.servers[number]
+    return Plan(
+        tuple(server.address for server in table.servers),
+        number,
+        len(server.device_ids),
+        entry_of(words),
+        _local_ids(table, number, count_devices(words)),
+        port=port,
+        run_id=f"vitbase-{table.digest}",
+        max_restarts=max_restarts,
+        timeout=timeout,
+    )
+
+
+def _local_ids(table: RankTable, number: int, there: int) -> tuple[int, ...]:
+    """Return the numbers by which torch knows a server's devices."""
+    ids = table.servers[number].device_ids
+    if there == 0 or max(ids) < there:
+        return ids
+    if len(ids) == there:
+        # In a container that is given devices 4 to 7, the table names these, and torch counts
+        # what it sees from 0.
+        return tuple(sorted(range(there), key=lambda i: sorted(ids).index(ids[i])))
+    raise LaunchError(
+        f"The rank table {table.path} gives server {table.servers[number].server_id} the "
+        f"device_id {max(ids)}, but this machine has {there} devices, numbered from 0."
+    )
+
+
+def run_plan(plan: Plan) -> int:
+    """Start this server's ranks and wait for their end.
+
+    Returns: 0 when all ranks are done, 128 + the signal's number when stopped by one.
+    Raises: LaunchError naming the rank that failed, the server that is missing, or the port.
+    """
+    with contextlib.ExitStack() as stack:
+        variables = {**plan.environment(), LAUNCHED: "1"}
+        stack.callback(_restore, {name: os.environ.get(name) for name in variables})
+        os.environ.update(variables)  # torchrun has no other way to hand them to the ranks
+        if plan.server == 0:
+            _check_port(plan.port)
+        else:
+            _await_first_server(plan)
+        return run_agent(plan.torchrun_words(), plan.addresses, plan.server, plan.timeout)
+
+
+def run_local(num_devices: int, words: Sequence[str], *, max_restarts: int = 0) -> int:
+    """Start ranks of a vitbase command on this machine, and wait for their end.
+
+    Args:
+      num_devices: ranks, each with a device of its own.
+      words: the command, as after `vitbase`: ["train", "imagenet", "--lr_init", "0.1"].
+      max_restarts: 0 suits a run that somebody watches.
+    Returns: the exit code: 0 done, 128 + the signal's number when stopped by one.
+    Raises: LaunchError naming the rank that failed, with its own message.
+    """
+    return run_plan(plan_local(num_devices, words, max_restarts=max_restarts))
+
+
+def plan_launch(
+    words: Sequence[str],
+    *,
+    rank_table: str | None = None,
+    server_id: str | None = None,
+    num_devices: int | None = None,
+    port: int = PORT,
+    max_restarts: int = MAX_RESTARTS,
+    timeout: int = 600,
+) -> Plan:
+    """Plan what `vitbase launch` starts on this server. Raises: LaunchError, naming the option."""
+    for option, value, least in (
+        ("num_devices", num_devices, 1),
+        ("max_restarts", max_restarts, 0),
+        ("timeout", timeout, 1),
+    ):
+        if value is not None and value < least:
+            raise LaunchError(f"Option '{option}' should be at least {least}, but is {value}.")
+    if not 0 < port < 2**16:
+        raise LaunchError(f"Option 'port' should be between 1 and 65535, but is {port}.")
+    if rank_table is None:
+        if server_id is not None:
+            raise LaunchError("Option 'server_id' names a server of a rank table: give rank_table.")
+        return plan_local(num_devices, words, max_restarts=max_restarts)
+    if num_devices is not None:
+        raise LaunchError("Give rank_table or num_devices: the table names the devices.")
+    return plan_server(
+        read_rank_table(rank_table),
+        words,
+        server_id=server_id,
+        port=port,
+        max_restarts=max_restarts,
+        timeout=timeout,
+    )
+
+
+def _restore(variables: dict[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def _check_port(port: int) -> None:
+    """Raise LaunchError if something listens on a port already: c10d's own words are obscure."""
+    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            if error.errno not in {errno.EADDRINUSE, errno.EACCES}:
+                return  # not ours to judge: the rendezvous will tell
+            raise LaunchError(
+                f"Port {port} of this server cannot be used: {error.strerror}. Perhaps another "
+                f"run has it. Give another --port, the same on every server."
+            ) from error
+
+
+def _await_first_server(plan: Plan) -> None:
+    """Wait until the first server answers. Raises: LaunchError telling what was tried."""
+    place, started = (plan.addresses[0], plan.port), time.monotonic()
+    told = False
+    while True:
+        try:
+            with socket.create_connection(place, timeout=5):
+                return
+        except OSError as error:
+            reason = error.strerror or str(error)
+            waited = time.monotonic() - started
+        if waited >= plan.timeout:
+            raise LaunchError(
+                f"The first server, {place[0]}, did not answer on port {place[1]} within "
+                f"{plan.timeout} s (the last try: {reason}). Start the same command there, see "
+                f"that the port is the same and open, and that the address is right."
+            )
+        if not told and waited > 3:
+            told = True
+            sys.stderr.write(
+                f"vitbase: waiting for the first server, {place[0]} port {place[1]} ({reason})\n"
+            )
+        time.sleep(min(0.5, max(0.0, plan.timeout - waited)))

@@ -1,0 +1,226 @@
+"""A rank table: the servers and devices of a cluster, as Ascend's tools write them in JSON.
+
+::
+
+    {"version": "1.0", "status": "completed", "server_count": "1", "server_list": [
+      {"server_id": "10.0.0.1", "device": [{"device_id": "0", "rank_id": "0"}, ...]}, ...]}
+
+Numbers may be strings, as the tools write them, or numbers. Fields that only the devices' own
+network needs (device_ip, ...) are not read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from vitbase.errors import LaunchError
+
+# 1.2 adds fields for super-nodes; those read here mean the same in both.
+_VERSIONS = ("1.0", "1.2")
+# Where server_id is a mere name, newer tables have the address beside it.
+_ADDRESS_FIELDS = ("host_ip", "server_ip", "server_id")
+
+
+@dataclasses.dataclass(frozen=True)
+class Server:
+    """A server, and its devices in the order of their ranks."""
+
+    server_id: str
+    address: str
+    device_ids: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class RankTable:
+    """Servers with equally many devices; rank 0 is on the first.
+
+    Ranks are counted through the servers in order. They are the table's own if it numbers one
+    server after the other, as the tools do; no result depends on which device has which rank.
+    """
+
+    path: Path
+    servers: tuple[Server, ...]
+
+    @property
+    def digest(self) -> str:
+        """A short name of the contents, equal on two servers that have the same table."""
+        return hashlib.blake2b(repr(self.servers).encode(), digest_size=4).hexdigest()
+
+    def find_server(
+        self, asked: str | None = None, is_here: Callable[[str], bool] | None = None
+    ) -> int:
+        """Return which of the servers this machine is.
+
+        Args:
+          asked: a server_id or an address; None looks for this machine's addresses in the table.
+          is_here: whether an address is this machine's; None asks the operating system.
+        Raises: LaunchError if none is, or several are.
+        """
+        names = ", ".join(server.server_id for server in self.servers)
+        if asked is not None:
+            found = [i for i, s in enumerate(self.servers) if asked in {s.server_id, s.address}]
+            if not found:
+                raise LaunchError(
+                    f"{self.path} has no server '{asked}'. Give --server_id one of: {names}"
+                )
+            return found[0]
+        is_here = is_here or is_own_address
+        found = [i for i, server in enumerate(self.servers) if is_here(server.address)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            several = " and ".join(self.servers[i].server_id for i in found)
+            raise LaunchError(
+                f"{self.path}: this machine is {several} at once. Say which one to start with "
+                f"--server_id."
+            )
+        raise LaunchError(
+            f"{self.path}: none of its servers ({names}) is an address of this machine "
+            f"({socket.gethostname()}). Say which one it is with --server_id, or correct server_id."
+        )
+
+
+def is_own_address(address: str) -> bool:
+    """Tell whether an address or host name is this machine's, on any of its interfaces."""
+    with contextlib.suppress(OSError, UnicodeError):
+        for family, kind, protocol, _, place in socket.getaddrinfo(
+            address, None, type=socket.SOCK_STREAM
+        ):
+            # Only an address of this machine can be bound to: true of every interface, and of
+            # all of 127.0.0.0/8, without a list of interfaces that each system keeps elsewhere.
+            with contextlib.suppress(OSError), socket.socket(family, kind, protocol) as probe:
+                probe.bind((place[0], 0))
+                return True
+    return False
+
+
+def read_rank_table(path: str | Path) -> RankTable:
+    """Read and check a rank table.
+
+    Raises: LaunchError, naming the field, if the table is not complete, its ranks have gaps or
+      repeats, its servers are unequal, or it is no rank table at all.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not a text file"
+        raise LaunchError(f"The rank table {path} cannot be read: {reason}.") from error
+    try:
+        table = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        where = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
+        raise LaunchError(f"The rank table {path} is not valid JSON{where}: {error}.") from error
+    return RankTable(path, _Reader(path).read(table))
+
+
+class _Reader:
+    """Reads a table field by field; every complaint names the field."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self, table: Any) -> tuple[Server, ...]:
+        version = self._text(table, "version", "")
+        if version not in _VERSIONS:
+            self._refuse("version", f"should be {' or '.join(_VERSIONS)}, but is '{version}'")
+        status = self._text(table, "status", "")
+        if status != "completed":
+            self._refuse(
+                "status",
+                f"should be 'completed', but is '{status}': the table is still being written. "
+                f"Wait until it is complete, or generate it again",
+            )
+        listed = self._list(table, "server_list", "")
+        count = self._number(table, "server_count", "")
+        if count != len(listed):
+            self._refuse("server_count", f"is {count}, but server_list has {len(listed)} servers")
+        servers: list[tuple[int, Server]] = []
+        seen: dict[int, str] = {}
+        for i, entry in enumerate(listed):
+            servers.append(self._server(entry, f"server_list[{i}]", seen))
+        self._check_equal([server for _, server in servers])
+        missing = sorted(set(range(len(seen))) - set(seen))
+        if missing:
+            self._refuse(
+                "rank_id",
+                f"should count from 0 to {len(seen) - 1} for {len(seen)} devices, but rank "
+                f"{', '.join(map(str, missing[:5]))} is missing and {max(seen)} is there",
+            )
+        return tuple(server for _, server in sorted(servers, key=lambda item: item[0]))
+
+    def _server(self, entry: Any, where: str, seen: dict[int, str]) -> tuple[int, Server]:
+        """Read a server; return its lowest rank, and it. Ranks are added to those seen."""
+        server_id = self._text(entry, "server_id", where)
+        addresses = [entry.get(field) for field in _ADDRESS_FIELDS]
+        address = next(a for a in addresses if isinstance(a, str) and a.strip())
+        devices: list[tuple[int, int]] = []
+        for j, device in enumerate(self._list(entry, "device", where)):
+            place = f"{where}.device[{j}]"
+            device_id = self._number(device, "device_id", place)
+            rank = self._number(device, "rank_id", place)
+            if rank in seen:
+                self._refuse(f"{place}.rank_id", f"is {rank}, which {seen[rank]} has already")
+            if device_id in {other for _, other in devices}:
+                self._refuse(f"{place}.device_id", f"is {device_id} for a second time in {where}")
+            seen[rank] = place
+            devices.append((rank, device_id))
+        devices.sort()
+        server = Server(server_id, address.strip(), tuple(device_id for _, device_id in devices))
+        return devices[0][0], server
+
+    def _check_equal(self, servers: list[Server]) -> None:
+        ids: dict[str, int] = {}
+        for i, server in enumerate(servers):
+            for field, name in (("server_id", server.server_id), ("address", server.address)):
+                if ids.setdefault(name, i) != i:
+                    self._refuse(
+                        f"server_list[{i}].server_id",
+                        f"has the {field} '{name}', which server_list[{ids[name]}] has already",
+                    )
+            if len(server.device_ids) != len(servers[0].device_ids):
+                self._refuse(
+                    f"server_list[{i}].device",
+                    f"has {len(server.device_ids)} devices, but server_list[0] has "
+                    f"{len(servers[0].device_ids)}; all servers should have equally many",
+                )
+
+    def _get(self, entry: Any, field: str, where: str) -> Any:
+        if not isinstance(entry, dict):
+            self._refuse(where or "the table", f"should be an object with the field '{field}'")
+        if field not in entry:
+            self._refuse(f"{where}.{field}".lstrip("."), "is missing")
+        return entry[field]
+
+    def _list(self, entry: Any, field: str, where: str) -> list[Any]:
+        value = self._get(entry, field, where)
+        if not isinstance(value, list) or not value:
+            self._refuse(f"{where}.{field}".lstrip("."), "should be a list with at least one entry")
+        return list(value)
+
+    def _text(self, entry: Any, field: str, where: str) -> str:
+        value = self._get(entry, field, where)
+        if not isinstance(value, str) or not value.strip():
+            self._refuse(f"{where}.{field}".lstrip("."), f"should be a text, but is {value!r}")
+        return str(value).strip()
+
+    def _number(self, entry: Any, field: str, where: str) -> int:
+        value = self._get(entry, field, where)
+        # isdecimal alone would take digits of other scripts, and int() takes "1_0" and " 1".
+        is_text = isinstance(value, str) and value.isascii() and value.isdecimal()
+        is_number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        if not (is_text or is_number) or len(str(value)) > 9:
+            self._refuse(
+                f"{where}.{field}".lstrip("."), f"should be a whole number, but is {value!r}"
+            )
+        return int(value)
+
+    def _refuse(self, field: str, complaint: str) -> NoReturn:
+        raise LaunchError(f"The rank table {self._path} is wrong: {field} {complaint}.")
