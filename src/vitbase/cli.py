@@ -91,6 +91,12 @@ def _run(words: list[str]) -> None:
 
 def _train(words: list[str]) -> None:
     config = parse_config("train", words, default_recipe="fashion")
+    devices = config.run.num_devices or 1
+    if devices > 1 and "RANK" not in os.environ:  # each device has a process of its own
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        from vitbase.launch import run_local
+
+        sys.exit(run_local(devices, ["train", *words]))
     from vitbase.training.run import train  # torch: not needed to see a mistake in an option
 
     train(config)

@@ -8,6 +8,7 @@ are added up over the ranks, not averaged: both engines divide by the number of 
 from __future__ import annotations
 
 import contextlib
+import warnings
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Literal
@@ -54,6 +55,8 @@ class Replicas:
             # The only buffer, fixed positions, never changes: nothing to send before each pass.
             buffers = [name for name, _ in model.named_buffers()]
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, buffers)
+            # A 1x1 kernel has two descriptions of the same memory, of which torch warns in vain.
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
             # As a view of the message, a gradient is kept once.
             self._forward = DistributedDataParallel(model, gradient_as_bucket_view=True)
 
