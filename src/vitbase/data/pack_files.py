@@ -187,4 +187,7 @@ def disk_error(folder: Path, error: OSError) -> DataError:
             "finished shards are kept."
         )
     where = error.filename or folder
-    return DataError(f"Cannot write to {where}: {error.strerror or error}.")
+    return DataError(
+        f"Cannot write to {where}: {error.strerror or error}. Pack into a folder that can be "
+        "written."
+    )
