@@ -111,7 +111,7 @@ def parse_places(
     return places, options
 
 
-_SECONDS_BETWEEN_LINES = 60.0
+SECONDS_BETWEEN_LINES = 60.0
 
 
 @contextlib.contextmanager
@@ -159,7 +159,7 @@ class _Lines:
 
     def show(self, what: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if sys.stderr is not None and now - self.last >= _SECONDS_BETWEEN_LINES:
+        if sys.stderr is not None and now - self.last >= SECONDS_BETWEEN_LINES:
             self.last = now
             sys.stderr.write(f"{what}: {done:,} of {total:,} images ({done / total:.1%})\n")
             sys.stderr.flush()
