@@ -186,8 +186,7 @@ def disk_error(folder: Path, error: OSError) -> DataError:
             f"{folder}: the disk is full. Free some space and start the same command again: "
             "finished shards are kept."
         )
-    where = error.filename or folder
     return DataError(
-        f"Cannot write to {where}: {error.strerror or error}. Pack into a folder that can be "
+        f"Cannot write to {folder}: {error.strerror or error}. Pack into a folder that can be "
         "written."
     )
