@@ -8,13 +8,19 @@ from pathlib import Path
 import pytest
 
 import vitbase
-from vitbase import cli
+from vitbase import cli, cli_data
 from vitbase.config import FIELDS, recipe_names
 
 ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README_CN.md")
 DOCS = tuple(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
-OPTIONS = {*FIELDS, *cli._ConvertOptions.__annotations__}
+OPTIONS = {
+    *FIELDS,
+    *cli._ConvertOptions.__annotations__,
+    *cli_data._CheckOptions.__annotations__,
+    *cli_data._PackOptions.__annotations__,
+    "json",
+}
 
 
 @pytest.mark.parametrize("name", [*READMES, *DOCS])

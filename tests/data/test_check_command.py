@@ -164,6 +164,20 @@ def test_imbalance_and_classes_without_images(vitbase_command, tmp_path):
     assert "  training: unbalanced: 'many' has 18 images, 'few' 1" in out
 
 
+def test_images_of_several_classes(vitbase_command, tmp_path):
+    write_folder(tmp_path / "images", {"a": 12})
+    labels = ("cat;dog", "dog", "cat")
+    rows = [f"images/a/{number}.JPEG,{labels[number % 3]}\n" for number in range(12)]
+    (tmp_path / "x.csv").write_text("path,labels\n" + "".join(rows))
+    code, out, _ = vitbase_command("data", "check", tmp_path / "x.csv", "--json")
+    assert code == 0
+    training, evaluation = json.loads(out)["splits"]
+    total = training["images"] + evaluation["images"]
+    assert total == 12
+    counts = [training["classes"][name] + evaluation["classes"][name] for name in ("cat", "dog")]
+    assert counts == [8, 8]
+
+
 # The order of ImageNet's classes
 
 

@@ -153,6 +153,8 @@ def _class_lines(split: SplitReport) -> Iterator[str]:
     if len(pairs) <= 4 * _EXTREMES:
         yield ", ".join(f"{name} {count:,}" for count, name in pairs)
         return
+    if pairs[0][0] == pairs[-1][0]:
+        return  # the overview says it
     for what, part in (("most", pairs[:_EXTREMES]), ("fewest", pairs[-_EXTREMES:])):
         yield f"{what} images: " + ", ".join(f"{name} {count:,}" for count, name in part)
 
