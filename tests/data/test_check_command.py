@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -311,6 +312,32 @@ def test_every_source_is_checked(vitbase_command, tmp_path):
     assert (code, out.splitlines()[0]) == (0, "layout: IDX files inside the package")
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_packed_shards_are_compared_with_their_checksums(vitbase_command, tmp_path, split):
+    root = write_splits(tmp_path / "photos")
+    assert vitbase_command("data", "pack", root, tmp_path / "out")[0] == 0
+    shard = tmp_path / "out" / f"{split}-000000.tar"
+    content = bytearray(shard.read_bytes())
+    with tarfile.open(shard) as tar:
+        place = next(member for member in tar if member.name.endswith(".cls")).offset_data
+    content[place + 300] ^= 1  # behind a label, where no image notices
+    shard.write_bytes(content)
+    code, out, _ = vitbase_command("data", "check", tmp_path / "out")
+    assert code == 1
+    assert "1 damaged shard (it is not what was packed: fetch or pack it again)" in out
+    assert f"{shard}: does not match its checksum" in out
+
+
+def test_damaged_shards_of_which_some_images_are_held_out_are_told_once(vitbase_command, tmp_path):
+    root = write_folder(tmp_path / "photos", {"a": 5, "b": 5})
+    assert vitbase_command("data", "pack", root, tmp_path / "out")[0] == 0
+    manifest = tmp_path / "out" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"sha256": "', '"sha256": "x'))
+    code, out, _ = vitbase_command("data", "check", tmp_path / "out")
+    assert code == 1
+    assert out.count("damaged shard") == 1
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -320,6 +347,8 @@ def test_every_source_is_checked(vitbase_command, tmp_path):
         (["data", "check", "a", "b"], "got a b"),
         (["data", "check", "/no/such"], "--data_path /no/such: there is no such folder"),
         (["data", "check", "embedded", "--num_workers", "0"], "--num_workers 0: expected at leas"),
+        (["data", "check", "embedded", "--seed", "-1"], "seed"),
+        (["data", "check", "embedded", "--holdout_fraction", "1"], "holdout_fraction"),
         (["data", "check", "embedded", "--jsn"], "Unknown option '--jsn'"),
     ],
 )

@@ -110,6 +110,17 @@ def test_synset_folders_find_readable_names_in_whatever_order(config, tmp_path):
     assert "by what they mean (n01440764 is 'tench, Tinca tinca')" in val.notes[-1]
 
 
+def test_a_run_on_another_order_than_imagenets_says_so(config, tmp_path):
+    for words in WORDS:
+        (tmp_path / "train" / words).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "train" / words / "x.jpg").touch()
+    (tmp_path / "train" / "crane, machine").mkdir()
+    (tmp_path / "train" / "crane, machine" / "x.jpg").touch()
+    path = str(tmp_path / "train")
+    notes = open_train_val(config(data_path=path, val_data_path=path)).notes
+    assert any("not numbered as in ImageNet's models: class 0 is Afghan hound" in n for n in notes)
+
+
 def test_other_synsets_are_other_classes(config, tmp_path):
     """As many of them is no reason to take the one for the other."""
     write_folder(tmp_path / "train", {"n01440764": 2, "n01443537": 2})

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
+from vitbase.config import Config
+from vitbase.data.archives import Split
 from vitbase.data.check_classes import check_classes_match, check_counts, check_order
 from vitbase.data.check_images import look_at
 from vitbase.data.check_report import DataReport, Place, SplitReport, empty_report
 from vitbase.data.holdout import hold_out
 from vitbase.data.layouts import describe_layout, has_val, open_source
+from vitbase.data.pack_files import find_damaged_shards
 from vitbase.data.protocol import Source
+from vitbase.data.shards import ShardSource
 from vitbase.data.sources import is_divisible
 from vitbase.data.threads import CHUNK, count_workers, map_positions
 
@@ -42,9 +47,10 @@ def check_data(
       seed: likewise.
       num_workers: threads; None: one per usable core.
       progress: told how far it is.
-    Raises: DataError if nothing can be opened there.
+    Raises: DataError if nothing can be opened there; ConfigError on impossible options.
     """
     count_workers(num_workers)
+    Config().replace(holdout_fraction=holdout_fraction, seed=seed)  # as a run would take them
     train = open_source(data_path, "train", "data_path")
     layout = describe_layout(data_path, "data_path")
     val: Source | None = None
@@ -68,10 +74,13 @@ def check_data(
 
     reports = [check("training", data_path, train)]
     reports[0].notes += notes
+    _check_shards(reports[0], train, "train")
     if val is None:
         reports[0].add("nothing to evaluate on", Place(data_path, "give --val_data_path FOLDER"))
     else:
         reports.append(check("evaluation", val_place, val))
+        if not notes:  # else they are of the same shards
+            _check_shards(reports[1], val, "val")
         check_leak(reports[0], reports[1], train, val)
         check_classes_match(train, val, reports[1])
     return DataReport(layout, reports)
@@ -79,6 +88,13 @@ def check_data(
 
 def _tell(progress: Progress, name: str, images: int, done: int) -> None:
     progress(name, done, images)
+
+
+def _check_shards(report: SplitReport, source: Source, split: Split) -> None:
+    """Compare packed shards with their checksums."""
+    if isinstance(source, ShardSource):
+        for path, damage in find_damaged_shards(Path(report.place).expanduser(), split):
+            report.add("damaged shard", Place(str(path), damage))
 
 
 def check_split(

@@ -22,6 +22,7 @@ KINDS: dict[str, tuple[bool, str]] = {
     "misfiled": (True, "the image's name says another class"),
     "same image, other label": (True, "one of the labels is wrong"),
     "also in training": (True, "evaluation would flatter"),
+    "damaged shard": (True, "it is not what was packed: fetch or pack it again"),
     "unreadable": (True, "left out of training, counted as wrong in evaluation"),
     "truncated": (True, "left out of training, counted as wrong in evaluation"),
     "duplicate": (False, "the same bytes in the same class"),

@@ -9,7 +9,7 @@ import json
 import os
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -121,6 +121,18 @@ def find_damage(folder: Path, entry: dict[str, Any]) -> str | None:
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"
     return None if digest == entry["sha256"] else "does not match its checksum"
+
+
+def find_damaged_shards(folder: Path, split: str) -> Iterator[tuple[Path, str]]:
+    """Yield the packed shards of a split that differ from the manifest, and how.
+
+    Nothing is known of shards that another program wrote.
+    """
+    with suppress(DataError):
+        for entry in read_manifest(folder)["splits"].get(split, {}).get("shards", []):
+            damage = find_damage(folder, entry)
+            if damage is not None:
+                yield folder / entry["name"], damage
 
 
 def timm_splits(splits: dict[str, Any]) -> dict[str, Any]:
