@@ -17,6 +17,7 @@ import pytest
 from made_images import encode, photo, write_folder
 
 from vitbase import arguments
+from vitbase.cli import main
 from vitbase.data import pack_files
 from vitbase.data.decode import read_size
 from vitbase.data.pack import verify_shards
@@ -205,8 +206,7 @@ def test_other_and_impossible_options(vitbase_command, photos, packed, options, 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory, photos) -> Path:
     out = tmp_path_factory.mktemp("packed") / "out"
-    words = [sys.executable, "-m", "vitbase", "data", "pack", str(photos), str(out)]
-    subprocess.run(words, check=True, capture_output=True)
+    main(["data", "pack", str(photos), str(out)])
     return out
 
 
