@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import vitbase
-from vitbase import cli
+from vitbase import cli, cli_data
 from vitbase.arguments import LaunchOptions
 from vitbase.config import FIELDS, recipe_names
 from vitbase.ranktable import read_rank_table
@@ -18,7 +18,13 @@ from vitbase.ranktable import read_rank_table
 ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README_CN.md")
 DOCS = tuple(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
-OPTIONS = {*FIELDS, *cli._ConvertOptions.__annotations__, *cli._PackOptions.__annotations__}
+OPTIONS = {
+    *FIELDS,
+    *cli._ConvertOptions.__annotations__,
+    *cli_data._CheckOptions.__annotations__,
+    *cli_data._PackOptions.__annotations__,
+    "json",
+}
 OPTIONS |= {*LaunchOptions.__annotations__, "print"}
 # What docs/cluster.md tells to type to others.
 OPTIONS |= {"nnodes", "nproc_per_node", "rdzv_backend", "rdzv_endpoint", "rdzv_id", "gpus"}

@@ -17,6 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # From the top of the house down; a room may import rooms of a later row only, or itself.
 FLOORS = (
     ("cli", "__main__"),
+    ("cli_data",),
     ("launch", "explanation"),
     ("arguments",),
     ("shipping",),

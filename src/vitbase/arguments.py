@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Annotated, Any, TypedDict
 
@@ -90,7 +91,7 @@ def take_switch(words: list[str], switch: str) -> tuple[list[str], bool]:
 
 
 def parse_places(
-    command: str, usage: str, count: int, words: list[str], kind: Any
+    command: str, usage: str, count: int, words: list[str], kind: Any, description: str = ""
 ) -> tuple[list[str], dict[str, Any]]:
     """Split `PLACE... [--OPTION VALUE ...]`; the places come first."""
     asks_help = bool({"-h", "--help"} & set(words))
@@ -100,7 +101,12 @@ def parse_places(
         raise ConfigError(f"Usage: vitbase {command} {usage}; got {' '.join(places) or 'nothing'}.")
     refuse_unknown(words, (*kind.__annotations__, "help"))
     options: dict[str, Any] = tyro.cli(
-        kind, prog=f"vitbase {command} {usage}", args=words, config=TYRO, use_underscores=True
+        kind,
+        prog=f"vitbase {command} {usage}",
+        description=description or None,
+        args=words,
+        config=TYRO,
+        use_underscores=True,
     )
     return places, options
 
@@ -151,16 +157,36 @@ def parse_launch(
     return command, options, only_print
 
 
+SECONDS_BETWEEN_LINES = 60.0
+
+
 @contextlib.contextmanager
 def counting() -> Iterator[Callable[[str, int, int], None]]:
-    """Give a function that shows (what, done, of how many) to whoever watches in a terminal."""
+    """Give a function that shows (what, done, of how many) to whoever watches.
+
+    In a terminal there is a bar for each; elsewhere, a line on standard error every minute.
+    """
     if sys.stderr is None or not sys.stderr.isatty():
-        yield lambda what, done, total: None
+        yield _Lines().show
         return
     from rich.console import Console
-    from rich.progress import Progress, TaskID
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskID,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
-    with Progress(console=Console(stderr=True), transient=True) as display:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("images, left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as display:
         tasks: dict[str, TaskID] = {}
 
         def show(what: str, done: int, total: int) -> None:
@@ -169,3 +195,17 @@ def counting() -> Iterator[Callable[[str, int, int], None]]:
             display.update(tasks[what], completed=done)
 
         yield show
+
+
+class _Lines:
+    """Progress for a log file."""
+
+    def __init__(self) -> None:
+        self.last = time.monotonic()
+
+    def show(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if sys.stderr is not None and now - self.last >= SECONDS_BETWEEN_LINES:
+            self.last = now
+            sys.stderr.write(f"{what}: {done:,} of {total:,} images ({done / total:.1%})\n")
+            sys.stderr.flush()

@@ -6,14 +6,13 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import tyro
 
 from vitbase import __version__
 from vitbase.arguments import (
     TYRO,
-    counting,
     drop_value,
     find_value,
     has_recipe,
@@ -24,6 +23,7 @@ from vitbase.arguments import (
     refuse_unknown,
     take_switch,
 )
+from vitbase.cli_data import run_data
 from vitbase.config import Config, read_recipe_text, recipe_names
 from vitbase.errors import LAUNCHED, ConfigError, VitbaseError, nearest, tell_launcher
 from vitbase.training.journal import say
@@ -63,7 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         if LAUNCHED not in os.environ:
-            sys.stderr.write("\nvitbase: interrupted; the same command continues a training run\n")
+            sys.stderr.write(
+                "\nvitbase: interrupted; the same command continues training or packing\n"
+            )
         sys.exit(130)
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has had enough
         sys.stderr.close()
@@ -306,70 +308,6 @@ def _convert_weights(words: list[str]) -> None:
         say(note)
 
 
-class _CheckOptions(TypedDict, total=False):
-    val_data_path: Annotated[
-        str, tyro.conf.arg(help="evaluation images, where they are not in PATH")
-    ]
-    num_workers: Annotated[int, tyro.conf.arg(help="decoding threads (default: one per core)")]
-
-
-def _data(words: list[str]) -> None:
-    actions = {"check": _check_data, "pack": _pack_data}
-    if not words or words[0] not in actions:
-        asked = f"Unknown action '{words[0]}'. " if words and words[0][:1] != "-" else ""
-        raise ConfigError(
-            f"{asked}Usage: vitbase data check PATH [--val_data_path PATH] [--json]\n"
-            f"   or: vitbase data pack PATH OUT [--short_side N] [--quality N]"
-        )
-    actions[words[0]](words[1:])
-
-
-def _check_data(words: list[str]) -> None:
-    words, as_json = take_switch(words, "--json")
-    (place,), options = parse_places("data", "check PATH", 1, words, _CheckOptions)
-    from vitbase.data.check import check_data
-
-    with counting() as progress:
-        report = check_data(place, **options, progress=progress)
-    if as_json:
-        say(json.dumps(report.to_dict(), ensure_ascii=False))
-    else:
-        for line in report.lines():
-            say(line)
-    if report.wrong:
-        sys.exit(1)
-
-
-class _PackOptions(TypedDict, total=False):
-    split: Annotated[
-        Literal["train", "val", "both"], tyro.conf.arg(help="what to pack (default: both)")
-    ]
-    val_data_path: Annotated[
-        str, tyro.conf.arg(help="evaluation images, where they are not in PATH")
-    ]
-    short_side: Annotated[
-        int, tyro.conf.arg(help="pixels; larger images become so small (default: as they are)")
-    ]
-    quality: Annotated[int, tyro.conf.arg(help="of JPEGs made smaller (default: 92)")]
-    shard_megabytes: Annotated[int, tyro.conf.arg(help="size of a shard (default: 256)")]
-    shuffle: Annotated[bool, tyro.conf.arg(help="for readers that go from front to back")]
-    max_bad_images: Annotated[
-        int, tyro.conf.arg(help="unreadable images left out, each named (default: 10)")
-    ]
-    num_workers: Annotated[int, tyro.conf.arg(help="threads (default: one per core)")]
-
-
-def _pack_data(words: list[str]) -> None:
-    (place, out), options = parse_places("data", "pack PATH OUT", 2, words, _PackOptions)
-    from vitbase.data.pack import pack_data
-
-    with counting() as progress:
-        reports = pack_data(place, out, **options, progress=progress)
-    for report in reports:
-        for line in report.lines():
-            say(line)
-
-
 def _launch(words: list[str]) -> None:
     command, options, only_print = parse_launch(words, _COMMANDS)
     if command[0] == "train":
@@ -399,7 +337,7 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "eval": _eval,
     "predict": _predict,
     "weights": _weights,
-    "data": _data,
+    "data": run_data,
     "launch": _launch,
     "explain": _explain,
     "recipes": _recipes,

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from made_images import encode, photo
 
+from vitbase.cli import main
 from vitbase.config import Config
 
 
@@ -31,3 +32,20 @@ def config() -> Callable[..., Config]:
         )
 
     return build
+
+
+@pytest.fixture
+def vitbase_command(capsys, tmp_path, monkeypatch) -> Callable[..., tuple[int, str, str]]:
+    """Return a function that runs a command: exit code, standard output, standard error."""
+    monkeypatch.setenv("VITBASE_CACHE", str(tmp_path / "cache"))
+
+    def run(*words: object) -> tuple[int, str, str]:
+        code = 0
+        try:
+            main([str(word) for word in words])
+        except SystemExit as stopped:
+            code = int(stopped.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run

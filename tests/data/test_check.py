@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import struct
+import zlib
 from pathlib import Path
 
 import pytest
 from made_images import FAULTS, bomb, encode, photo, write_folder
 
-from vitbase.data.check import KINDS, check_leak, check_split
+from vitbase.data.check import check_leak, check_split
+from vitbase.data.check_report import KINDS, DataReport, SplitReport
+from vitbase.data.check_table import plain_lines
 from vitbase.data.folders import read_folder
 from vitbase.data.sources import open_source
 
@@ -19,6 +23,10 @@ def folder_with(root: Path, name: str, content: bytes) -> Path:
     return root
 
 
+def lines_of(report: SplitReport) -> list[str]:
+    return list(plain_lines(DataReport("class folders", [report])))
+
+
 def test_a_sound_folder_has_no_findings(tmp_path):
     source = read_folder(write_folder(tmp_path, {"a": 4, "b": 5}), "data_path")
     report = check_split("train", source)
@@ -26,7 +34,7 @@ def test_a_sound_folder_has_no_findings(tmp_path):
     assert not report.wrong
     assert report.formats == {"JPEG": 9}
     assert report.class_counts == [4, 5]
-    assert list(report.lines())[-1].strip() == "no faults found"
+    assert "  no faults found" in lines_of(report)
 
 
 @pytest.mark.parametrize("kind", FAULTS)
@@ -37,7 +45,7 @@ def test_each_fault_is_found_and_named(kind, tmp_path):
     (place,) = report.findings[kind]
     assert place.path == str(tmp_path / "a" / name)
     assert report.wrong == KINDS[kind][0]
-    assert any(place.path in line for line in report.lines())
+    assert any(place.path in line for line in lines_of(report))
 
 
 def test_a_decompression_bomb_is_refused_before_decoding(tmp_path):
@@ -71,15 +79,39 @@ def test_evaluation_images_that_are_in_training_are_found(tmp_path):
     val = read_folder(tmp_path / "val", "val_data_path")
     reports = check_split("train", train), check_split("val", val)
     assert not reports[1].wrong
-    check_leak(*reports, val)
+    check_leak(*reports, train, val)
     assert reports[1].counts == {"also in training": 1}  # b/0 is the same picture in both
     assert reports[1].wrong
+
+
+def test_unreadable_images_are_not_each_others_copies(tmp_path):
+    for split in ("train", "val"):
+        write_folder(tmp_path / split, {"a": 1, "b": 1}, size=(20, 24 + len(split)))
+        (tmp_path / split / "a" / "x.png").write_bytes(b"no image of " + split.encode())
+    sources = [read_folder(tmp_path / split, "data_path") for split in ("train", "val")]
+    reports = [check_split("x", source) for source in sources]
+    check_leak(*reports, *sources)
+    assert reports[1].counts == {"unreadable": 1}
+
+
+def test_sixteen_bits_of_colour_are_told(tmp_path):
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", 20, 20, 16, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(bytes(20 * (1 + 20 * 6)))),
+        (b"IEND", b""),
+    ]
+    png = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
+    report = check_split("train", read_folder(folder_with(tmp_path, "x.png", png), "data_path"))
+    assert report.counts == {"16-bit": 1}
 
 
 def test_imbalance_is_a_note(tmp_path):
     source = read_folder(write_folder(tmp_path, {"many": 20, "few": 2}), "data_path")
     report = check_split("train", source)
-    assert any("unbalanced: 'many' has 20 images, 'few' 2" in line for line in report.lines())
+    assert any("unbalanced: 'many' has 20 images, 'few' 2" in line for line in lines_of(report))
     assert not report.wrong
 
 
@@ -106,7 +138,7 @@ def test_many_findings_are_counted_and_a_few_named(tmp_path):
     for number in range(9):
         (root / "a" / f"{number}.png").write_bytes(bytes([number]) * 40)
     report = check_split("train", read_folder(root, "data_path"))
-    lines = [line for line in report.lines() if ".png" in line]
+    lines = [line for line in lines_of(report) if ".png" in line]
     assert report.counts["unreadable"] == 9
     assert len(lines) == 5
-    assert any("and 4 more" in line for line in report.lines())
+    assert any("and 4 more" in line for line in lines_of(report))

@@ -3,7 +3,6 @@ import pytest
 
 from vitbase.data.imagenet import (
     challenge_synsets,
-    class_order_problem,
     imagenet_synsets,
     read_flat_images,
     readable_name,
@@ -62,22 +61,6 @@ def test_readable_names():
     assert readable_name("n01440764") == "tench, Tinca tinca"
     assert readable_name("cat") == "cat"
     assert readable_name("n99999999") == "n99999999"
-
-
-def test_class_order_problem():
-    synsets = list(imagenet_synsets())
-    assert class_order_problem(synsets) is None
-    assert class_order_problem(["cat", "dog"]) is None
-    assert class_order_problem(synsets[:999]) is None
-    swapped = [*synsets[:3], synsets[4], synsets[3], *synsets[5:]]
-    assert class_order_problem(swapped) == (
-        f"class 3 is {synsets[4]} (hammerhead, hammerhead shark); in ImageNet's models it is "
-        f"{synsets[3]} (tiger shark, Galeocerdo cuvieri)"
-    )
-    other = class_order_problem([*synsets[:7], "n00007846", *synsets[8:]])
-    assert "1 of the 1000 synsets are not ImageNet-1k's" in other
-    assert "n00007846" in other
-    assert "n01514668, cock" in other
 
 
 @pytest.mark.parametrize(

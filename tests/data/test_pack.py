@@ -268,7 +268,7 @@ def test_other_options_and_images_are_refused(tmp_path):
     pack_source(source, tmp_path, "train", shard_images=4)
     with pytest.raises(DataError) as caught:
         pack_source(source, tmp_path, "train", shard_images=5, short_side=64, quality=80)
-    for words in ("shard_images 4 instead of 5", "short_side None instead of 64", "instead of 80"):
+    for words in ("shard_images 4 instead of 5", "short_side none instead of 64", "instead of 80"):
         assert words in str(caught.value)
     with pytest.raises(DataError, match=r"other images \(12, now 13\)"):
         pack_source(list_source(13), tmp_path, "train", shard_images=4)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -138,22 +140,41 @@ def _load(place: str, option: str) -> dict[str, Any]:
     """Return split name -> rows; the name is empty if they are of no split."""
     library = _library(option, place)
     try:
-        if place.startswith(PREFIX):
-            name, _, config = place.removeprefix(PREFIX).partition(":")
-            return dict(library.load_dataset(name, config or None))
-        folder = Path(place)
-        if _SAVED & set(list_folder(folder)[1]):
-            found = library.load_from_disk(str(folder))
-            return dict(found) if isinstance(found, dict) else {"": found}
-        kind, files = _files_by_split(folder, option)
-        if files.keys() == {""}:
-            return {"": library.load_dataset(kind, data_files=files[""], split="train")}
-        return dict(library.load_dataset(kind, data_files=files))
+        with _bars_in_a_terminal(library):
+            return _load_with(library, place, option)
     except DataError:
         raise
     except Exception as error:  # of the network, the hub, pyarrow, or the library itself
         text = " ".join(str(error).split())[:300]
         raise DataError(f"--{option} {place} cannot be opened: {text}") from None
+
+
+def _load_with(library: Any, place: str, option: str) -> dict[str, Any]:
+    if place.startswith(PREFIX):
+        name, _, config = place.removeprefix(PREFIX).partition(":")
+        return dict(library.load_dataset(name, config or None))
+    folder = Path(place)
+    if _SAVED & set(list_folder(folder)[1]):
+        found = library.load_from_disk(str(folder))
+        return dict(found) if isinstance(found, dict) else {"": found}
+    kind, files = _files_by_split(folder, option)
+    if files.keys() == {""}:
+        return {"": library.load_dataset(kind, data_files=files[""], split="train")}
+    return dict(library.load_dataset(kind, data_files=files))
+
+
+@contextmanager
+def _bars_in_a_terminal(library: Any) -> Iterator[None]:
+    """Keep the library's progress bars out of log files."""
+    watched = sys.stderr is not None and sys.stderr.isatty()
+    if watched or library.are_progress_bars_disabled():
+        yield
+        return
+    library.disable_progress_bars()
+    try:
+        yield
+    finally:
+        library.enable_progress_bars()
 
 
 def _files_by_split(folder: Path, option: str) -> tuple[str, dict[str, list[str]]]:

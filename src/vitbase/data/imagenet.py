@@ -79,32 +79,6 @@ def readable_name(class_name: str) -> str:
     return _lemmas().get(class_name, class_name)
 
 
-def class_order_problem(class_names: Sequence[str]) -> str | None:
-    """Say how 1000 synsets differ from the classes of ImageNet's models, if they do.
-
-    Args:
-      class_names: of a data set, in the order of its labels.
-    Returns: the first difference in words; None if there is none, or if these are not 1000 synsets.
-    """
-    if len(class_names) != NUM_CLASSES or not all(map(SYNSET.fullmatch, class_names)):
-        return None
-    known = imagenet_synsets()
-    strange = sorted(set(class_names) - set(known))
-    if strange:
-        gone = next(synset for synset in known if synset not in class_names)
-        return (
-            f"{len(strange)} of the 1000 synsets are not ImageNet-1k's (the first: {strange[0]}); "
-            f"it has others (the first: {gone}, {readable_name(gone)})"
-        )
-    for number, (own, other) in enumerate(zip(class_names, known, strict=True)):
-        if own != other:
-            return (
-                f"class {number} is {own} ({readable_name(own)}); in ImageNet's models it is "
-                f"{other} ({readable_name(other)})"
-            )
-    return None
-
-
 def holds_flat_images(folders: Iterable[str], files: Iterable[str]) -> bool:
     """Tell whether a folder with these entries holds images side by side, not in class folders."""
     return all("devkit" in name.lower() for name in folders) and any(map(is_image_name, files))

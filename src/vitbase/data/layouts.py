@@ -75,6 +75,23 @@ def has_val(data_path: str, option: str = "data_path") -> bool:
     return _find_layout(here).has_val(here, option)
 
 
+def describe_layout(data_path: str, option: str) -> str:
+    """Say in words which layout a path was recognised to have.
+
+    Args: and Raises: as of :func:`has_val`.
+    """
+    if data_path == EMBEDDED:
+        return "IDX files inside the package"
+    if data_path.startswith(huggingface.PREFIX):
+        return "data set of Hugging Face"
+    if "://" in data_path:
+        return "tar shards behind a URL"
+    if _is_table(data_path):
+        return "table of paths and labels"
+    here = _look(_existing_folder(data_path, option))
+    return _find_layout(here).describe(here)
+
+
 class _Folder(NamedTuple):
     path: Path
     folders: list[str]
@@ -82,6 +99,7 @@ class _Folder(NamedTuple):
 
 
 class _Layout(NamedTuple):
+    describe: Callable[[_Folder], str]
     holds: Callable[[_Folder], object]  # whether a folder has this layout
     open: Callable[[_Folder, Split, str], Source]
     has_val: Callable[[_Folder, str], bool]
@@ -148,6 +166,14 @@ def _open_split(here: _Folder, split: Split, option: str) -> Source:
     return _find_layout(inside).open(inside, split, option)
 
 
+def _describe_splits(here: _Folder) -> str:
+    insides = [(path.name, _look(path)) for path in _split_folders(here).values()]
+    described = {name: _find_layout(there).describe(there) for name, there in insides}
+    if len({*described.values()}) == 1:
+        return f"{described[insides[0][0]]} in {' and '.join(described)}"
+    return ", ".join(f"{name}: {layout}" for name, layout in described.items())
+
+
 def _nested(here: _Folder) -> Path | None:
     return next((here.path / name for name in NESTED if (here.path / name).is_dir()), None)
 
@@ -160,6 +186,17 @@ def _open_nested(here: _Folder, split: Split, option: str) -> Source:
 def _nested_has_val(here: _Folder, option: str) -> bool:
     inside = _look(_nested(here) or here.path)
     return _find_layout(inside).has_val(inside, option)
+
+
+def _describe_nested(here: _Folder) -> str:
+    path = _nested(here) or here.path
+    inside = _look(path)
+    return f"{path.relative_to(here.path)}: {_find_layout(inside).describe(inside)}"
+
+
+def _describe_archive(here: _Folder) -> str:
+    kind = find_archive(here.files) or ""
+    return kind.replace("idx", "IDX files").replace("cifar", "CIFAR-")
 
 
 def _holds_shards(here: _Folder) -> bool:
@@ -179,33 +216,39 @@ def _open_classes(here: _Folder, split: Split, option: str) -> Source:
 
 
 LAYOUTS = (
-    _Layout(  # IDX, CIFAR
+    _Layout(
+        _describe_archive,
         lambda here: find_archive(here.files),
         lambda here, split, option: read_archive(here.path, split, option),
         lambda here, option: True,
     ),
-    _Layout(  # Parquet, Arrow
+    _Layout(
+        lambda here: "Parquet or Arrow files",
         lambda here: huggingface.holds_dataset(here.path),
         lambda here, split, option: huggingface.open_dataset(str(here.path), split, option),
         lambda here, option: huggingface.has_split(str(here.path), "val", option),
     ),
-    _Layout(  # tar files
+    _Layout(
+        lambda here: "tar shards",
         _holds_shards,
         lambda here, split, option: shards.open_shards(str(here.path), split, option),
         lambda here, option: shards.has_split(str(here.path), "val", option),
     ),
-    _Layout(  # train and val inside
+    _Layout(
+        _describe_splits,
         _split_folders,
         _open_split,
         lambda here, option: "val" in _split_folders(here),
     ),
-    _Layout(_nested, _open_nested, _nested_has_val),
-    _Layout(  # images side by side
+    _Layout(_describe_nested, _nested, _open_nested, _nested_has_val),
+    _Layout(
+        lambda here: "ImageNet's images side by side, labels in a file",
         lambda here: holds_flat_images(here.folders, here.files),
         _open_flat,
         lambda here, option: False,
     ),
-    _Layout(  # class folders, or else an error that says so
+    _Layout(
+        lambda here: "class folders",  # or else opening says that they are not there
         lambda here: True,
         _open_classes,
         lambda here, option: False,

@@ -15,20 +15,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from vitbase.data.archives import Split
-from vitbase.data.layouts import has_val, open_source
 from vitbase.data.order import epoch_permutation
 from vitbase.data.pack_files import (
     PARTIAL,
@@ -48,15 +43,14 @@ from vitbase.data.remote import write_whole
 from vitbase.data.shard_labels import NAMES_FILE
 from vitbase.data.shard_layout import MANIFEST
 from vitbase.data.shards import open_shards
+from vitbase.data.threads import CHUNK, count_workers, map_positions
 from vitbase.errors import DataError, ImageError
-from vitbase.runtime import available_cores
 
-__all__ = ["LeftOut", "PackReport", "pack_data", "pack_source", "verify_shards"]
+__all__ = ["LeftOut", "PackReport", "pack_source", "verify_shards"]
 
 SHARD_BYTES = 256 * 2**20
 INFO = "_info.json"  # timm's reader of WebDataset shards wants it
 _FILES = (MANIFEST, NAMES_FILE, INFO)
-_CHUNK = 8
 
 
 @dataclass(frozen=True)
@@ -84,49 +78,6 @@ class PackReport:
         )
         for found in self.left_out:
             yield f"  left out {found.place}: {found.cause}"
-
-
-def pack_data(
-    data_path: str,
-    out_dir: str | Path,
-    *,
-    split: Literal["train", "val", "both"] = "both",
-    val_data_path: str | None = None,
-    shard_megabytes: int = SHARD_BYTES >> 20,
-    progress: Callable[[str, int, int], None] = lambda split, done, images: None,
-    **options: Any,
-) -> list[PackReport]:
-    """Pack what a path names, as :func:`pack_source` does: the training images, and the others.
-
-    Args:
-      data_path: as the option of that name in training.
-      out_dir: gets the shards of all splits.
-      split: "both" takes the evaluation images where there are any.
-      val_data_path: evaluation images, where ``data_path`` does not have them.
-      shard_megabytes: in 2**20 bytes; a shard ends with the image that reaches this size.
-      progress: told a split's name, images done, and images in all, now and then.
-      **options: as of :func:`pack_source`.
-    Raises: DataError as :func:`pack_source`, or if there is nothing to pack.
-    """
-    places: dict[Split, tuple[str, str]] = {}
-    if split != "val":
-        places["train"] = (data_path, "data_path")
-    if val_data_path is not None:
-        places["val"] = (val_data_path, "val_data_path")
-    elif split == "val" or (split == "both" and has_val(data_path)):
-        places["val"] = (data_path, "data_path")
-    sources = {name: open_source(path, name, option) for name, (path, option) in places.items()}
-    return [
-        pack_source(
-            source,
-            out_dir,
-            name,
-            shard_bytes=shard_megabytes << 20,
-            progress=partial(progress, name),
-            **options,
-        )
-        for name, source in sources.items()
-    ]
 
 
 def pack_source(
@@ -179,7 +130,7 @@ def pack_source(
         folder.mkdir(parents=True, exist_ok=True)
         with alone(folder):
             packing = _Packing(source, folder, split, options, max_bad_images, progress)
-            packing.run(num_workers or available_cores())
+            packing.run(count_workers(num_workers))
             return packing.finish()
     except OSError as error:
         raise disk_error(folder, error) from None
@@ -216,7 +167,7 @@ class _Packing:
         what = f"{self.folder} holds shards of '{self.split}'"
         if before:
             differing = [
-                f"{name} {before['options'].get(name)} instead of {value}"
+                _difference(name, before["options"].get(name), value)
                 for name, value in facts["options"].items()
                 if before["options"].get(name) != value
             ]
@@ -270,8 +221,8 @@ class _Packing:
         left_out: list[LeftOut] = []
         shard: ShardWriter | None = None
         try:
-            for position, prepared in self._prepared(positions, num_workers):
-                if position % _CHUNK == 0:
+            for position, prepared in map_positions(self._prepare, positions, num_workers):
+                if position % CHUNK == 0:
                     self.progress(position, len(self.source))
                 if isinstance(prepared, LeftOut):
                     left_out.append(prepared)
@@ -293,38 +244,13 @@ class _Packing:
             if shard is not None:
                 shard.file.close()
 
-    def _prepared(
-        self, positions: range, num_workers: int
-    ) -> Iterator[tuple[int, Prepared | LeftOut]]:
-        """Yield the images at some positions, in order, with a bounded number under way."""
-        threads = torch.get_num_threads()
-        pool = ThreadPoolExecutor(num_workers, "vitbase-pack", torch.set_num_threads, (1,))
-        chunks = iter(range(positions.start, positions.stop, _CHUNK))
-        under_way: deque[tuple[int, Future[list[Prepared | LeftOut]]]] = deque()
+    def _prepare(self, position: int) -> Prepared | LeftOut:
+        index = int(self.order[position])
         try:
-            while True:
-                while len(under_way) < 2 * num_workers and (at := next(chunks, None)) is not None:
-                    chunk = range(at, min(at + _CHUNK, positions.stop))
-                    under_way.append((at, pool.submit(self._prepare, chunk)))
-                if not under_way:
-                    return
-                at, task = under_way.popleft()
-                yield from enumerate(task.result(), at)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-            torch.set_num_threads(threads)
-
-    def _prepare(self, positions: range) -> list[Prepared | LeftOut]:
-        found: list[Prepared | LeftOut] = []
-        for index in self.order[positions.start : positions.stop].tolist():
-            try:
-                raw = self.source.read(index)
-                found.append(
-                    prepare_image(raw, self.options["short_side"], self.options["quality"])
-                )
-            except ImageError as error:
-                found.append(LeftOut(_path_of(self.source, index), str(error)))
-        return found
+            raw = self.source.read(index)
+            return prepare_image(raw, self.options["short_side"], self.options["quality"])
+        except ImageError as error:
+            return LeftOut(_path_of(self.source, index), str(error))
 
     def _described(self, position: int) -> tuple[str, int | list[Any]]:
         """Return the path that an image came from, and its label."""
@@ -393,6 +319,15 @@ def _check_options(
         raise DataError(f"--short_side {short_side}: expected at least 1 pixel.")
     if not 1 <= quality <= 100:
         raise DataError(f"--quality {quality}: expected 1 to 100.")
+
+
+def _difference(option: str, before: object, now: object) -> str:
+    """Say how an option was given otherwise, by the name that the command line has for it."""
+    values = [before, now]
+    if option == "shard_bytes" and all(isinstance(v, int) and not v % 2**20 for v in values):
+        option, values = "shard_megabytes", [v >> 20 for v in values if isinstance(v, int)]
+    first, second = ("none" if value is None else str(value) for value in values)
+    return f"{option} {first} instead of {second}"
 
 
 def _path_of(source: Source, index: int) -> str:

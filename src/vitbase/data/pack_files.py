@@ -9,7 +9,7 @@ import json
 import os
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -123,6 +123,18 @@ def find_damage(folder: Path, entry: dict[str, Any]) -> str | None:
     return None if digest == entry["sha256"] else "does not match its checksum"
 
 
+def find_damaged_shards(folder: Path, split: str) -> Iterator[tuple[Path, str]]:
+    """Yield the packed shards of a split that differ from the manifest, and how.
+
+    Nothing is known of shards that another program wrote.
+    """
+    with suppress(DataError):
+        for entry in read_manifest(folder)["splits"].get(split, {}).get("shards", []):
+            damage = find_damage(folder, entry)
+            if damage is not None:
+                yield folder / entry["name"], damage
+
+
 def timm_splits(splits: dict[str, Any]) -> dict[str, Any]:
     """Return the finished splits in the words of timm's reader."""
     return {
@@ -186,5 +198,7 @@ def disk_error(folder: Path, error: OSError) -> DataError:
             f"{folder}: the disk is full. Free some space and start the same command again: "
             "finished shards are kept."
         )
-    where = error.filename or folder
-    return DataError(f"Cannot write to {where}: {error.strerror or error}.")
+    return DataError(
+        f"Cannot write to {folder}: {error.strerror or error}. Pack into a folder that can be "
+        "written."
+    )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from vitbase.config import Config
 from vitbase.data.archives import ArraySource
 from vitbase.data.folders import LAYOUT, FolderSource, Labels
-from vitbase.data.holdout import hold_out
+from vitbase.data.holdout import Divisible, hold_out
 from vitbase.data.huggingface import HuggingFaceSource
-from vitbase.data.imagenet import NUM_CLASSES, SYNSET, imagenet_synsets, readable_name
+from vitbase.data.imagenet import SYNSET, imagenet_synsets
+from vitbase.data.imagenet_order import class_order_problem, find_synset
 from vitbase.data.layouts import has_val, open_source
 from vitbase.data.protocol import Source, class_counts
 from vitbase.data.shards import ShardSource
@@ -69,7 +70,7 @@ def open_train_val(config: Config) -> TrainVal:
         train, val, held_out, found = _hold_out(train, config)
         notes += found
     notes += [note for note in val.notes if note not in notes]
-    val, matched = _with_classes(val, train.class_names)
+    val, matched = with_classes(val, train.class_names)
     notes += matched
     val = _as_many_labels(val, train)
     notes += _surprises(config, train, val)
@@ -101,7 +102,7 @@ def open_val(config: Config, class_names: Sequence[str] | None = None) -> Source
     if class_names is None:
         _check_class_count(val, config)
     else:
-        val, matched = _with_classes(val, tuple(class_names))
+        val, matched = with_classes(val, tuple(class_names))
         notes += matched
     return _changed(val, notes=tuple(notes))
 
@@ -109,7 +110,7 @@ def open_val(config: Config, class_names: Sequence[str] | None = None) -> Source
 def _hold_out(
     source: Source, config: Config
 ) -> tuple[Source, Source, tuple[str, ...], tuple[str, ...]]:
-    if not isinstance(source, FolderSource | ShardSource | HuggingFaceSource):
+    if not is_divisible(source):
         raise DataError(
             f"--data_path {config.data.data_path}: there are no test files beside the training "
             "files. Give --val_data_path FOLDER."
@@ -121,6 +122,11 @@ def _hold_out(
             "Give --val_data_path FOLDER, or more images."
         )
     return source.take(part.train), source.take(part.val), part.held_out, part.notes
+
+
+def is_divisible(source: Source) -> TypeGuard[Divisible]:
+    """Tell whether a part of a source can be held out for evaluation."""
+    return isinstance(source, FolderSource | ShardSource | HuggingFaceSource)
 
 
 def _changed(source: Source, **fields: Any) -> Source:
@@ -155,6 +161,12 @@ def _surprises(config: Config, train: Source, val: Source) -> list[str]:
     notes = []
     options = config.data
     outputs = options.num_classes
+    problem = class_order_problem(train.class_names)
+    if problem is not None:
+        notes.append(
+            f"The classes are not numbered as in ImageNet's models: {problem}. A model trained "
+            "here has outputs of its own order."
+        )
     if outputs is not None and outputs > len(train.class_names):
         notes.append(
             f"The data has {len(train.class_names)} classes, num_classes is {outputs}: "
@@ -169,13 +181,20 @@ def _surprises(config: Config, train: Source, val: Source) -> list[str]:
     return notes
 
 
-def _with_classes(source: Source, class_names: tuple[str, ...]) -> tuple[Source, list[str]]:
-    """Renumber a source's labels so that they index other class names."""
+def with_classes(source: Source, class_names: tuple[str, ...]) -> tuple[Source, list[str]]:
+    """Renumber a source's labels so that they index other class names.
+
+    Args:
+      source: the images.
+      class_names: those of the model, or of the training images.
+    Returns: the source, and what is remarkable.
+    Raises: DataError if some images are of none of these classes.
+    """
     own = source.class_names
     if own == class_names:
         return source, []
     present = class_counts(source.labels, len(own)) > 0
-    table, notes = _match(source, present, class_names)
+    table, notes = match_classes(source, present, class_names)
     unknown = [own[i] for i in np.flatnonzero(present & (table < 0))]
     if unknown:
         raise DataError(
@@ -191,10 +210,20 @@ def _with_classes(source: Source, class_names: tuple[str, ...]) -> tuple[Source,
     return _changed(source, labels=labels, class_names=class_names), notes
 
 
-def _match(
+def match_classes(
     source: Source, present: NDArray[np.bool_], class_names: tuple[str, ...]
 ) -> tuple[NDArray[np.int64], list[str]]:
-    """Return the number of each of a source's classes among other class names, or -1; and notes."""
+    """Find a source's classes among other class names.
+
+    ImageNet's synsets are found among names in words by what these mean, in whatever order they
+    stand; a model whose names mean nothing known, but are as many, has the synsets sorted.
+
+    Args:
+      source: the images.
+      present: of each of its classes, whether it has images.
+      class_names: of a model's outputs.
+    Returns: the number of each of the source's classes there, or -1; and what is remarkable.
+    """
     own = source.class_names
     number = {name: place for place, name in enumerate(class_names)}
     table = np.array([number.get(name, -1) for name in own], np.int64)
@@ -209,29 +238,30 @@ def _match(
         ]
     if not getattr(source, "named", True):  # counted, not named
         return np.arange(len(own)) if len(own) <= len(class_names) else table, []
-    if not all(SYNSET.fullmatch(name) for name in own):
+    # Other synsets are other classes, however many there are.
+    if not all(map(SYNSET.fullmatch, own)) or any(map(SYNSET.fullmatch, class_names)):
         return table, []
-    # ImageNet's class folders are synsets, and every system numbers them in sorted order.
-    if len(own) == len(class_names):
-        table = np.arange(len(own))
-    elif _are_readable_synsets(class_names):
-        places = {synset: place for place, synset in enumerate(imagenet_synsets())}
-        table = np.array([places.get(synset, -1) for synset in own], np.int64)
+    meant = [find_synset(name) for name in class_names]
+    if sum(synset is not None for synset in meant) > _MEANINGFUL * len(meant):
+        # A few names may be spelled otherwise; if the others are in ImageNet's order, so are they.
+        if not class_order_problem(class_names) and len(class_names) == len(imagenet_synsets()):
+            meant = [*imagenet_synsets()]
+        number = {synset: place for place, synset in enumerate(meant) if synset}
+        table = np.array([number.get(synset, -1) for synset in own], np.int64)
+        how = "by what they mean"
+    elif len(own) == len(class_names):
+        table, how = np.arange(len(own)), "in sorted order"
     else:
         return table, []
     first = int(np.argmax(table >= 0))
     return table, [
-        f"The {len(own)} synset folders are matched to the model's classes in sorted order "
+        f"The {len(own)} synset folders are matched to the model's classes {how} "
         f"({own[first]} is '{class_names[table[first]]}')."
     ]
 
 
-def _are_readable_synsets(class_names: Sequence[str]) -> bool:
-    """Tell whether class names are ImageNet-1k's in words, but for a few spelled otherwise."""
-    if len(class_names) != NUM_CLASSES:
-        return False
-    pairs = zip(map(readable_name, imagenet_synsets()), class_names, strict=True)
-    return sum(words == name for words, name in pairs) > 0.9 * NUM_CLASSES
+_MEANINGFUL = 0.9
+"""The share of class names that have to be ImageNet's words to be taken for these."""
 
 
 def _as_many_labels(val: Source, train: Source) -> Source:

@@ -1,0 +1,58 @@
+"""Work on many images by several threads, its results in order and a bounded number under way."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+from vitbase.errors import DataError
+from vitbase.runtime import available_cores
+
+T = TypeVar("T")
+CHUNK = 8
+
+
+def count_workers(num_workers: int | None) -> int:
+    """Return the number of threads: one per usable core, if none is given. Raises: DataError."""
+    if num_workers is not None and num_workers < 1:
+        raise DataError(f"--num_workers {num_workers}: expected at least 1.")
+    return num_workers or available_cores()
+
+
+def map_positions(
+    work: Callable[[int], T], positions: range, num_workers: int
+) -> Iterator[tuple[int, T]]:
+    """Yield every position and what the work makes of it, in order.
+
+    When the caller stops (an error, Ctrl-C), nothing new is begun, and what is under way, a few
+    images, is waited for.
+
+    Args:
+      work: is called by several threads; what it raises comes out here.
+      positions: one after the other.
+      num_workers: threads.
+    """
+
+    def work_on(chunk: range) -> list[T]:
+        return [work(position) for position in chunk]
+
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(num_workers, "vitbase-data", torch.set_num_threads, (1,))
+    starts = iter(range(positions.start, positions.stop, CHUNK))
+    under_way: deque[tuple[int, Future[list[T]]]] = deque()
+    try:
+        while True:
+            while len(under_way) < 2 * num_workers and (at := next(starts, None)) is not None:
+                chunk = range(at, min(at + CHUNK, positions.stop))
+                under_way.append((at, pool.submit(work_on, chunk)))
+            if not under_way:
+                return
+            at, task = under_way.popleft()
+            yield from enumerate(task.result(), at)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(threads)
