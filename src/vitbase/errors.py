@@ -46,6 +46,10 @@ class DeviceError(VitbaseError):
     """The requested device or precision is not available on this machine."""
 
 
+class RankLostError(DeviceError):
+    """Another rank is gone, or never came: a fault that may pass, so a launcher tries again."""
+
+
 class LaunchError(VitbaseError):
     """A rank table is wrong, a server does not come, or a rank has ended."""
 
@@ -72,7 +76,7 @@ def tell_launcher(error: BaseException) -> bool:
         "extraInfo": {"py_callstack": traceback.format_exc(), "timestamp": str(int(now))},
         # Ours: which of two ranks failed first is decided within a second.
         "time": now,
-        "is_mistake": isinstance(error, VitbaseError),
+        "is_mistake": isinstance(error, VitbaseError) and not isinstance(error, RankLostError),
     }
     with contextlib.suppress(OSError), open(place, "w", encoding="utf-8") as file:
         json.dump({"message": told}, file)

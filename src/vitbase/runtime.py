@@ -20,7 +20,7 @@ import torch
 from torch import distributed
 from torch.distributed.rendezvous import rendezvous
 
-from vitbase.errors import DeviceError, VitbaseError
+from vitbase.errors import DeviceError, RankLostError, VitbaseError
 
 T = TypeVar("T")
 
@@ -151,7 +151,7 @@ class Runtime:
             if self.num_ranks == 1 or not any(word in text for word in _LOST):
                 raise
             first = text.strip().splitlines()[0]
-            raise DeviceError(
+            raise RankLostError(
                 f"Rank {self.rank} of {self.num_ranks} lost another rank: {first}. The one that "
                 f"stopped first tells why in its own log; the same command continues the run from "
                 f"its last checkpoint."
@@ -299,7 +299,7 @@ def _join(device: torch.device) -> None:
             device_id=None if device.type == "cpu" else device,
         )
     except (RuntimeError, ValueError, distributed.DistError) as error:
-        raise DeviceError(
+        raise RankLostError(
             f"Rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} did not find the others at "
             f"{place} (MASTER_ADDR:MASTER_PORT): {str(error).strip().splitlines()[0]}. Is that the "
             f"first server's address, its port free, and every server started?"
