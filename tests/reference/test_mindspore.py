@@ -83,15 +83,19 @@ def test_training_is_that_of_mindspore(expected):
     assert largest_difference(head, moments["moments.head.weight"].read()) < TOLERANCE
 
 
+def take_over(model, optimizer, state):
+    """Put the momentum of MindSpore's checkpoint into an optimizer."""
+    run = RunState(model, optimizer, None, open_runtime("CPU"))
+    run.restore(momentum_tensors(state), state.path)
+
+
 def test_training_continues_from_the_checkpoint_of_mindspore(expected):
     ours, our_optimizer = start("weights.ckpt")
     train_steps(ours, our_optimizer, expected, META["steps"])
     theirs, their_optimizer = start("train.ckpt")
     state = read_mindspore_state(open_weights(FOLDER / "train.ckpt", num_heads=META["heads"]))
     assert state.updates == META["steps"]
-    RunState(theirs, their_optimizer, None, open_runtime("CPU")).restore(
-        momentum_tensors(state), state.path
-    )
+    take_over(theirs, their_optimizer, state)
     losses = train_steps(theirs, their_optimizer, expected, 8)
     assert train_steps(ours, our_optimizer, expected, 8) == pytest.approx(losses, abs=TOLERANCE)
     for name, value in ours.state_dict().items():

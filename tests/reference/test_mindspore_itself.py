@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_mindspore import META, TOLERANCE, largest_difference, start, train_steps
+from test_mindspore import META, TOLERANCE, largest_difference, start, take_over, train_steps
 
 import vitbase
-from vitbase.training.checkpoint import read_mindspore_state, restore_from_mindspore
+from vitbase.training.checkpoint import read_mindspore_state
 from vitbase.weights.dialects import to_theirs
 from vitbase.weights.formats import open_tensors
 from vitbase.weights.load import open_weights
@@ -111,7 +111,7 @@ def test_a_training_continues_here_as_mindspore_continues_it(
         expected = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
     model, optimizer = start(checkpoint.name)
     state = read_mindspore_state(open_weights(checkpoint, num_heads=META["heads"]))
-    restore_from_mindspore(optimizer, state)
+    take_over(model, optimizer, state)
     losses = train_steps(model, optimizer, expected, updates)
     with np.load(out) as arrays:
         theirs = {name: torch.from_numpy(arrays[name]) for name in arrays.files}

@@ -12,11 +12,11 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
-from vitbase.training.shards import local_parts, whole_norms
 
 import vitbase
 from vitbase.training.ema import ExponentialMovingAverage
 from vitbase.training.lamb import Lamb
+from vitbase.training.sharded import local_parts, whole_norms
 
 STEPS = 4
 
