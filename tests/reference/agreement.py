@@ -226,7 +226,14 @@ def timm_cases() -> Iterator[Case]:
     yield _timm(
         "deit3_small_patch16_224", "DeiT III-S/16, read at 160", (96, 96), read_at=(160, 160)
     )
-    yield _timm("vit_small_patch14_dinov2", "DINOv2-S/14", (70, 98), file="w.safetensors")
+    yield _timm(
+        "vit_small_patch14_dinov2",
+        "DINOv2-S/14, rectangular",
+        (70, 98),
+        file="w.safetensors",
+        # 5 x 7 patches and the class token are as many as 6 x 6.
+        options={"trained_size": (70, 98)},
+    )
     yield _timm("vit_small_patch14_reg4_dinov2", "DINOv2-S/14, 4 registers", (98, 98), file="dino")
     yield _timm("vit_medium_patch16_reg4_gap_256", "M/16, 4 registers, gap", (128, 128))
     yield _timm("vit_tiny_r_s16_p8_224", "R+Ti/16 (stem of one convolution)", (96, 96))
