@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from made_runs import TINY
 from PIL import Image
 
@@ -18,6 +20,9 @@ from vitbase.config import Config, load_config
 from vitbase.data.sources import open_source
 from vitbase.options import EMBEDDED
 
+# Nothing is timed. In CI the examples are always the same: what a change breaks, it breaks again.
+settings.register_profile("vitbase", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("vitbase")
 # Two threads of torch per test process fight with each other on a busy machine; one is enough.
 torch.set_num_threads(1)
 
