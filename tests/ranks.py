@@ -25,21 +25,27 @@ def free_port() -> int:
 
 
 def start_ranks(
-    log_dir: Path, target: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]
+    log_dir: Path,
+    target: Callable[..., Any],
+    arguments: Sequence[tuple[Any, ...]],
+    *,
+    servers: int = 1,
 ) -> list[BaseProcess]:
     """Start `target(*arguments[rank])` on as many ranks as there are arguments.
 
-    What rank r prints goes to `rank-<r>.log`. A target must be importable.
+    What rank r prints goes to `rank-<r>.log`. A target must be importable. With several servers,
+    the ranks are told that they are dealt evenly to them.
     """
+    on_each = len(arguments) // servers
     log_dir.mkdir(parents=True, exist_ok=True)
     port = free_port()
     processes = []
     for rank, own in enumerate(arguments):
         variables = {
             "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
+            "LOCAL_RANK": str(rank % on_each),
             "WORLD_SIZE": str(len(arguments)),
-            "LOCAL_WORLD_SIZE": str(len(arguments)),
+            "LOCAL_WORLD_SIZE": str(on_each),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
@@ -60,10 +66,13 @@ def wait_for(processes: Sequence[BaseProcess], seconds: float = 120) -> list[int
     return [process.exitcode for process in processes]
 
 
-def train_on(folder: Path, num_ranks: int, recipe: str, **options: Any) -> None:
+def train_on(
+    folder: Path, num_ranks: int, recipe: str, *, servers: int = 1, **options: Any
+) -> None:
     """Train on some ranks, and check that all of them end well."""
     options = {"output_dir": str(folder), **options}
-    started = start_ranks(folder.parent / "logs", train, [(recipe, options)] * num_ranks)
+    arguments = [(recipe, options)] * num_ranks
+    started = start_ranks(folder.parent / "logs", train, arguments, servers=servers)
     codes = wait_for(started)
     logs = [path.read_text() for path in sorted((folder.parent / "logs").glob("rank-*.log"))]
     assert codes == [0] * num_ranks, "\n".join(logs)

@@ -18,9 +18,10 @@ from vitbase.data.augment import TrainTransform
 from vitbase.data.loader import TrainLoader
 from vitbase.data.sources import open_source
 from vitbase.errors import ConfigError, DataError
+from vitbase.model.cost import count_flops
 from vitbase.options import AugmentSection
 from vitbase.preprocess import default_preprocess
-from vitbase.runtime import open_runtime
+from vitbase.runtime import Runtime, open_runtime
 from vitbase.training.guard import DivergedError, Guard
 from vitbase.training.schedule import Schedule
 
@@ -124,6 +125,26 @@ def test_computing_activations_again_changes_no_number(tiny_config, tmp_path):
         )
     assert losses(tmp_path / "again") == losses(tmp_path / "kept")
     assert_equal(newest(tmp_path / "again"), newest(tmp_path / "kept"))
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_compiled_blocks_change_no_loss(tiny_config, tmp_path):
+    options: dict[str, Any] = {"stochastic_depth": 0.3, "total_steps": 4, "log_every_steps": 1}
+    for name, compiled in (("eager", False), ("compiled", True)):
+        config = tiny_config(output_dir=str(tmp_path / name), compile=compiled, **options)
+        vitbase.train(config)
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "eager"), abs=1e-5)
+
+
+def test_utilisation_is_what_the_model_computes_of_what_the_device_could(tiny_config, monkeypatch):
+    monkeypatch.setattr(Runtime, "peak_flops", lambda self: 1e10)
+    config = tiny_config()
+    vitbase.train(config)
+    spec = vitbase.load_model(config.output_dir).spec
+    for row in rows_of(config.output_dir):
+        if "loss" in row:
+            used = row["images_per_second"] * count_flops(spec).training / 1e10
+            assert row["flops_utilisation"] == pytest.approx(used, abs=1e-3)
 
 
 def test_a_run_can_be_counted_in_updates(tiny_config):

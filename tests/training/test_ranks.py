@@ -60,11 +60,15 @@ def assert_same_run(folder: Path, other: Path) -> None:
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-@pytest.mark.parametrize("num_ranks", [2, 4])
-def test_ranks_change_no_loss(alone, tiny_idx, tmp_path, num_ranks, parallel):
+@pytest.mark.parametrize(
+    ("num_ranks", "parallel", "servers"),
+    [(2, "ddp", 1), (4, "ddp", 2), (2, "fsdp", 1), (4, "fsdp", 1), (4, "fsdp", 2)],
+)
+def test_ranks_change_no_loss(alone, tiny_idx, tmp_path, num_ranks, parallel, servers):
+    """The last is hybrid: shards within each of two servers, copies on both."""
     folder = tmp_path / "run"
-    train_on(folder, num_ranks, "fashion", data_path=str(tiny_idx), parallel=parallel, **OPTIONS)
+    options = {**OPTIONS, "data_path": str(tiny_idx), "parallel": parallel}
+    train_on(folder, num_ranks, "fashion", servers=servers, **options)
     assert_same_run(folder, alone)
 
 
