@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow weights-table lint types format clean
+.PHONY: demo test test-slow weights-table golden-losses lint types format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/vitbase train fashion
@@ -18,6 +18,9 @@ test-slow: $(VENV)/.installed-dev
 
 weights-table: $(VENV)/.installed-dev
 	$(BIN)/python tests/reference/agreement.py --write docs/weights.md
+
+golden-losses: $(VENV)/.installed-dev
+	$(BIN)/python tests/golden_runs.py --write
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -134,7 +134,7 @@ def test_an_unknown_recipe_names_the_nearest():
 
 
 def test_only_what_moves_no_number_may_change_on_resume():
-    saved = load_config("imagenet")
+    saved = load_config("imagenet", lr_init=0.02)  # as a run saves it, with the rate it had
     moved = saved.replace(data_path="/elsewhere", num_workers=3, keep_checkpoint_max=2)
     assert differences_on_resume(saved, moved) == []
     other = saved.replace(lr_init=0.1, global_batch=64)

@@ -18,6 +18,7 @@ from vitbase.model.zoo import build_model
 from vitbase.options import EMBEDDED
 from vitbase.runtime import open_runtime
 from vitbase.training.optim import decay_groups
+from vitbase.training.parallel import freeze_backbone
 from vitbase.training.schedule import Schedule
 from vitbase.training.start import complete_preprocess, load_for_training, spec_of
 
@@ -78,15 +79,19 @@ def explain(config: Config) -> Explanation:
     spec, spec_source = _find_spec(config)
     with torch.device("meta"):
         model = build_model(spec)
-    flops = count_flops(spec)
+    head_only = config.model.freeze_backbone
+    if head_only:
+        freeze_backbone(model)
+    flops = count_flops(spec, head_only=head_only)
     forward, training = flops.forward, flops.training
-    activations = _count_kept_values(spec)
+    activations = _count_kept_values(spec, head_only)
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     groups = decay_groups(model, config.optimizer.decay_on)
     schedule = Schedule.of(rate.lr, config.schedule, steps)
     rates = tuple((step, schedule.at(step)) for step in _milestones(schedule))
     kept = _OPTIMIZER_COPIES[config.optimizer.optimizer] + (config.optimizer.ema_decay is not None)
-    state = 4 * parameters * (2 + kept)
+    state = 4 * (parameters + trainable * (1 + kept))
     sharded = config.run.parallel == "fsdp" and devices > 1
     if sharded:
         state //= devices
@@ -201,21 +206,23 @@ def _find_spec(config: Config) -> tuple[ViTSpec, str]:
     return spec_of(config), origin
 
 
-def _count_kept_values(spec: ViTSpec) -> int:
+def _count_kept_values(spec: ViTSpec, head_only: bool) -> int:
     """Count the values that autograd keeps for one image.
 
     Measured on real models of two and three blocks, since the others are like the third: the meta
     device would have no fused attention, and keep the attention matrices.
     """
     if spec.depth <= 3:
-        return _kept_values(spec)
-    two = _kept_values(dataclasses.replace(spec, depth=2))
-    three = _kept_values(dataclasses.replace(spec, depth=3))
+        return _kept_values(spec, head_only)
+    two = _kept_values(dataclasses.replace(spec, depth=2), head_only)
+    three = _kept_values(dataclasses.replace(spec, depth=3), head_only)
     return two + (spec.depth - 2) * (three - two)
 
 
-def _kept_values(spec: ViTSpec) -> int:
+def _kept_values(spec: ViTSpec, head_only: bool) -> int:
     model = build_model(spec).train()
+    if head_only:
+        freeze_backbone(model)
     own = {parameter.data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
 

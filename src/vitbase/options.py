@@ -98,13 +98,10 @@ class DataSection(Section):
         None, description="per channel, of pixels in [0, 1]; none: as the weights, or ImageNet's"
     )
     interpolation: Literal["bilinear", "bicubic"] | None = Field(
-        None, description="of every resize, antialiased; none: as the weights, or bilinear"
+        None, description="of every resize, and of RandAugment; none: as the weights, or bilinear"
     )
     crop_ratio: float | None = Field(
-        None,
-        gt=0,
-        le=1,
-        description="evaluation: centre crop / resized side; none: as the weights, or 0.875",
+        None, gt=0, le=1, description="evaluation: crop / resized side; none: weights', or 0.875"
     )
     crop_mode: Literal["center", "squash"] | None = Field(
         None,
@@ -203,7 +200,9 @@ class ModelSection(Section):
     pool: Literal["token", "gap"] | None = Field(
         None, description="class token, or average of all patch tokens"
     )
-    pos_embed: Literal["learned", "sincos2d"] | None = Field(None, description="position table")
+    pos_embed: Literal["learned", "learned_grid", "sincos2d"] | None = Field(
+        None, description="position table; learned_grid: of the patches, without the class token"
+    )
     num_registers: int | None = Field(None, ge=0, description="extra tokens without a meaning")
     representation_size: int | None = Field(None, ge=1, description="tanh layer before the head")
     layer_scale_init: float | None = Field(None, gt=0, description="initial LayerScale")

@@ -15,6 +15,7 @@ from timm.data import auto_augment as timm_augment
 from timm.data.random_erasing import RandomErasing as TimmErasing
 from torchvision.transforms import autoaugment as tv_augment
 
+from vitbase.data.augment import build_policy
 from vitbase.data.order import sample_generator
 from vitbase.data.policies import (
     ColorJitter,
@@ -25,7 +26,15 @@ from vitbase.data.policies import (
     cut_reflected,
     draw_simple_window,
 )
-from vitbase.data.randaugment import BIG_VISION, TIMM, TIMM_INCREASING, TORCHVISION, RandAugment
+from vitbase.data.randaugment import (
+    BIG_VISION,
+    KINDS,
+    TIMM,
+    TIMM_INCREASING,
+    TORCHVISION,
+    RandAugment,
+)
+from vitbase.options import AugmentSection
 from vitbase.preprocess import default_preprocess
 
 COLOUR, GREY = default_preprocess(48, 40, 3), default_preprocess(48, 40, 1)
@@ -274,6 +283,21 @@ def test_numbers_that_do_not_fit_are_refused():
     for magnitude in (31, -1, 4.5):
         with pytest.raises(ValueError, match="whole number 0 to 30"):
             RandAugment("torchvision", 2, magnitude, preprocess=COLOUR)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_a_runs_randaugment_moves_pixels_as_its_recipes_do(kind, interpolation):
+    """timm's and torchvision's training scripts hand the resize's interpolation on."""
+    preprocess = COLOUR.model_copy(update={"interpolation": interpolation})
+    options = AugmentSection.model_validate({"policy": kind})
+    moves = "nearest" if KINDS[kind] == "big_vision" else interpolation
+    expected = RandAugment(KINDS[kind], 2, 9, interpolation=moves, preprocess=preprocess)
+    policy = build_policy(preprocess, options)
+    pixels = photo(24, 24)
+    for position in range(40):
+        drawn = [draw(pixels, sample_generator(0, 0, position)) for draw in (policy, expected)]
+        assert np.array_equal(*drawn)
 
 
 def test_draws_never_change():

@@ -244,11 +244,14 @@ def build_policy(
     """Return what `policy` and `color_jitter` do to an image, uint8 [H, W, C]; None for nothing."""
     jitter = augment.color_jitter
     if augment.policy in KINDS:
+        kind = KINDS[augment.policy]
         draw_first = RandAugment(
-            KINDS[augment.policy],
+            kind,
             augment.randaugment_layers,
             augment.randaugment_magnitude,
             augment.randaugment_magnitude_std,
+            # timm and torchvision's references move pixels as they resize; big_vision never does.
+            interpolation=None if kind == "big_vision" else preprocess.interpolation,
             preprocess=preprocess,
         )
         if jitter == 0:

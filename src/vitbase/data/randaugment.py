@@ -9,7 +9,8 @@ They differ more than their common name says (L layers, magnitude M):
 | magnitude | of 10; normal with ``magnitude_std`` | one of 31 bins | of 10, may exceed it |
 | strength grows with magnitude | with ``increasing`` | yes | not of posterize, solarize, factors |
 | uncovered | the mean colour | black | grey 128 |
-| between pixels | bilinear or bicubic at random | nearest | nearest |
+| between pixels, alone | bilinear or bicubic at random | nearest | nearest |
+| between pixels, in its recipes | as the resize before | as the resize before | nearest |
 | greatest translation | 45% of the side | 150/331 of the side | 100 pixels at 10 |
 
 Source: RandAugment (arXiv 1909.13719); timm's ``auto_augment.py``, torchvision's

@@ -19,12 +19,17 @@ class Flops:
     training: int
 
 
-def count_flops(spec: ViTSpec) -> Flops:
+def count_flops(spec: ViTSpec, *, head_only: bool = False) -> Flops:
     """Count the FLOPs of one image, forward and in training, without computing anything.
 
+    Args:
+      head_only: whether training is that of the head alone, which needs no gradient below it.
     Source: torch's FLOP counter, over matrix products, convolutions and attention.
     """
     model = build_unfilled(spec).train()
+    if head_only:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.startswith("head."))
     image = torch.empty(1, spec.in_channels, *spec.image_size, device="meta")
     counter = FlopCounterMode(display=False)
     with counter:
