@@ -13,10 +13,10 @@ import pytest
 import torch
 from made_images import write_folder
 from safetensors.torch import load_file
-from vitbase.explain import explain
 
 import vitbase
 from vitbase.config import load_config, read_recipe_text, recipe_names
+from vitbase.explanation import explain
 
 SYNSETS = ("n01440764", "n01443537", "n01484850")
 CLASSES = len(SYNSETS)
@@ -118,7 +118,9 @@ def loss_of_a_new_head(recipe: str) -> float:
 def test_two_steps_on_a_folder_like_imagenets(recipe, run):
     first, second = losses(run(recipe))
     if recipe not in AFTER:
-        assert first == pytest.approx(loss_of_a_new_head(recipe), rel=1e-5)
+        # To the digit where the head starts at zero.
+        near = 0.2 if load_config(recipe).model.head_init_std else 1e-5
+        assert first == pytest.approx(loss_of_a_new_head(recipe), rel=near)
     assert math.isfinite(second)
     assert vitbase.load_model(run(recipe)).spec.num_classes == CLASSES
 

@@ -184,6 +184,9 @@ class ModelSection(Section):
         None, description="start from checkpoint_path; none: if checkpoint_path is given"
     )
     checkpoint_path: str | None = Field(None, description="weights to start from, or to evaluate")
+    ignore_weights: tuple[str, ...] = Field(
+        (), description="tensors of checkpoint_path to leave out, by name or pattern"
+    )
     continue_training: bool = Field(
         False,
         description="also take momentum and position from checkpoint_path, written by MindSpore",
@@ -191,6 +194,9 @@ class ModelSection(Section):
     dropout: float | None = Field(None, ge=0, lt=1, description="rate, after every linear map")
     stochastic_depth: float | None = Field(
         None, ge=0, lt=1, description="rate at the last block, growing linearly from 0"
+    )
+    stochastic_depth_rule: Literal["linear", "uniform"] | None = Field(
+        None, description="uniform: the rate of every block, not of the last"
     )
     num_heads: int | None = Field(
         None,
@@ -206,6 +212,9 @@ class ModelSection(Section):
     num_registers: int | None = Field(None, ge=0, description="extra tokens without a meaning")
     representation_size: int | None = Field(None, ge=1, description="tanh layer before the head")
     layer_scale_init: float | None = Field(None, gt=0, description="initial LayerScale")
+    head_init_std: float | None = Field(
+        None, ge=0, description="deviation of the head's initial weights"
+    )
     head_bias_init: float | None = Field(None, description="initial bias of the head")
     gelu: Literal["tanh", "erf"] | None = Field(None, description="form of GELU")
     freeze_backbone: bool = Field(False, description="train the head alone (linear probing)")

@@ -19,6 +19,7 @@ from vitbase.data.loader import TrainLoader
 from vitbase.data.sources import open_source
 from vitbase.errors import ConfigError, DataError
 from vitbase.model.cost import count_flops
+from vitbase.model.layers import draw_depth_scales
 from vitbase.options import AugmentSection
 from vitbase.preprocess import default_preprocess
 from vitbase.runtime import Runtime, open_runtime
@@ -125,6 +126,23 @@ def test_computing_activations_again_changes_no_number(tiny_config, tmp_path):
         )
     assert losses(tmp_path / "again") == losses(tmp_path / "kept")
     assert_equal(newest(tmp_path / "again"), newest(tmp_path / "kept"))
+
+
+def test_tensors_of_the_weights_can_be_left_out(photo_config, capsys):
+    weights = Path(__file__).parents[1] / "reference" / "google_npz_tiny_rep" / "weights.npz"
+    options = {"checkpoint_path": str(weights), "model": None, "pool": None}
+    config = photo_config(**options, ignore_weights=("pre_logits*",))
+    vitbase.train(config)
+    assert "pre_logits/kernel" in capsys.readouterr().out
+    assert vitbase.load_model(config.output_dir).spec.representation_size is None
+
+
+def test_stochastic_depth_may_be_the_same_in_every_block():
+    generator = torch.Generator().manual_seed(0)
+    scales_L2B = draw_depth_scales(0.25, 4, 4000, rule="uniform", generator=generator)
+    kept_L = (scales_L2B > 0).float().mean(dim=(1, 2))
+    assert kept_L.tolist() == pytest.approx([0.75] * 4, abs=0.02)
+    assert scales_L2B.unique().tolist() == pytest.approx([0.0, 1 / 0.75])
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own

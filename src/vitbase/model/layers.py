@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from vitbase.errors import WeightsError
 
 Gelu = Literal["tanh", "erf"]
+DepthRule = Literal["linear", "uniform"]
 
 
 def lecun_normal_(weight: Tensor) -> None:
@@ -267,17 +268,20 @@ def draw_depth_scales(
     depth: int,
     batch_size: int,
     *,
+    rule: DepthRule = "linear",
     generator: torch.Generator | None = None,
     device: torch.device | None = None,
 ) -> Tensor:
     """Draw stochastic depth for a batch: 0 where a branch is dropped, else 1 / (1 - rate).
 
-    The rate grows linearly from 0 in the first block to ``max_rate`` in the last. A training loop
+    With rule "linear" the rate grows from 0 in the first block to ``max_rate`` in the last; with
+    "uniform" it is ``max_rate`` in every block, as in DeiT III. A training loop
     draws for the global batch and gives each rank its slice, so that a run does not depend on
     the number of ranks.
 
     Args:
       max_rate: rate of the last block.
+      rule: of the rates of the others.
       depth: number of blocks, L.
       batch_size: B.
       generator: of ``device``; None uses the default one.
@@ -285,7 +289,8 @@ def draw_depth_scales(
     Returns: [L, 2, B] float32: block, branch (attention, MLP), sample.
     Source: Deep Networks with Stochastic Depth (arXiv 1603.09382) section 3.
     """
-    rate_L11 = torch.linspace(0.0, max_rate, depth, device=device)[:, None, None]
+    first = 0.0 if rule == "linear" else max_rate
+    rate_L11 = torch.linspace(first, max_rate, depth, device=device)[:, None, None]
     uniform_L2B = torch.rand(depth, 2, batch_size, generator=generator, device=device)
     return (uniform_L2B >= rate_L11).float() / (1.0 - rate_L11)
 

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from vitbase.errors import ConfigError, nearest
 from vitbase.model.hybrid import GROUPS, ROOT_CHANNELS, Form, conv_padding, resnet_stride
-from vitbase.model.layers import Gelu
+from vitbase.model.layers import DepthRule, Gelu
 
 Stem = Literal["patch", "conv", "resnet"]
 ConvNorm = Literal["group", "layer"]
@@ -56,7 +56,8 @@ class ViTSpec:
       norm_eps: epsilon of all norms.
       qkv_bias: whether query, key and value have a bias.
       dropout: after the position embeddings, the attention's projection and both MLP layers.
-      stochastic_depth: rate of the last block, growing linearly from 0 in the first.
+      stochastic_depth: rate of the last block.
+      stochastic_depth_rule: "linear" (growing from 0 in the first block) or "uniform" (in all).
       head_init_std: initial deviation of the head's weights; 0, as in JAX, lets every class start
         with the same probability, but short runs learn faster from about 1 / sqrt(width).
       head_bias_init: initial bias of the head.
@@ -88,6 +89,7 @@ class ViTSpec:
     qkv_bias: bool = True
     dropout: float = 0.0
     stochastic_depth: float = 0.0
+    stochastic_depth_rule: DepthRule = "linear"
     head_init_std: float = 0.0
     head_bias_init: float = 0.0
 
@@ -169,6 +171,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "resnet_form": get_args(Form),
     "pos_embed": get_args(PosEmbed),
     "gelu": get_args(Gelu),
+    "stochastic_depth_rule": get_args(DepthRule),
 }
 _POSITIVE = ("patch_size", "width", "depth", "num_heads", "mlp_dim", "in_channels")
 # Far above every network there is: a number read from a damaged file ends here, not in a loop or

@@ -153,7 +153,11 @@ class VisionTransformer(nn.Module):
         x_BND = self._embed(images_BCHW)
         if depth_scales_L2B is None and self.training and spec.stochastic_depth > 0:
             depth_scales_L2B = draw_depth_scales(
-                spec.stochastic_depth, spec.depth, x_BND.shape[0], device=x_BND.device
+                spec.stochastic_depth,
+                spec.depth,
+                x_BND.shape[0],
+                rule=spec.stochastic_depth_rule,
+                device=x_BND.device,
             )
         for index, block in enumerate(self.blocks):
             x_BND = block(

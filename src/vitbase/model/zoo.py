@@ -16,7 +16,7 @@ from typing import TypedDict, Unpack
 import torch
 
 from vitbase.errors import ConfigError, nearest
-from vitbase.model.layers import Gelu, sincos_pos_embed
+from vitbase.model.layers import DepthRule, Gelu, sincos_pos_embed
 from vitbase.model.spec import ConvNorm, Pool, PosEmbed, ViTSpec
 from vitbase.model.vit import VisionTransformer
 
@@ -129,6 +129,7 @@ class SpecOverrides(TypedDict, total=False):
     qkv_bias: bool
     dropout: float
     stochastic_depth: float
+    stochastic_depth_rule: DepthRule
     head_init_std: float
     head_bias_init: float
 

@@ -230,7 +230,11 @@ class TrainingLoop:
         if spec.stochastic_depth == 0:
             return None
         scales_L2B = draw_depth_scales(
-            spec.stochastic_depth, spec.depth, layout.global_batch, device=self.runtime.device
+            spec.stochastic_depth,
+            spec.depth,
+            layout.global_batch,
+            rule=spec.stochastic_depth_rule,
+            device=self.runtime.device,
         )
         parts = torch.split(scales_L2B, layout.batch_size, dim=2)
         return parts[self.loader.share]

@@ -36,7 +36,8 @@ SMALL_VARIANT = "ViTC-Ti_16"
 
 _INIT_STREAM = 0  # first part of the key of torch's generators
 # What may differ between the weights and the run: resized, re-initialised, or without weights.
-_FREE_FIELDS = {"name", "image_size", "num_classes", "dropout", "stochastic_depth"}
+_FREE_FIELDS = {"name", "image_size", "num_classes", "dropout"}
+_FREE_FIELDS |= {"stochastic_depth", "stochastic_depth_rule", "head_init_std", "head_bias_init"}
 
 
 def spec_of(config: Config) -> ViTSpec:
@@ -49,6 +50,8 @@ def spec_of(config: Config) -> ViTSpec:
     for option in (
         "dropout",
         "stochastic_depth",
+        "stochastic_depth_rule",
+        "head_init_std",
         "num_heads",
         "pos_embed",
         "num_registers",
@@ -89,6 +92,7 @@ def complete_preprocess(config: Config) -> Config:
             config.model.checkpoint_path,
             num_heads=config.model.num_heads,
             image_size=config.data.image_size,
+            ignore=config.model.ignore_weights,
         )
     return config.with_preprocess(config.data.preprocess_after(theirs))
 
@@ -307,6 +311,8 @@ def load_for_training(config: Config, class_names: tuple[str, ...] | None) -> Lo
         image_size=(preprocess.height, preprocess.width),
         dropout=config.model.dropout,
         stochastic_depth=config.model.stochastic_depth,
+        stochastic_depth_rule=config.model.stochastic_depth_rule,
+        ignore=config.model.ignore_weights,
     )
     if loaded.spec.in_channels != preprocess.channels:
         raise WeightsError(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from vitbase.errors import WeightsError
-from vitbase.model.layers import resample_pos_embed
+from vitbase.model.layers import DepthRule, resample_pos_embed
 from vitbase.model.spec import ViTSpec
 from vitbase.model.vit import VisionTransformer
 from vitbase.model.zoo import allocate, build_unfilled
@@ -113,6 +113,7 @@ def load_model(
     labels: tuple[str, ...] | None = None,
     dropout: float | None = None,
     stochastic_depth: float | None = None,
+    stochastic_depth_rule: DepthRule | None = None,
     ignore: Sequence[str] = (),
 ) -> LoadedModel:
     """Load a model from a run, a checkpoint, or a weights file of any known origin.
@@ -128,6 +129,7 @@ def load_model(
       labels: class names of the task; a head for other names is set to zero as well.
       dropout: rate for training on, instead of the file's.
       stochastic_depth: likewise.
+      stochastic_depth_rule: likewise.
       ignore: names, or patterns such as "decoder_*", of tensors in the file to leave out.
     Raises: WeightsError or CheckpointError, naming the file and the first offending tensor.
     """
@@ -146,6 +148,7 @@ def load_model(
         "image_size": image_size,
         "dropout": dropout,
         "stochastic_depth": stochastic_depth,
+        "stochastic_depth_rule": stochastic_depth_rule,
     }
     spec = dataclasses.replace(spec, **{k: v for k, v in changes.items() if v is not None})
     initialised = HEAD if new_head and spec.num_classes else ()
@@ -167,13 +170,18 @@ def load_model(
 
 
 def read_preprocess(
-    path: str | Path, *, num_heads: int | None = None, image_size: tuple[int, int] | None = None
+    path: str | Path,
+    *,
+    num_heads: int | None = None,
+    image_size: tuple[int, int] | None = None,
+    ignore: Sequence[str] = (),
 ) -> Preprocess:
     """Read what images must become for the weights of a file, without building the model.
 
     Raises: WeightsError or CheckpointError, as :func:`load_model`.
     """
-    return open_weights(path, num_heads=num_heads, image_size=image_size).preprocess
+    opened = open_weights(path, num_heads=num_heads, image_size=image_size, ignore=ignore)
+    return opened.preprocess
 
 
 def open_weights(
