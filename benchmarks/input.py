@@ -103,7 +103,7 @@ def _encode(pixels: Any, wanted: int) -> bytes:
 
 def vitbase_batches(folder: str, pipeline: str, workers: int, as_floats: bool) -> Iterator[int]:
     from vitbase.data.augment import EvalTransform, TrainTransform, normalize
-    from vitbase.data.folders import read_folder
+    from vitbase.data.kinds.folders import read_folder
     from vitbase.data.loader import EvalLoader, TrainLoader
     from vitbase.options import AugmentSection
     from vitbase.preprocess import default_preprocess

@@ -31,10 +31,10 @@ import torch
 from input import make_corpus
 
 from vitbase.data.augment import TrainTransform
-from vitbase.data.folders import FolderSource, read_folder
+from vitbase.data.kinds.folders import FolderSource, read_folder
 from vitbase.data.loader import TrainLoader
-from vitbase.data.pack import pack_source
-from vitbase.data.shards import ShardSource, open_shards
+from vitbase.data.packing.split import pack_source
+from vitbase.data.shards.source import ShardSource, open_shards
 from vitbase.options import AugmentSection
 from vitbase.preprocess import default_preprocess
 

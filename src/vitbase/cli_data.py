@@ -73,8 +73,8 @@ def run_data(words: list[str]) -> None:
 def _check(words: list[str]) -> None:
     words, as_json = take_switch(words, "--json")
     (place,), options = parse_places("data", "check PATH", 1, words, _CheckOptions, _CHECK)
-    from vitbase.data.check import check_data
-    from vitbase.data.check_table import show_report
+    from vitbase.data.checking.check import check_data
+    from vitbase.data.checking.table import show_report
 
     with counting() as progress:
         report = check_data(place, **options, progress=progress)
@@ -88,7 +88,7 @@ def _check(words: list[str]) -> None:
 
 def _pack(words: list[str]) -> None:
     (place, out), options = parse_places("data", "pack PATH OUT", 2, words, _PackOptions, _PACK)
-    from vitbase.data.pack_splits import pack_data
+    from vitbase.data.packing.pack import pack_data
 
     with counting() as progress:
         reports = pack_data(place, out, **options, progress=progress)

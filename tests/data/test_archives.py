@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from made_images import idx, write_idx
 
-from vitbase.data.archives import read_archive
+from vitbase.data.kinds.archives import read_archive
 from vitbase.errors import DataError
 
 SAMPLES = resources.files("vitbase") / "data" / "samples"

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from made_images import FAULTS, bomb, encode, photo, write_folder
 
-from vitbase.data.check import check_leak, check_split
-from vitbase.data.check_report import KINDS, DataReport, SplitReport
-from vitbase.data.check_table import plain_lines
-from vitbase.data.folders import read_folder
+from vitbase.data.checking.check import check_leak, check_split
+from vitbase.data.checking.report import KINDS, DataReport, SplitReport
+from vitbase.data.checking.table import plain_lines
+from vitbase.data.kinds.folders import read_folder
 from vitbase.data.sources import open_source
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from made_images import FAULTS, bomb, encode, photo, write_folder, write_idx
 
-from vitbase.data.check_report import KINDS
-from vitbase.data.imagenet import challenge_synsets, imagenet_synsets, readable_name
-from vitbase.data.imagenet_order import FIRST_VAL
+from vitbase.data.checking.report import KINDS
+from vitbase.data.imagenet.classes import challenge_synsets, imagenet_synsets, readable_name
+from vitbase.data.imagenet.order import FIRST_VAL
 
 SYNSETS = imagenet_synsets()
 WORDS = [readable_name(synset) for synset in SYNSETS]
@@ -385,7 +385,7 @@ def test_interrupted_it_stops_at_once(tmp_path):
 INTERRUPTIBLE = r"""
 import os
 import sys
-from vitbase.data import check
+from vitbase.data.checking import check
 from vitbase.cli import main
 
 look_at = check.look_at

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vitbase.data.folders import build_source, read_folder
 from vitbase.data.holdout import hold_out
+from vitbase.data.kinds.folders import build_source, read_folder
 
 
 def write(root, classes):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from made_images import encode, photo
 
-from vitbase.data.huggingface import open_dataset
+from vitbase.data.kinds.huggingface import open_dataset
 from vitbase.data.sources import has_val, open_source, open_train_val
 from vitbase.errors import DataError, ImageError
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vitbase.data.imagenet import (
+from vitbase.data.imagenet.classes import (
     challenge_synsets,
     imagenet_synsets,
     read_flat_images,

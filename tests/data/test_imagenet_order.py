@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 from made_images import write_folder
 
-from vitbase.data.imagenet import challenge_synsets, imagenet_synsets, readable_name
-from vitbase.data.imagenet_order import (
+from vitbase.data.imagenet.classes import challenge_synsets, imagenet_synsets, readable_name
+from vitbase.data.imagenet.order import (
     FIRST_VAL,
     class_order_problem,
     find_synset,

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vitbase.data import listing
-from vitbase.data.folders import read_folder
-from vitbase.data.listing import cache_folder, open_folder
+from vitbase.data.kinds import listing
+from vitbase.data.kinds.folders import read_folder
+from vitbase.data.kinds.listing import cache_folder, open_folder
 from vitbase.data.sources import open_source
 from vitbase.errors import DataError
 

@@ -11,7 +11,7 @@ import torch
 from made_images import write_folder
 
 from vitbase.data.augment import EvalTransform, TrainTransform
-from vitbase.data.folders import read_folder
+from vitbase.data.kinds.folders import read_folder
 from vitbase.data.loader import IGNORED_LABEL, EvalLoader, TrainLoader
 from vitbase.data.order import epoch_permutation, sample_generator
 from vitbase.data.sources import open_source
@@ -219,7 +219,7 @@ import sys
 from vitbase.options import AugmentSection
 from vitbase.preprocess import Preprocess
 from vitbase.data.augment import TrainTransform
-from vitbase.data.folders import read_folder
+from vitbase.data.kinds.folders import read_folder
 from vitbase.data.loader import TrainLoader
 needs = Preprocess(height=32, width=32, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
 source = read_folder(__import__("pathlib").Path(sys.argv[1]), "data_path")

@@ -9,7 +9,7 @@ from made_images import photo
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from timm.data import auto_augment as timm_augment
 
-from vitbase.data import operations, warps
+from vitbase.data.policies import operations, warps
 
 FACTORS = (0.0, 0.1, 0.37, 0.5, 0.999, 1.0, 1.3, 1.5, 1.9, 2.5)
 CASES = {

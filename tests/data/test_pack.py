@@ -13,15 +13,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_images import encode, photo, write_folder, write_idx
 
-from vitbase.data import pack_images
-from vitbase.data.archives import read_archive
 from vitbase.data.augment import TrainTransform
 from vitbase.data.decode import decode
-from vitbase.data.folders import read_folder
+from vitbase.data.kinds.archives import read_archive
+from vitbase.data.kinds.folders import read_folder
 from vitbase.data.loader import TrainLoader
 from vitbase.data.order import epoch_permutation
-from vitbase.data.pack import pack_source, verify_shards
-from vitbase.data.shards import open_shards
+from vitbase.data.packing import images as pack_images
+from vitbase.data.packing.split import pack_source, verify_shards
+from vitbase.data.shards.source import open_shards
 from vitbase.errors import DataError, ImageError
 from vitbase.options import AugmentSection
 from vitbase.preprocess import default_preprocess

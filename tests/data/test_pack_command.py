@@ -18,10 +18,10 @@ from made_images import encode, photo, write_folder
 
 from vitbase import arguments
 from vitbase.cli import main
-from vitbase.data import pack_files
 from vitbase.data.decode import read_size
-from vitbase.data.pack import verify_shards
-from vitbase.data.shards import open_shards
+from vitbase.data.packing import files as pack_files
+from vitbase.data.packing.split import verify_shards
+from vitbase.data.shards.source import open_shards
 
 TINY = [
     *("--model", "testing", "--image_height", "32", "--image_width", "32", "--batch_size", "4"),

@@ -7,7 +7,7 @@ import struct
 import numpy as np
 import pytest
 
-from vitbase.data.archives import read_archive
+from vitbase.data.kinds.archives import read_archive
 from vitbase.data.sources import open_source
 from vitbase.errors import DataError
 

@@ -17,7 +17,7 @@ from torchvision.transforms import autoaugment as tv_augment
 
 from vitbase.data.augment import build_policy
 from vitbase.data.order import sample_generator
-from vitbase.data.policies import (
+from vitbase.data.policies.policies import (
     ColorJitter,
     RandomErasing,
     Step,
@@ -26,7 +26,7 @@ from vitbase.data.policies import (
     cut_reflected,
     draw_simple_window,
 )
-from vitbase.data.randaugment import (
+from vitbase.data.policies.randaugment import (
     BIG_VISION,
     KINDS,
     TIMM,

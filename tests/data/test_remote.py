@@ -11,10 +11,10 @@ import pytest
 from made_server import Server, serving
 from made_shards import JPEG, samples, write_tar
 
-from vitbase.data import remote
-from vitbase.data.pack import pack_source
-from vitbase.data.remote import Backoff, FileFacts, is_transient, is_url, open_store
-from vitbase.data.shards import has_split, open_shards
+from vitbase.data.packing.split import pack_source
+from vitbase.data.shards import store as remote
+from vitbase.data.shards.source import has_split, open_shards
+from vitbase.data.shards.store import Backoff, FileFacts, is_transient, is_url, open_store
 from vitbase.errors import DataError, ImageError
 
 

@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_shards import JPEG, samples, write_tar
 
-from vitbase.data import shard_readers, shards
-from vitbase.data.shard_index import Member, build_shard, decode_index, encode_index, read_members
-from vitbase.data.shard_readers import LocalReader
-from vitbase.data.shards import has_split, holds_shards, open_shards
+from vitbase.data.shards import readers as shard_readers
+from vitbase.data.shards import source as shards
+from vitbase.data.shards.index import Member, build_shard, decode_index, encode_index, read_members
+from vitbase.data.shards.readers import LocalReader
+from vitbase.data.shards.source import has_split, holds_shards, open_shards
 from vitbase.errors import DataError, ImageError
 
 

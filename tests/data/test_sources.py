@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from made_images import encode, photo, write_folder, write_idx
 
-from vitbase.data.archives import ArraySource
-from vitbase.data.folders import FolderSource, read_folder
+from vitbase.data.kinds.archives import ArraySource
+from vitbase.data.kinds.folders import FolderSource, read_folder
 from vitbase.data.sources import has_val, open_source, open_train_val, open_val
 from vitbase.errors import DataError, ImageError
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from vitbase.data.kinds.tables import read_table
 from vitbase.data.sources import has_val, open_source, open_train_val
-from vitbase.data.tables import read_table
 from vitbase.errors import DataError
 
 

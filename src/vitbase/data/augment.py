@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from vitbase.data.decode import Pixels, Window, cut, decode, decode_window, read_size, to_channels
 from vitbase.data.memory import batch_memory
-from vitbase.data.policies import (
+from vitbase.data.policies.policies import (
     ColorJitter,
     RandomErasing,
     Step,
@@ -27,7 +27,7 @@ from vitbase.data.policies import (
     draw_simple_window,
     mean_colour,
 )
-from vitbase.data.randaugment import KINDS, RandAugment
+from vitbase.data.policies.randaugment import KINDS, RandAugment
 from vitbase.options import AugmentSection
 from vitbase.preprocess import Preprocess
 

@@ -17,10 +17,10 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from vitbase.data.folders import FolderSource
-from vitbase.data.huggingface import HuggingFaceSource
+from vitbase.data.kinds.folders import FolderSource
+from vitbase.data.kinds.huggingface import HuggingFaceSource
 from vitbase.data.protocol import Source, class_counts
-from vitbase.data.shards import ShardSource
+from vitbase.data.shards.source import ShardSource
 from vitbase.errors import ImageError
 
 _PROBE_BYTES = 4096

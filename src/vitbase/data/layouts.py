@@ -11,12 +11,13 @@ from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
-from vitbase.data import huggingface, shards, tables
-from vitbase.data.archives import Split, find_archive, read_archive
-from vitbase.data.folders import list_folder
-from vitbase.data.imagenet import holds_flat_images, read_flat_images
-from vitbase.data.listing import open_folder
+from vitbase.data.imagenet.classes import holds_flat_images, read_flat_images
+from vitbase.data.kinds import huggingface, tables
+from vitbase.data.kinds.archives import Split, find_archive, read_archive
+from vitbase.data.kinds.folders import list_folder
+from vitbase.data.kinds.listing import open_folder
 from vitbase.data.protocol import Source
+from vitbase.data.shards import source as shards
 from vitbase.errors import DataError
 from vitbase.options import EMBEDDED
 

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vitbase.data.archives import ArraySource
 from vitbase.data.augment import EvalTransform, TrainTransform
 from vitbase.data.balance import balanced_order
+from vitbase.data.kinds.archives import ArraySource
 from vitbase.data.memory import batch_memory
 from vitbase.data.order import (
     epoch_permutation,

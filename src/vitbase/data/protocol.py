@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vitbase.data.folders import Labels
+from vitbase.data.kinds.folders import Labels
 
 
 class Source(Protocol):

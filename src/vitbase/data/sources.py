@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitbase.config import Config
-from vitbase.data.archives import ArraySource
-from vitbase.data.folders import LAYOUT, FolderSource, Labels
 from vitbase.data.holdout import Divisible, hold_out
-from vitbase.data.huggingface import HuggingFaceSource
-from vitbase.data.imagenet import SYNSET, imagenet_synsets
-from vitbase.data.imagenet_order import class_order_problem, find_synset
+from vitbase.data.imagenet.classes import SYNSET, imagenet_synsets
+from vitbase.data.imagenet.order import class_order_problem, find_synset
+from vitbase.data.kinds.archives import ArraySource
+from vitbase.data.kinds.folders import LAYOUT, FolderSource, Labels
+from vitbase.data.kinds.huggingface import HuggingFaceSource
 from vitbase.data.layouts import has_val, open_source
 from vitbase.data.protocol import Source, class_counts
-from vitbase.data.shards import ShardSource
+from vitbase.data.shards.source import ShardSource
 from vitbase.errors import DataError
 from vitbase.options import EMBEDDED
 

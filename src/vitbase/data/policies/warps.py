@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitbase.data.decode import Pixels
-from vitbase.data.operations import floats_of, scratch
+from vitbase.data.policies.operations import floats_of, scratch
 
 Resampling = Literal["nearest", "bilinear", "bicubic"]
 Axis = Literal["x", "y"]

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vitbase.data.folders import FolderSource, build_source, is_image_name, list_folder
+from vitbase.data.kinds.folders import FolderSource, build_source, is_image_name, list_folder
 from vitbase.errors import DataError
 
 SYNSET = re.compile(r"n\d{8}")
@@ -44,7 +44,7 @@ class _Class(NamedTuple):
 
 @cache
 def _classes() -> tuple[_Class, ...]:
-    file = resources.files("vitbase") / "data" / "imagenet_classes.txt"
+    file = resources.files("vitbase") / "data" / "imagenet" / "classes.txt"
     rows = (line.split("\t") for line in file.read_text(encoding="utf-8").splitlines())
     return tuple(_Class(synset, int(number), lemmas) for synset, number, lemmas in rows)
 

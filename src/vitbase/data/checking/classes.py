@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from vitbase.data.check_report import Place, SplitReport
-from vitbase.data.imagenet import NUM_CLASSES, imagenet_synsets, readable_name
-from vitbase.data.imagenet_order import (
+from vitbase.data.checking.report import Place, SplitReport
+from vitbase.data.imagenet.classes import NUM_CLASSES, imagenet_synsets, readable_name
+from vitbase.data.imagenet.order import (
     class_order_problem,
     find_synset,
     majority_synsets,

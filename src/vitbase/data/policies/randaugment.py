@@ -26,8 +26,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from vitbase.data.decode import Pixels
-from vitbase.data.policies import Step, apply_steps, linear_bin, mean_colour
-from vitbase.data.warps import Colour, Resampling
+from vitbase.data.policies.policies import Step, apply_steps, linear_bin, mean_colour
+from vitbase.data.policies.warps import Colour, Resampling
 from vitbase.preprocess import Preprocess
 
 Kind = Literal["timm", "torchvision", "big_vision"]

@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vitbase.data.folders import IMAGE_SUFFIXES
-from vitbase.data.remote import FileFacts, ReadRange
+from vitbase.data.kinds.folders import IMAGE_SUFFIXES
+from vitbase.data.shards.store import FileFacts, ReadRange
 from vitbase.errors import DataError
 
 BLOCK = 512

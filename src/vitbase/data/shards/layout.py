@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vitbase.data.archives import Split
-from vitbase.data.remote import Store
+from vitbase.data.kinds.archives import Split
+from vitbase.data.shards.store import Store
 from vitbase.errors import DataError
 
 MANIFEST = "manifest.json"

@@ -18,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vitbase.data.archives import Split
-from vitbase.data.folders import (
+from vitbase.data.kinds.archives import Split
+from vitbase.data.kinds.folders import (
     IMAGE_SUFFIXES,
     FolderSource,
     Labels,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitbase.data.check_report import DataReport, Finding, SplitReport
+from vitbase.data.checking.report import DataReport, Finding, SplitReport
 
 if TYPE_CHECKING:
     from rich.console import Console

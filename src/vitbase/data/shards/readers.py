@@ -15,8 +15,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from vitbase.data.remote import FileFacts, RemoteStore, facts_of
-from vitbase.data.shard_index import BLOCK
+from vitbase.data.shards.index import BLOCK
+from vitbase.data.shards.store import FileFacts, RemoteStore, facts_of
 from vitbase.errors import ImageError
 
 

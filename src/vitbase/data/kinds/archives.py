@@ -16,8 +16,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vitbase.data.folders import list_folder
-from vitbase.data.pickles import read_pickle
+from vitbase.data.kinds.folders import list_folder
+from vitbase.data.kinds.pickles import read_pickle
 from vitbase.errors import DataError
 
 Split = Literal["train", "val"]

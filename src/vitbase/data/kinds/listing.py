@@ -25,7 +25,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from vitbase.data.folders import IMAGE_SUFFIXES, FolderSource, Stamp, read_folder, read_stamp
+from vitbase.data.kinds.folders import IMAGE_SUFFIXES, FolderSource, Stamp, read_folder, read_stamp
 
 SMALL = 10_000
 """Fewer files than these are listed in no time; they are not kept."""

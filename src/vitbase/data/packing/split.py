@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitbase.data.archives import Split
+from vitbase.data.kinds.archives import Split
 from vitbase.data.order import epoch_permutation
-from vitbase.data.pack_files import (
+from vitbase.data.packing.files import (
     PARTIAL,
     LeftOut,
     ShardWriter,
@@ -37,12 +37,12 @@ from vitbase.data.pack_files import (
     verify_shards,
     write_json,
 )
-from vitbase.data.pack_images import Change, Prepared, prepare_image
+from vitbase.data.packing.images import Change, Prepared, prepare_image
 from vitbase.data.protocol import Source
-from vitbase.data.remote import write_whole
-from vitbase.data.shard_labels import NAMES_FILE
-from vitbase.data.shard_layout import MANIFEST
-from vitbase.data.shards import open_shards
+from vitbase.data.shards.labels import NAMES_FILE
+from vitbase.data.shards.layout import MANIFEST
+from vitbase.data.shards.source import open_shards
+from vitbase.data.shards.store import write_whole
 from vitbase.data.threads import CHUNK, count_workers, map_positions
 from vitbase.errors import DataError, ImageError
 

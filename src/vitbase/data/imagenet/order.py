@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 
-from vitbase.data.imagenet import (
+from vitbase.data.imagenet.classes import (
     NUM_CLASSES,
     SYNSET,
     challenge_synsets,

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitbase.data.remote import Store
-from vitbase.data.shard_index import Label, Shard, unpack
-from vitbase.data.shard_layout import MANIFEST
+from vitbase.data.shards.index import Label, Shard, unpack
+from vitbase.data.shards.layout import MANIFEST
+from vitbase.data.shards.store import Store
 from vitbase.errors import DataError
 
 NAMES_FILE = "classnames.txt"

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitbase.data.archives import Split
-from vitbase.data.folders import Labels, list_folder
+from vitbase.data.kinds.archives import Split
+from vitbase.data.kinds.folders import Labels, list_folder
 from vitbase.errors import DataError, ImageError
 
 PREFIX = "hf:"

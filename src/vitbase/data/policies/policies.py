@@ -16,9 +16,9 @@ from typing import Literal, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from vitbase.data import operations, warps
 from vitbase.data.decode import Pixels
-from vitbase.data.warps import Axis, Colour, Resampling
+from vitbase.data.policies import operations, warps
+from vitbase.data.policies.warps import Axis, Colour, Resampling
 from vitbase.preprocess import Preprocess
 
 EraseMode = Literal["const", "rand", "pixel"]

@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from vitbase.data.archives import Split
+from vitbase.data.kinds.archives import Split
 from vitbase.data.layouts import has_val, open_source
-from vitbase.data.pack import SHARD_BYTES, PackReport, pack_source
-from vitbase.data.pack_files import read_manifest
+from vitbase.data.packing.files import read_manifest
+from vitbase.data.packing.split import SHARD_BYTES, PackReport, pack_source
 from vitbase.data.sources import with_classes
 from vitbase.errors import DataError
 

@@ -13,15 +13,15 @@ from pathlib import Path
 import numpy as np
 
 from vitbase.config import Config
-from vitbase.data.archives import Split
-from vitbase.data.check_classes import check_classes_match, check_counts, check_order
-from vitbase.data.check_images import look_at
-from vitbase.data.check_report import DataReport, Place, SplitReport, empty_report
+from vitbase.data.checking.classes import check_classes_match, check_counts, check_order
+from vitbase.data.checking.images import look_at
+from vitbase.data.checking.report import DataReport, Place, SplitReport, empty_report
 from vitbase.data.holdout import hold_out
+from vitbase.data.kinds.archives import Split
 from vitbase.data.layouts import describe_layout, has_val, open_source
-from vitbase.data.pack_files import find_damaged_shards
+from vitbase.data.packing.files import find_damaged_shards
 from vitbase.data.protocol import Source
-from vitbase.data.shards import ShardSource
+from vitbase.data.shards.source import ShardSource
 from vitbase.data.sources import is_divisible
 from vitbase.data.threads import CHUNK, count_workers, map_positions
 

@@ -19,17 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitbase.data.archives import Split
-from vitbase.data.remote import (
-    Backoff,
-    FileFacts,
-    LocalStore,
-    RemoteStore,
-    Store,
-    open_store,
-    write_whole,
-)
-from vitbase.data.shard_index import (
+from vitbase.data.kinds.archives import Split
+from vitbase.data.shards.index import (
     LOCAL_WINDOW,
     REMOTE_WINDOW,
     Shard,
@@ -38,9 +29,18 @@ from vitbase.data.shard_index import (
     scan_shard,
     unpack,
 )
-from vitbase.data.shard_labels import read_class_names, resolve_labels
-from vitbase.data.shard_layout import MANIFEST, Group, find_groups, is_shard, tell_no_shards
-from vitbase.data.shard_readers import LocalReader, Reader, RemoteReader
+from vitbase.data.shards.labels import read_class_names, resolve_labels
+from vitbase.data.shards.layout import MANIFEST, Group, find_groups, is_shard, tell_no_shards
+from vitbase.data.shards.readers import LocalReader, Reader, RemoteReader
+from vitbase.data.shards.store import (
+    Backoff,
+    FileFacts,
+    LocalStore,
+    RemoteStore,
+    Store,
+    open_store,
+    write_whole,
+)
 from vitbase.errors import DataError
 
 _SCANS_AT_ONCE = {True: 4, False: 16}  # by whether the shards are on this machine

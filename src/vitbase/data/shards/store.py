@@ -20,7 +20,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from vitbase.data.folders import list_folder
+from vitbase.data.kinds.folders import list_folder
 from vitbase.errors import DataError, ImageError
 
 T = TypeVar("T")

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vitbase.data.pack_images import Prepared
-from vitbase.data.remote import write_whole
-from vitbase.data.shard_layout import MANIFEST
+from vitbase.data.packing.images import Prepared
+from vitbase.data.shards.layout import MANIFEST
+from vitbase.data.shards.store import write_whole
 from vitbase.errors import DataError
 
 PARTIAL = ".partial"

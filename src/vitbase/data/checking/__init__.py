@@ -1,0 +1,1 @@
+"""The doctor: what training on a data set would stumble over."""

@@ -1,0 +1,1 @@
+"""Random operations on an image, and the policies that draw them."""
