@@ -43,20 +43,22 @@ while not all((folder / f"pid{i}").is_file() for i in range(int(os.environ["WORL
     time.sleep(0.05)
 """
 DIES = HANG + "\nif rank == '3': os.kill(os.getpid(), 9)\ntime.sleep(300)"
-DIES_ONCE = (
-    HANG
-    + """
-if rank == "3" and not (folder / "died").exists():
-    (folder / "died").touch()
-    os.kill(os.getpid(), 9)
-while not (folder / "died").exists():
-    time.sleep(0.05)
-starts = folder / f"starts{rank}"
+COUNT = """
+import os, pathlib, sys, time
+starts = pathlib.Path(sys.argv[1]) / f"starts{os.environ['RANK']}"
 starts.write_text((starts.read_text() if starts.exists() else "") + "x")
-if starts.read_text() == "x" and rank != "3":
+"""
+DIES_ONCE = (
+    COUNT
+    + HANG
+    + """
+if starts.read_text() == "x":
+    if rank == "3":
+        os.kill(os.getpid(), 9)
     time.sleep(300)  # does not notice by itself that rank 3 is gone
 """
 )
+FINISHES_HALF = HANG + "\n(folder / f'up{rank}').touch()\nif rank in '01': time.sleep(300)"
 RAISES = (
     HANG
     + """
@@ -407,7 +409,7 @@ def test_a_rank_that_dies_restarts_all_ranks_of_all_servers(capfd, tmp_path):
     assert "another server restarts its ranks" in first[2]
     assert "rank 3 on 127.0.0.2 was killed by SIGKILL" in second[2]
     starts = [(tmp_path / f"starts{rank}").read_text() for rank in range(4)]
-    assert starts == ["xx", "xx", "xx", "x"]
+    assert starts == ["xx"] * 4
 
 
 def test_a_rank_that_keeps_dying_ends_every_server_and_is_named_on_each(capfd, tmp_path):
@@ -454,6 +456,27 @@ def test_a_signal_stops_all_ranks(tmp_path, number):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert f"stopped by {number.name}" in err
+    assert_all_gone(tmp_path)
+
+
+def test_a_server_whose_ranks_are_done_still_heeds_signals_and_the_others(tmp_path):
+    shared = ["--rank_table", write(tmp_path, TWO), "--port", free_port()]
+    words = ["--", program(tmp_path, FINISHES_HALF), tmp_path]
+    first, second = (start(tmp_path, *shared, "--server_id", name, *words) for name in SERVERS)
+    pids = [tmp_path / "pid2", tmp_path / "pid3"]
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("up*"))) < 4 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    while any(is_running(int(pid.read_text())) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(0.5)
+    assert second.poll() is None  # it waits for the ranks of the first
+    second.send_signal(signal.SIGTERM)
+    _, err = second.communicate(timeout=60)
+    assert second.returncode == 143
+    _, err = first.communicate(timeout=60)
+    assert first.returncode == 2
+    assert err.endswith("vitbase: error: server 127.0.0.2 was stopped by SIGTERM\n")
     assert_all_gone(tmp_path)
 
 

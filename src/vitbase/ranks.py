@@ -255,6 +255,11 @@ class _Agent(LocalElasticAgent):
         sys.stderr.write(f"vitbase: restarting the ranks of this server: {reason}\n")
         super()._restart_workers(worker_group)
 
+    def _exit_barrier(self) -> None:
+        # torchrun's own waits for 300 s at most, deaf to signals and to the others' failures.
+        if self._watch is not None:
+            self._watch.await_all()
+
     def kill(self) -> None:
         """End ranks that ignored a signal; those that are gone are left alone."""
         self._shutdown(signal.SIGKILL)
@@ -283,7 +288,12 @@ class _Watch:
         if self._server == 0:
             self._store.set(key, mine)
         else:
-            first = self._store.get(key).decode()
+            # get would wait minutes for a store that is another program's, deaf to signals.
+            deadline = time.monotonic() + _ANSWER_SECONDS
+            while not self._store.check([key]) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            known = self._store.check([key])
+            first = self._store.get(key).decode() if known else "not `vitbase launch`"
             if first != mine:
                 raise LaunchError(
                     f"This server ({mine}) and the first ({first}) do not fit: give both the same "
@@ -306,6 +316,15 @@ class _Watch:
                 if self._store.check([self._done(i) for i in came]):
                     break
                 time.sleep(0.1)
+
+    def await_all(self) -> None:
+        """Wait until the ranks of every server are done. Raises: LaunchError if some fail."""
+        self._store.set(self._finished(self._server), "")
+        everyone = [self._finished(i) for i in range(len(self._addresses))]
+        while not self._store.check(everyone):
+            if self.verdict is not None:
+                self.verdict.raise_()
+            time.sleep(0.1)
 
     def part(self, failures: Sequence[Failure]) -> list[Failure]:
         """Tell the others why this server ends; return its failures and theirs."""
@@ -343,6 +362,9 @@ class _Watch:
 
     def _done(self, server: int) -> str:
         return f"{_ROOM}/done/{server}"
+
+    def _finished(self, server: int) -> str:
+        return f"{_ROOM}/finished/{server}"
 
     def _tell(self, key: str, failures: Sequence[Failure]) -> None:
         self._store.set(key, json.dumps([dataclasses.asdict(failure) for failure in failures]))
