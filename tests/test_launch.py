@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributed import TCPStore
 
-from vitbase import launch, ranks
+from vitbase import launch, ranks, watch
 from vitbase.cli import main
 from vitbase.errors import LaunchError
 from vitbase.ranktable import is_own_address, read_rank_table
@@ -522,7 +522,7 @@ def test_a_first_server_that_does_not_answer_is_named(capsys, tmp_path):
 
 
 def test_a_stranger_on_the_port_of_the_first_server_is_noticed(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(ranks, "_ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(ranks, "ANSWER_SECONDS", 0.5)
     with closing(socket.create_server(("127.0.0.1", 0))) as stranger:  # listens, never speaks
         port = stranger.getsockname()[1]
         code, _, err = run(capsys, *server(tmp_path, SERVERS[1], port, "--timeout", 1))
@@ -547,11 +547,11 @@ def test_servers_with_different_tables_do_not_start(capsys, tmp_path):
 
 
 def test_a_server_that_falls_silent_is_named(monkeypatch):
-    monkeypatch.setattr(ranks, "_BEAT_SECONDS", 0.05)
-    monkeypatch.setattr(ranks, "_SILENCE_SECONDS", 0.5)
-    monkeypatch.setattr(ranks, "_FAREWELL_SECONDS", 0.1)
+    monkeypatch.setattr(watch, "_BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(watch, "_SILENCE_SECONDS", 0.5)
+    monkeypatch.setattr(watch, "_FAREWELL_SECONDS", 0.1)
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    first, second = (ranks._Watch("127.0.0.1", store.port, SERVERS, i) for i in range(2))
+    first, second = (watch.Watch("127.0.0.1", store.port, SERVERS, i) for i in range(2))
     first.start("run")
     second.start("run")
     time.sleep(1)
@@ -567,9 +567,9 @@ def test_a_server_that_falls_silent_is_named(monkeypatch):
 
 
 def test_a_first_server_that_goes_is_noticed(monkeypatch):
-    monkeypatch.setattr(ranks, "_BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(watch, "_BEAT_SECONDS", 0.05)
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    first, second = (ranks._Watch("127.0.0.1", store.port, SERVERS, i) for i in range(2))
+    first, second = (watch.Watch("127.0.0.1", store.port, SERVERS, i) for i in range(2))
     first.start("run")
     second.start("run")
     first._ended.set()

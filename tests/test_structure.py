@@ -25,7 +25,8 @@ FLOORS = (
     ("data", "weights"),
     ("model",),
     ("runtime",),
-    ("ranks", "ranktable"),
+    ("ranks",),
+    ("watch", "ranktable"),
     ("config", "options", "errors"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
