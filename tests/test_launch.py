@@ -60,7 +60,8 @@ if starts.read_text() == "x":
 )
 FINISHES_HALF = HANG + "\n(folder / f'up{rank}').touch()\nif rank in '01': time.sleep(300)"
 RAISES = (
-    HANG
+    COUNT
+    + HANG
     + """
 from vitbase.errors import DataError, tell_launcher
 try:
@@ -69,7 +70,6 @@ try:
 except DataError as error:
     print(f"told: {tell_launcher(error)}")
     sys.exit(2)
-(folder / "starts").open("a").write("x")
 time.sleep(300)
 """
 )
@@ -429,7 +429,7 @@ def test_a_mistake_in_a_rank_is_what_the_user_sees_and_is_not_tried_again(tmp_pa
     assert process.returncode == 2
     assert out == "told: True\n"
     assert err == "vitbase: error: rank 1: images/ is empty. Give another --data_path.\n"
-    assert (tmp_path / "starts").read_text() == "x"
+    assert [(tmp_path / f"starts{rank}").read_text() for rank in range(2)] == ["x", "x"]
     assert_all_gone(tmp_path)
 
 
