@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributed import TCPStore
 
-from vitbase import launch, ranks
+from vitbase import launch, ranks, watch
 from vitbase.cli import main
 from vitbase.errors import LaunchError
 from vitbase.ranktable import is_own_address, read_rank_table
@@ -43,22 +43,25 @@ while not all((folder / f"pid{i}").is_file() for i in range(int(os.environ["WORL
     time.sleep(0.05)
 """
 DIES = HANG + "\nif rank == '3': os.kill(os.getpid(), 9)\ntime.sleep(300)"
-DIES_ONCE = (
-    HANG
-    + """
-if rank == "3" and not (folder / "died").exists():
-    (folder / "died").touch()
-    os.kill(os.getpid(), 9)
-while not (folder / "died").exists():
-    time.sleep(0.05)
-starts = folder / f"starts{rank}"
+COUNT = """
+import os, pathlib, sys, time
+starts = pathlib.Path(sys.argv[1]) / f"starts{os.environ['RANK']}"
 starts.write_text((starts.read_text() if starts.exists() else "") + "x")
-if starts.read_text() == "x" and rank != "3":
+"""
+DIES_ONCE = (
+    COUNT
+    + HANG
+    + """
+if starts.read_text() == "x":
+    if rank == "3":
+        os.kill(os.getpid(), 9)
     time.sleep(300)  # does not notice by itself that rank 3 is gone
 """
 )
+FINISHES_HALF = HANG + "\n(folder / f'up{rank}').touch()\nif rank in '01': time.sleep(300)"
 RAISES = (
-    HANG
+    COUNT
+    + HANG
     + """
 from vitbase.errors import DataError, tell_launcher
 try:
@@ -67,7 +70,6 @@ try:
 except DataError as error:
     print(f"told: {tell_launcher(error)}")
     sys.exit(2)
-(folder / "starts").open("a").write("x")
 time.sleep(300)
 """
 )
@@ -407,7 +409,7 @@ def test_a_rank_that_dies_restarts_all_ranks_of_all_servers(capfd, tmp_path):
     assert "another server restarts its ranks" in first[2]
     assert "rank 3 on 127.0.0.2 was killed by SIGKILL" in second[2]
     starts = [(tmp_path / f"starts{rank}").read_text() for rank in range(4)]
-    assert starts == ["xx", "xx", "xx", "x"]
+    assert starts == ["xx"] * 4
 
 
 def test_a_rank_that_keeps_dying_ends_every_server_and_is_named_on_each(capfd, tmp_path):
@@ -427,7 +429,7 @@ def test_a_mistake_in_a_rank_is_what_the_user_sees_and_is_not_tried_again(tmp_pa
     assert process.returncode == 2
     assert out == "told: True\n"
     assert err == "vitbase: error: rank 1: images/ is empty. Give another --data_path.\n"
-    assert (tmp_path / "starts").read_text() == "x"
+    assert [(tmp_path / f"starts{rank}").read_text() for rank in range(2)] == ["x", "x"]
     assert_all_gone(tmp_path)
 
 
@@ -454,6 +456,27 @@ def test_a_signal_stops_all_ranks(tmp_path, number):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert f"stopped by {number.name}" in err
+    assert_all_gone(tmp_path)
+
+
+def test_a_server_whose_ranks_are_done_still_heeds_signals_and_the_others(tmp_path):
+    shared = ["--rank_table", write(tmp_path, TWO), "--port", free_port()]
+    words = ["--", program(tmp_path, FINISHES_HALF), tmp_path]
+    first, second = (start(tmp_path, *shared, "--server_id", name, *words) for name in SERVERS)
+    pids = [tmp_path / "pid2", tmp_path / "pid3"]
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("up*"))) < 4 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    while any(is_running(int(pid.read_text())) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(0.5)
+    assert second.poll() is None  # it waits for the ranks of the first
+    second.send_signal(signal.SIGTERM)
+    _, err = second.communicate(timeout=60)
+    assert second.returncode == 143
+    _, err = first.communicate(timeout=60)
+    assert first.returncode == 2
+    assert err.endswith("vitbase: error: server 127.0.0.2 was stopped by SIGTERM\n")
     assert_all_gone(tmp_path)
 
 
@@ -499,7 +522,7 @@ def test_a_first_server_that_does_not_answer_is_named(capsys, tmp_path):
 
 
 def test_a_stranger_on_the_port_of_the_first_server_is_noticed(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(ranks, "_ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(ranks, "ANSWER_SECONDS", 0.5)
     with closing(socket.create_server(("127.0.0.1", 0))) as stranger:  # listens, never speaks
         port = stranger.getsockname()[1]
         code, _, err = run(capsys, *server(tmp_path, SERVERS[1], port, "--timeout", 1))
@@ -524,11 +547,11 @@ def test_servers_with_different_tables_do_not_start(capsys, tmp_path):
 
 
 def test_a_server_that_falls_silent_is_named(monkeypatch):
-    monkeypatch.setattr(ranks, "_BEAT_SECONDS", 0.05)
-    monkeypatch.setattr(ranks, "_SILENCE_SECONDS", 0.5)
-    monkeypatch.setattr(ranks, "_FAREWELL_SECONDS", 0.1)
+    monkeypatch.setattr(watch, "_BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(watch, "_SILENCE_SECONDS", 0.5)
+    monkeypatch.setattr(watch, "_FAREWELL_SECONDS", 0.1)
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    first, second = (ranks._Watch("127.0.0.1", store.port, SERVERS, i) for i in range(2))
+    first, second = (watch.Watch("127.0.0.1", store.port, SERVERS, i) for i in range(2))
     first.start("run")
     second.start("run")
     time.sleep(1)
@@ -544,9 +567,9 @@ def test_a_server_that_falls_silent_is_named(monkeypatch):
 
 
 def test_a_first_server_that_goes_is_noticed(monkeypatch):
-    monkeypatch.setattr(ranks, "_BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(watch, "_BEAT_SECONDS", 0.05)
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    first, second = (ranks._Watch("127.0.0.1", store.port, SERVERS, i) for i in range(2))
+    first, second = (watch.Watch("127.0.0.1", store.port, SERVERS, i) for i in range(2))
     first.start("run")
     second.start("run")
     first._ended.set()

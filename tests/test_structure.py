@@ -27,7 +27,7 @@ FLOORS = (
     ("data", "weights"),
     ("model",),
     ("runtime",),
-    ("ranks", "ranktable", "batch"),
+    ("batch",),
     ("config", "options", "preprocess", "errors"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
