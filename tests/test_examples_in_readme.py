@@ -13,7 +13,7 @@ import vitbase
 from vitbase import cli, cli_data
 from vitbase.arguments import LaunchOptions
 from vitbase.config import FIELDS, recipe_names
-from vitbase.ranktable import read_rank_table
+from vitbase.launch.ranktable import read_rank_table
 
 ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README_CN.md")

@@ -19,10 +19,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributed import TCPStore
 
-from vitbase import launch, ranks, watch
 from vitbase.cli import main
 from vitbase.errors import LaunchError
-from vitbase.ranktable import is_own_address, read_rank_table
+from vitbase.launch import plan as launch
+from vitbase.launch import ranks, watch
+from vitbase.launch.ranktable import is_own_address, read_rank_table
 
 ROOT = Path(__file__).parents[1]
 SERVERS = ("127.0.0.1", "127.0.0.2")

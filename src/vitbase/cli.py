@@ -96,7 +96,7 @@ def _train(words: list[str]) -> None:
     devices = config.run.num_devices or 1
     if devices > 1 and "RANK" not in os.environ:  # each device has a process of its own
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-        from vitbase.launch import run_local
+        from vitbase.launch.plan import run_local
 
         sys.exit(run_local(devices, ["train", *words]))
     from vitbase.training.run import train  # torch: not needed to see a mistake in an option
@@ -314,7 +314,7 @@ def _launch(words: list[str]) -> None:
         parse_config("train", command[1:], default_recipe="fashion")  # a mistake shows at once
     # Read when torch is loaded: without it, a server that goes leaves pages of C++ frames here.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from vitbase.launch import plan_launch, run_plan
+    from vitbase.launch.plan import plan_launch, run_plan
 
     plan = plan_launch(command, **options)
     if only_print:

@@ -22,8 +22,8 @@ import torch
 
 from vitbase.arguments import find_value
 from vitbase.errors import LAUNCHED, LaunchError
-from vitbase.ranks import run_agent
-from vitbase.ranktable import RankTable, read_rank_table
+from vitbase.launch.ranks import run_agent
+from vitbase.launch.ranktable import RankTable, read_rank_table
 from vitbase.runtime import available_cores
 
 PORT = 29500

@@ -34,7 +34,7 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import create_handl
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
 from vitbase.errors import LaunchError
-from vitbase.watch import ANSWER_SECONDS, Failure, Watch
+from vitbase.launch.watch import ANSWER_SECONDS, Failure, Watch
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
