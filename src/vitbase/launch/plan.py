@@ -25,6 +25,7 @@ from vitbase.errors import LAUNCHED, LaunchError
 from vitbase.launch.ranks import run_agent
 from vitbase.launch.ranktable import RankTable, read_rank_table
 from vitbase.runtime import available_cores
+from vitbase.training.journal import say
 
 PORT = 29500
 """Where the servers meet, on the first of them: torchrun's own default."""
@@ -207,6 +208,11 @@ def run_plan(plan: Plan) -> int:
         variables = {**plan.environment(), LAUNCHED: "1"}
         stack.callback(_restore, {name: os.environ.get(name) for name in variables})
         os.environ.update(variables)  # torchrun has no other way to hand them to the ranks
+        if plan.server > 0:  # else its log would stay empty
+            say(
+                f"Server {plan.server + 1} of {len(plan.addresses)}, {plan.num_devices} ranks; the "
+                f"log and the checkpoints are on {plan.addresses[0]}."
+            )
         if plan.server == 0:
             _check_port(plan.port)
         else:

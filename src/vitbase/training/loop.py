@@ -17,6 +17,7 @@ from vitbase.config import Config
 from vitbase.data.augment import normalize
 from vitbase.data.loader import Batch, TrainLoader
 from vitbase.data.sources import TrainVal
+from vitbase.errors import DataError
 from vitbase.evaluation.run import Sums, evaluate_model
 from vitbase.model.cost import count_flops
 from vitbase.model.layers import draw_depth_scales
@@ -100,6 +101,7 @@ class TrainingLoop:
         self.flops_per_image = count_flops(model.spec).training if self.peak_flops else 0
         self.best: Best | None = None
         self.updates = 0
+        self.unreadable = 0  # of the epoch under way, on all ranks, up to the last log line
 
     def restore(self, checkpoint: Checkpoint, progress: Progress) -> None:
         """Go back to where a checkpoint was taken (collective)."""
@@ -148,6 +150,7 @@ class TrainingLoop:
 
     def _train_epoch(self, epoch: int, first_step: int) -> int:
         """Train to the end of an epoch, or of the run; return the step within the epoch."""
+        self.unreadable = 0
         self.model.train()
         window = self._new_window()
         waited_before = 0.0  # the loader counts anew in each epoch
@@ -253,6 +256,7 @@ class TrainingLoop:
         self.guard.look(self._advice)
         sums = torch.stack([window.loss_sum, torch.full_like(window.loss_sum, window.unreadable)])
         loss_sum, unreadable = self.runtime.sum(sums).tolist()
+        self._check_unreadable(round(unreadable))
         seconds = time.perf_counter() - window.started
         loss = loss_sum / max(window.images - round(unreadable), 1)
         speed, wait = window.images / seconds, window.waited / seconds
@@ -281,6 +285,18 @@ class TrainingLoop:
             f"epoch {epoch + 1:{len(str(epochs))}}/{epochs}  step {step:{len(str(steps))}}/{steps}"
             f"  {line}  data wait {wait:.0%}"
         )
+
+    def _check_unreadable(self, more: int) -> None:
+        """Check on every rank what their loaders check each for its own share."""
+        self.unreadable += more
+        most = self.loader.max_bad_images
+        if self.unreadable > most:
+            error = DataError(
+                f"{self.unreadable} images of this epoch could not be read, on all ranks together; "
+                f"max_bad_images allows {most}. Mend or remove them, or raise --max_bad_images."
+            )
+            error.everywhere = True
+            raise error
 
     @property
     def epochs(self) -> int:
