@@ -123,7 +123,6 @@ def vitbase_batches(folder: str, pipeline: str, workers: int, as_floats: bool) -
                 options = {
                     "policy": "randaugment_timm",
                     "randaugment_magnitude": 9.0,
-                    "randaugment_magnitude_std": 0.5,
                 }
             transform = TrainTransform(preprocess, AugmentSection(**options))
             loader = TrainLoader(source, transform, seed=0, batch_size=BATCH, num_workers=workers)
@@ -149,7 +148,7 @@ def timm_batches(folder: str, pipeline: str, workers: int) -> Iterator[int]:
         no_aug=False,
         re_prob=0.0,
         color_jitter=None,
-        auto_augment="rand-m9-mstd0.5-inc1" if pipeline == "randaugment" else None,
+        auto_augment="rand-m9-n2-inc1" if pipeline == "randaugment" else None,
         interpolation="bilinear",
         mean=MEAN,
         std=STD,

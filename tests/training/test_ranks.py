@@ -10,6 +10,8 @@ import pytest
 from made_runs import TINY
 from ranks import command, start_ranks, train, train_on, wait_for
 
+from vitbase import runtime
+
 # Everything that could depend on how a global batch is dealt out, but for plain dropout.
 OPTIONS: dict[str, Any] = {
     **TINY,
@@ -156,3 +158,24 @@ def test_batches_that_do_not_fit_are_refused(tiny_idx, tmp_path, options, messag
     assert wait_for(start_ranks(tmp_path, command, [(words,)] * 2)) == [2, 2]
     assert message in (tmp_path / "rank-0.log").read_text()
     assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("first_scale", [2.0**16, 2.0**40])
+def test_half_precision_on_shards_passes_over_the_same_updates(tiny_idx, tmp_path, first_scale):
+    """With the larger first scale every update of some shard overflows: no rank may take it."""
+    options = {**OPTIONS, "data_path": str(tiny_idx), "precision": "fp16", "total_steps": 6}
+    words = [f"--{name}={value}" for name, value in options.items()]
+    for parallel in ("ddp", "fsdp"):
+        arguments = [*words, f"--parallel={parallel}", f"--output_dir={tmp_path / parallel}"]
+        ranks = start_ranks(tmp_path, with_first_scale, [(first_scale, arguments)] * 2)
+        assert wait_for(ranks) == [0, 0], (tmp_path / "rank-0.log").read_text()
+    found, wanted = rows_of(tmp_path / "fsdp"), rows_of(tmp_path / "ddp")
+    norms = [[row["gradient_norm"] for row in rows if "loss" in row] for rows in (found, wanted)]
+    if first_scale > 2.0**20:
+        assert norms == [[None] * 6, [None] * 6]
+    assert losses(tmp_path / "fsdp") == pytest.approx(losses(tmp_path / "ddp"), abs=2e-3)
+
+
+def with_first_scale(scale: float, words: list[str]) -> None:
+    runtime._INITIAL_LOSS_SCALE = scale
+    command(["train", "fashion", *words])

@@ -278,6 +278,8 @@ class TrainingLoop:
             used = speed * self.flops_per_image / (self.peak_flops * self.runtime.num_ranks)
             row["flops_utilisation"] = round(used, 4)
             line += f"  {used:.0%} of peak FLOPs"
+        if (memory := self.runtime.peak_memory()) is not None:
+            row["peak_memory_mib"] = round(memory / 2**20)
         self.journal.record(**row)
         self.journal.show(self.updates, f"epoch {epoch + 1}, loss {loss:.4f}, {speed:.0f} images/s")
         epochs, steps = self.epochs, self.steps_per_epoch
