@@ -25,7 +25,7 @@ from vitbase.launch import plan as launch
 from vitbase.launch import ranks, watch
 from vitbase.launch.ranktable import is_own_address, read_rank_table
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SERVERS = ("127.0.0.1", "127.0.0.2")
 
 # What a rank does: each program gets the folder it may write to.

@@ -19,7 +19,7 @@ from made_images import encode, photo
 
 import vitbase
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SERVERS = ("127.0.0.1", "127.0.0.2")
 OPTIONS: dict[str, Any] = {
     "model": "testing",
