@@ -120,10 +120,7 @@ def vitbase_batches(folder: str, pipeline: str, workers: int, as_floats: bool) -
         else:
             options: dict[str, Any] = {}
             if pipeline == "randaugment":
-                options = {
-                    "policy": "randaugment_timm",
-                    "randaugment_magnitude": 9.0,
-                }
+                options = {"policy": "randaugment_timm", "randaugment_magnitude": 9.0}
             transform = TrainTransform(preprocess, AugmentSection(**options))
             loader = TrainLoader(source, transform, seed=0, batch_size=BATCH, num_workers=workers)
             batches = loader.epoch(epoch)

@@ -51,7 +51,6 @@ class _Window:
     loss_sum: torch.Tensor
     images: int = 0
     unreadable: int = 0
-    updates: int = 0
     waited: float = 0.0
     started: float = dataclasses.field(default_factory=time.perf_counter)
 
@@ -216,7 +215,6 @@ class TrainingLoop:
             self.guard.watch(self.updates, epoch, batch.positions, logits)
             self._report_unreadable(batch, window)
         window.images += layout.global_batch
-        window.updates += 1
         norm = None
         if config.clip_norm is not None or measure:
             self.scaler.unscale_(self.optimizer)
