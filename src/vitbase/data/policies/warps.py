@@ -16,8 +16,7 @@ The bicubic kernel is Pillow's for transforms, Keys' with a = -1; its resize has
 from __future__ import annotations
 
 import math
-from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitbase.data.decode import Pixels
-from vitbase.data.policies.operations import floats_of, scratch
+from vitbase.data.policies.operations import scratch
 
 Resampling = Literal["nearest", "bilinear", "bicubic"]
 Axis = Literal["x", "y"]
@@ -56,7 +55,21 @@ def translate(
       fill: colour of what is uncovered.
       resampling: between pixels, where the distance is not whole.
     """
-    return shear(pixels, axis, 0.0, fill, resampling, distance)
+    along = 1 if axis == "x" else 0
+    size = pixels.shape[along]
+    start = math.floor(distance + 0.5)  # of the pixel nearest to the first one's source
+    source: NDArray[Any] = pixels
+    if resampling != "nearest" and distance != start:
+        floor = math.floor(distance)
+        source = _interpolate(pixels, along, np.array([distance - floor]), resampling)
+        source = _cut(source, along, floor + 1 - start, size)
+    first, last = (min(max(place, 0), size) for place in (-start, size - start))
+    result = np.empty(pixels.shape, np.uint8)
+    moved = _cut(source, along, first + start, last - first)
+    np.copyto(_cut(result, along, first, last - first), moved, casting="unsafe")
+    for begin, end in ((0, first), (last, size)):
+        _paint(_cut(result, along, begin, end - begin), fill)
+    return result
 
 
 def shear(
@@ -74,19 +87,32 @@ def shear(
 
     Args: as of :func:`translate`.
     """
-    height, width, channels = pixels.shape
+    if factor == 0:
+        return translate(pixels, axis, distance, fill, resampling)
+    along = 1 if axis == "x" else 0
+    size, places = pixels.shape[along], np.arange(pixels.shape[1 - along])
+    source: NDArray[Any] = pixels
+    if resampling == "nearest":
+        starts, late = _nearest(places, factor, distance), None
+    else:
+        offsets = factor * (places + 0.5) + distance
+        floors = np.floor(offsets)
+        starts, late = floors.astype(np.int64) + 1, np.floor(offsets + 0.5) > floors
+        source = _interpolate(pixels, along, offsets - floors, resampling)
+    starts = np.clip(starts, -size - 1, size + 1)
+    before = max(0, -int(starts.min()))
+    after = max(0, int(starts.max()) + size - source.shape[along])
+    lines = _framed(source, along, before, after, late, fill)
+    # Of every line, the window that it shows.
+    unit = 1 if axis == "y" else pixels.shape[2]
+    windows = lines.shape[1] - size * unit + 1
+    views = as_strided(lines, (len(lines), windows, size * unit), (lines.shape[1], 1, 1))
+    starts = np.tile((starts + before) * unit, len(lines) // len(places))
+    moved = views[np.arange(len(lines)), starts]
     if axis == "x":
-        lines = np.ascontiguousarray(pixels).reshape(height, width * channels)
-        colour = np.tile(np.array(fill, np.uint8), width)
-        places = np.arange(height)
-        moved = _move(lines, channels, places, factor, distance, colour, resampling)
         return moved.reshape(pixels.shape)
-    lines = np.concatenate([pixels[..., channel].T for channel in range(channels)])
-    colour = np.repeat(np.array(fill, np.uint8), width)[:, None]
-    places = np.tile(np.arange(width), channels)
-    moved = _move(lines, 1, places, factor, distance, colour, resampling)
     result = np.empty(pixels.shape, np.uint8)
-    for channel, plane in enumerate(moved.reshape(channels, width, height)):
+    for channel, plane in enumerate(moved.reshape(-1, len(places), size)):
         result[..., channel] = plane.T
     return result
 
@@ -105,24 +131,26 @@ def rotate(pixels: Pixels, degrees: float, fill: Colour, resampling: Resampling)
 
 
 def _rotate_bilinear(pixels: Pixels, degrees: float, fill: Colour) -> Pixels:
-    """Rotate with torch, 1.6 times as fast as Pillow."""
+    """Rotate with torch, 1.5 times as fast as Pillow."""
     height, width, channels = pixels.shape
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    x, y = np.arange(width) + (0.5 - width / 2), np.arange(height)[:, None] + (0.5 - height / 2)
-    x_HW = cosine * x - sine * y + width / 2  # where pixels come from, borders being 0 and width
-    y_HW = sine * x + cosine * y + height / 2
-    grid = scratch((1, height, width, 2), np.float32, 0)  # from -1 to 1
-    np.multiply(x_HW, 2 / width, out=grid[0, :, :, 0], casting="same_kind")
-    np.multiply(y_HW, 2 / height, out=grid[0, :, :, 1], casting="same_kind")
-    grid -= np.float32(1)
+    x, y = np.arange(width) + (0.5 - width / 2), np.arange(height) + (0.5 - height / 2)
+    grid = scratch((2, height, width), np.float32, 0)  # where pixels come from, x and y, -1 to 1
+    for plane, size, along_x, along_y in zip(
+        grid, (width, height), (cosine, sine), (-sine, cosine), strict=True
+    ):
+        columns, rows = (2 / size * along * at for along, at in ((along_x, x), (along_y, y)))
+        np.add(columns.astype(np.float32), rows.astype(np.float32)[:, None], out=plane)
     planes = scratch((1, channels, height, width), np.float32, 1)
-    planes[0] = pixels.transpose(2, 0, 1)
+    np.add(pixels.transpose(2, 0, 1), np.float32(4 * _BIAS), out=planes[0], dtype=np.float32)
     turned = F.grid_sample(
-        torch.from_numpy(planes), torch.from_numpy(grid), padding_mode="border", align_corners=False
+        torch.from_numpy(planes),
+        torch.from_numpy(grid)[None].permute(0, 2, 3, 1),
+        padding_mode="border",
+        align_corners=False,
     ).numpy()
-    turned += np.float32(4 * _BIAS)
-    inside = (x_HW >= 0) & (x_HW < width) & (y_HW >= 0) & (y_HW < height)
-    kept = np.negative(inside.view(np.uint8))
+    inside = (grid >= np.float32(-1)) & (grid < np.float32(1))
+    kept = np.negative((inside[0] & inside[1]).view(np.uint8))
     result = np.empty(pixels.shape, np.uint8)
     for channel in range(channels):
         plane = turned[0, channel].astype(np.uint8)
@@ -130,58 +158,6 @@ def _rotate_bilinear(pixels: Pixels, degrees: float, fill: Colour) -> Pixels:
         plane |= ~kept & np.uint8(fill[channel])
         result[..., channel] = plane
     return result
-
-
-def _move(
-    lines: Pixels,
-    channels: int,
-    places: NDArray[np.int64],
-    factor: float,
-    distance: float,
-    colour: Pixels,
-    resampling: Resampling,
-) -> Pixels:
-    """Move lines of interleaved channels, each by its own distance.
-
-    Args:
-      lines: [L, N * channels].
-      channels: values of a pixel.
-      places: [L], of the lines.
-      factor: the distance grows by it from place to place.
-      distance: at place -0.5.
-      colour: of what is uncovered, [N * channels] or [L, 1].
-      resampling: along the lines.
-    """
-    length = lines.shape[1]
-    size = length // channels
-    offsets = factor * (places + 0.5) + distance
-    if resampling == "nearest":
-        sources = _nearest(places, factor, distance)
-        taps, part, starts = 1, None, sources
-    else:
-        floors = np.floor(offsets)
-        part = (offsets - floors).astype(np.float32)[:, None]
-        part = part[:1] if factor == 0 else part  # one number for all is faster
-        sources = np.floor(offsets + 0.5).astype(np.int64)  # of the nearest pixel
-        taps = 2 if resampling == "bilinear" else 4
-        starts = floors.astype(np.int64) + (1 - taps // 2)
-    sources = np.clip(sources, -size, size)
-    starts = np.clip(starts, -size - 4, size + 4)
-    # A line with its border's values two pixels on; beyond them lies what no pixel will show.
-    reach = max(-int(starts.min()), int(starts.max()) + taps - 1, 2)
-    wide = scratch((len(lines), length + 2 * reach * channels), np.uint8, 2)
-    first, last = reach * channels, reach * channels + length
-    wide[:, first:last] = lines
-    for pixel in range(2):
-        at = pixel * channels
-        wide[:, first - 2 * channels + at :][:, :channels] = lines[:, :channels]
-        wide[:, last + at :][:, :channels] = lines[:, -channels:]
-    window = _windows(wide, (starts + reach) * channels, length + (taps - 1) * channels)
-    moved = _interpolate(window, channels, length, part)
-    inside = _windows(_ruler(size, channels), (sources + size) * channels, length)
-    moved &= inside
-    moved |= ~inside & colour
-    return moved
 
 
 def _nearest(places: NDArray[np.int64], factor: float, distance: float) -> NDArray[np.int64]:
@@ -196,46 +172,101 @@ def _nearest(places: NDArray[np.int64], factor: float, distance: float) -> NDArr
 
 
 def _interpolate(
-    window: Pixels, channels: int, length: int, part: NDArray[np.float32] | None
-) -> Pixels:
-    """Weigh neighbouring pixels of lines, [L, length + (taps - 1) * channels]."""
-    if part is None:
-        return window.copy()
-    source = floats_of(window, 0)
-    taps = [
-        source[:, first : first + length]
-        for first in range(0, window.shape[1] - length + 1, channels)
-    ]
-    share = torch.from_numpy(part)
-    moved = torch.from_numpy(scratch((len(window), length), np.float32, 1))
-    if len(taps) == 2:
+    pixels: Pixels, along: int, part: NDArray[np.float64], resampling: Resampling
+) -> NDArray[np.float32]:
+    """Weigh neighbouring pixels along an axis, the border's values going on beyond it.
+
+    Args:
+      pixels: uint8 [H, W, C].
+      along: the axis.
+      part: of a pixel, by which each line's values lie behind its pixels; or one for all lines.
+      resampling: bilinear or bicubic.
+    Returns: float32, in scratch memory; the axis has one place more, as it begins with the pixel
+      before the first one.
+    """
+    height, width, channels = pixels.shape
+    pad = 1 if resampling == "bilinear" else 2
+    shape = [height, width, channels]
+    shape[along] += 2 * pad
+    source = scratch((shape[0], shape[1], channels), np.float32, 0)
+    size = pixels.shape[along]
+    _cut(source, along, pad, size)[...] = pixels
+    for place in range(pad):
+        _cut(source, along, place, 1)[...] = _cut(source, along, pad, 1)
+        _cut(source, along, pad + size + place, 1)[...] = _cut(source, along, pad + size - 1, 1)
+    # By rows of interleaved channels, which is faster than by three axes.
+    step = channels if along else 1
+    rows = torch.from_numpy(source).view(shape[0], -1)
+    taps = [rows.narrow(along, tap * step, (size + 1) * step) for tap in range(2 * pad)]
+    shape[along] = size + 1
+    result = scratch((shape[0], shape[1], channels), np.float32, 1)
+    moved = torch.from_numpy(result).view(shape[0], -1)
+    share = torch.from_numpy(part.astype(np.float32))[:, None]
+    if not along:
+        share = share.T.repeat_interleave(1 if len(part) == 1 else channels, dim=1)
+    if pad == 1:
         torch.lerp(taps[0], taps[1], share, out=moved)
-        return moved.numpy().astype(np.uint8)
+        return result
     rest = 1 - share
     torch.mul(taps[0], -share * rest * rest, out=moved)
     moved.addcmul_(taps[1], rest * (1 + share * rest))
     moved.addcmul_(taps[2], share * (1 + share * rest))
     moved.addcmul_(taps[3], -share * share * rest)
     moved.add_(_BIAS).clamp_(0, 255)
-    return moved.numpy().astype(np.uint8)
-
-
-def _windows(lines: Pixels, starts: NDArray[np.int64], length: int) -> Pixels:
-    """Cut a window from each line, [L, M], or several from one, [M]; a view if all start alike."""
-    start = int(starts[0])
-    if (starts == start).all():
-        return lines[..., start : start + length]
-    positions = lines.shape[-1] - length + 1
-    if lines.ndim == 1:
-        return as_strided(lines, (positions, length), (1, 1))[starts]
-    views = as_strided(lines, (len(lines), positions, length), (lines.shape[1], 1, 1))
-    result: Pixels = views[np.arange(len(lines)), starts]
     return result
 
 
-@lru_cache(maxsize=8)
-def _ruler(size: int, channels: int) -> Pixels:
-    """Return 255 where a line of pixels is, and as much 0 on either side."""
-    ruler = np.zeros(3 * size * channels, np.uint8)
-    ruler[size * channels : 2 * size * channels] = 255
-    return ruler
+def _framed(
+    source: NDArray[Any],
+    along: int,
+    before: int,
+    after: int,
+    late: NDArray[np.bool_] | None,
+    fill: Colour,
+) -> Pixels:
+    """Return the lines along an axis with the fill colour at either end.
+
+    Args:
+      source: [H, W, C], numbers of whatever type.
+      along: the axis.
+      before: pixels of colour before each line.
+      after: pixels of colour after it.
+      late: none, or whether a line, which has one pixel too many, is short of its last one; else of
+        its first.
+      fill: the colour.
+    Returns: uint8, by rows of interleaved channels, [H, N * C], or by columns of one, [C * W, N].
+    """
+    height, width, channels = source.shape
+    size = source.shape[along]
+    if along:
+        lines = np.empty((height, before + size + after, channels), np.uint8)
+        np.copyto(lines[:, before : before + size], source, casting="unsafe")
+        _paint(lines[:, :before], fill)
+        _paint(lines[:, before + size :], fill)
+        if late is not None:
+            lines[~late, before] = fill
+            lines[late, before + size - 1] = fill
+        return lines.reshape(height, -1)
+    columns = np.empty((channels, width, before + size + after), np.uint8)
+    values = source.astype(np.uint8, copy=False)
+    for channel, colour in enumerate(fill):
+        plane = columns[channel]
+        plane[:, before : before + size] = values[..., channel].T
+        plane[:, :before] = colour
+        plane[:, before + size :] = colour
+        if late is not None:
+            plane[~late, before] = colour
+            plane[late, before + size - 1] = colour
+    return columns.reshape(channels * width, -1)
+
+
+def _cut(values: NDArray[Any], along: int, first: int, count: int) -> NDArray[Any]:
+    """Return a view of some rows or columns."""
+    at = slice(first, first + count)
+    return values[:, at] if along else values[at]
+
+
+def _paint(pixels: Pixels, fill: Colour) -> None:
+    """Fill with a colour, by rows: three numbers for three channels would be slow."""
+    width, channels = pixels.shape[1:]
+    pixels[...] = np.tile(np.array(fill, np.uint8), width).reshape(width, channels)
