@@ -5,11 +5,12 @@
     python benchmarks/input.py --pipelines train randaugment --cores 1 2 --rounds 5
 
 Every contender reads JPEG files from the page cache and delivers shuffled batches of 224 x 224
-pixels, normalised float32: random resized crop and flip, that and RandAugment(2, 9), or resize to
-256 and central crop, all antialiased. Each runs in a process of its own, pinned to the same cores,
-with as many workers as cores; rounds take turns, and the ratio is the median over rounds of the
-ratio within a round. `vitbase uint8` is what a device is sent: it normalises there. `decode` is the
-ceiling: decoding whole files and nothing else, in threads.
+pixels, normalised float32: random resized crop and flip, that and RandAugment(2, 9), the same with
+bicubic interpolation throughout (as DeiT trains), or resize to 256 and central crop, all
+antialiased. Each runs in a process of its own, pinned to the same cores, with as many workers as
+cores; contenders and numbers of cores take turns within a round, and a ratio is the median over
+rounds of the ratio within a round. `vitbase uint8` and `timm uint8` are what a device is sent: it
+normalises there. `decode` is the ceiling: decoding whole files and nothing else, in threads.
 
 DALI and MindSpore come with requirements of their own: name a Python that has them in
 `DALI_PYTHON` and `MINDSPORE_PYTHON`.
@@ -23,6 +24,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import operator
 import os
 import statistics
 import subprocess
@@ -35,18 +37,19 @@ from typing import Any
 
 SIZE, BATCH = 224, 64
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-OURS, PEER = "vitbase", "timm"
+OURS, UINT8 = "vitbase", "vitbase uint8"
 CONTENDERS = (
     "vitbase",
     "vitbase uint8",
     "timm",
+    "timm uint8",
     "torchvision PIL",
     "torchvision v2",
     "DALI",
     "MindSpore",
     "decode",
 )
-PIPELINES = ("train", "randaugment", "eval")
+PIPELINES = ("train", "randaugment", "randaugment bicubic", "eval")
 PYTHONS = {"DALI": "DALI_PYTHON", "MindSpore": "MINDSPORE_PYTHON"}
 
 
@@ -109,6 +112,8 @@ def vitbase_batches(folder: str, pipeline: str, workers: int, as_floats: bool) -
     from vitbase.preprocess import default_preprocess
 
     preprocess = default_preprocess(SIZE, SIZE, 3)
+    if "bicubic" in pipeline:
+        preprocess = preprocess.model_copy(update={"interpolation": "bicubic"})
     source = read_folder(Path(folder), "folder")
     epoch = 0
     while True:
@@ -119,7 +124,7 @@ def vitbase_batches(folder: str, pipeline: str, workers: int, as_floats: bool) -
             batches = iter(loader)
         else:
             options: dict[str, Any] = {}
-            if pipeline == "randaugment":
+            if "randaugment" in pipeline:
                 options = {"policy": "randaugment_timm", "randaugment_magnitude": 9.0}
             transform = TrainTransform(preprocess, AugmentSection(**options))
             loader = TrainLoader(source, transform, seed=0, batch_size=BATCH, num_workers=workers)
@@ -131,7 +136,7 @@ def vitbase_batches(folder: str, pipeline: str, workers: int, as_floats: bool) -
         epoch += 1
 
 
-def timm_batches(folder: str, pipeline: str, workers: int) -> Iterator[int]:
+def timm_batches(folder: str, pipeline: str, workers: int, as_floats: bool) -> Iterator[int]:
     import torch
     from timm.data import create_dataset, create_loader
 
@@ -145,8 +150,8 @@ def timm_batches(folder: str, pipeline: str, workers: int) -> Iterator[int]:
         no_aug=False,
         re_prob=0.0,
         color_jitter=None,
-        auto_augment="rand-m9-n2-inc1" if pipeline == "randaugment" else None,
-        interpolation="bilinear",
+        auto_augment="rand-m9-n2-inc1" if "randaugment" in pipeline else None,
+        interpolation="bicubic" if "bicubic" in pipeline else "bilinear",
         mean=MEAN,
         std=STD,
         num_workers=workers,
@@ -155,6 +160,8 @@ def timm_batches(folder: str, pipeline: str, workers: int) -> Iterator[int]:
         persistent_workers=True,
         pin_memory=False,
     )
+    if not as_floats:
+        loader = loader.loader  # what its prefetcher gets
     while True:
         for images, _ in loader:
             yield len(images)
@@ -168,12 +175,15 @@ def torchvision_batches(folder: str, pipeline: str, workers: int, new: bool) -> 
     from torchvision.transforms import v2
 
     kit: Any = v2 if new else v1
+    between = (
+        v2.InterpolationMode.BICUBIC if "bicubic" in pipeline else v2.InterpolationMode.BILINEAR
+    )
     if pipeline == "eval":
         steps = [kit.Resize(256, antialias=True), kit.CenterCrop(SIZE)]
     else:
-        steps = [kit.RandomResizedCrop(SIZE, antialias=True), kit.RandomHorizontalFlip()]
-        if pipeline == "randaugment":
-            steps.append(kit.RandAugment(2, 9, interpolation=kit.InterpolationMode.BILINEAR))
+        steps = [kit.RandomResizedCrop(SIZE, interpolation=between), kit.RandomHorizontalFlip()]
+        if "randaugment" in pipeline:
+            steps.append(kit.RandAugment(2, 9, interpolation=between))
     if new:
         steps.append(v2.ToDtype(torch.float32, scale=True))
     else:
@@ -199,7 +209,7 @@ def torchvision_batches(folder: str, pipeline: str, workers: int, new: bool) -> 
 def dali_batches(folder: str, pipeline: str, workers: int) -> Iterator[int]:
     from nvidia.dali import fn, pipeline_def, types
 
-    if pipeline == "randaugment":
+    if "randaugment" in pipeline:
         raise SystemExit("not compared")
 
     @pipeline_def(batch_size=BATCH, num_threads=workers, device_id=None, prefetch_queue_depth=2)
@@ -244,9 +254,11 @@ def mindspore_batches(folder: str, pipeline: str, workers: int) -> Iterator[int]
     if pipeline == "eval":
         steps = [vision.Decode(), vision.Resize(256), vision.CenterCrop(SIZE)]
     else:
-        steps = [vision.RandomCropDecodeResize(SIZE), vision.RandomHorizontalFlip()]
-        if pipeline == "randaugment":
-            steps.append(vision.RandAugment(2, 9))
+        between = vision.Inter.BICUBIC if "bicubic" in pipeline else vision.Inter.BILINEAR
+        crop = vision.RandomCropDecodeResize(SIZE, interpolation=between)
+        steps = [crop, vision.RandomHorizontalFlip()]
+        if "randaugment" in pipeline:
+            steps.append(vision.RandAugment(2, 9, interpolation=between))
     images = images.map(
         [*steps, normalize, vision.HWC2CHW()], "image", num_parallel_workers=workers
     )
@@ -278,7 +290,8 @@ def batches_of(name: str, folder: str, pipeline: str, workers: int) -> Iterator[
     makers: dict[str, Callable[[], Iterator[int]]] = {
         "vitbase": lambda: vitbase_batches(folder, pipeline, workers, True),
         "vitbase uint8": lambda: vitbase_batches(folder, pipeline, workers, False),
-        "timm": lambda: timm_batches(folder, pipeline, workers),
+        "timm": lambda: timm_batches(folder, pipeline, workers, True),
+        "timm uint8": lambda: timm_batches(folder, pipeline, workers, False),
         "torchvision PIL": lambda: torchvision_batches(folder, pipeline, workers, False),
         "torchvision v2": lambda: torchvision_batches(folder, pipeline, workers, True),
         "DALI": lambda: dali_batches(folder, pipeline, workers),
@@ -348,30 +361,31 @@ def run_one(name: str, folder: str, pipeline: str, cores: int, seconds: float) -
 
 
 def compare(
-    corpus: str, folder: str, pipeline: str, cores: int, args: argparse.Namespace
+    corpus: str, folder: str, pipeline: str, args: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """Let the contenders take turns; return and print a row for each."""
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in args.contenders}
+    """Let the contenders take turns; return and print a row for each and each number of cores."""
+    found: dict[tuple[str, int], list[dict[str, float]]] = {}
     for _ in range(args.rounds):
         for name in args.contenders:
-            result = run_one(name, folder, pipeline, cores, args.seconds)
-            if result:
-                found[name].append(result)
-    print(f"\n{corpus}, {pipeline}, {cores} core{'s' if cores > 1 else ''}\n")
-    print(f"| contender | images/s | per core | memory | {OURS} / it (rounds) |")
-    print("|---|---|---|---|---|")
+            for cores in args.cores:
+                result = run_one(name, folder, pipeline, cores, args.seconds)
+                if result:
+                    found.setdefault((name, cores), []).append(result)
+    print(f"\n{corpus}, {pipeline}\n")
+    print(f"| contender | cores | images/s | per core | memory | {OURS} / it (rounds) | scaling |")
+    print("|---|---|---|---|---|---|---|")
     rows = []
-    for name, results in found.items():
-        if not results:
-            continue
-        rates = [result["images_per_second"] for result in results]
-        ours = [result["images_per_second"] for result in found.get(OURS, [])]
-        ratios = [mine / theirs for mine, theirs in zip(ours, rates, strict=False)] or [1.0]
-        rate, ratio = statistics.median(rates), statistics.median(ratios)
+    for (name, cores), results in found.items():
+        rates = _rates(results)
+        # What a device is sent is compared with what a device is sent.
+        ours = _rates(found.get((UINT8 if name.endswith("uint8") else OURS, cores), []))
+        fewest = _rates(found.get((name, min(args.cores)), []))
         memory = max(result["megabytes"] for result in results)
+        rate = statistics.median(rates)
         print(
-            f"| {name} | {rate:.0f} | {rate / cores:.0f} | {memory:.0f} MB | "
-            f"{ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
+            f"| {name} | {cores} | {rate:.0f} | {rate / cores:.0f} | {memory:.0f} MB | "
+            f"{_ratio(ours, rates)} | {_ratio(rates, fewest)} |",
+            flush=True,
         )
         rows.append(
             {
@@ -380,10 +394,21 @@ def compare(
                 "unit": "images/s",
                 "peer": name,
                 "peer_value": rate,
-                "ratio": ratio,
+                "ratio": statistics.median(map(operator.truediv, ours, rates)) if ours else None,
             }
         )
     return rows
+
+
+def _rates(results: list[dict[str, float]]) -> list[float]:
+    return [result["images_per_second"] for result in results]
+
+
+def _ratio(rates: list[float], others: list[float]) -> str:
+    ratios = [one / other for one, other in zip(rates, others, strict=False)]
+    if not ratios or rates == others:
+        return ""
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def main() -> None:
@@ -410,8 +435,7 @@ def main() -> None:
             corpora[name] = str(make_corpus(Path(made) / name.replace(" ", "_"), kilobytes))
         for corpus, folder in corpora.items():
             for pipeline in args.pipelines:
-                for cores in args.cores:
-                    rows += compare(corpus, folder, pipeline, cores, args)
+                rows += compare(corpus, folder, pipeline, args)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=2) + "\n")
 
