@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from commands import run_command as run
 from PIL import Image
 
 from vitbase.cli import main
@@ -24,17 +25,6 @@ TINY = [
     *("--num_train_images", "60", "--num_val_images", "20", "--batch_size", "10"),
     *("--epoch_size", "2", "--warmup_epochs", "0", "--device_target", "cpu"),
 ]
-
-
-def run(capsys, *words) -> tuple[int, str, str]:
-    """Run a command in this process; return its exit code, output and errors."""
-    code = 0
-    try:
-        main([str(word) for word in words])
-    except SystemExit as stopped:
-        code = int(stopped.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ import numpy as np
 import pytest
 import timm
 import torch
+from commands import run_command
 from PIL import Image
 
 import vitbase
-from vitbase.cli import main
 from vitbase.model import VisionTransformer, ViTSpec
 from vitbase.preprocess import Preprocess
 
@@ -40,19 +41,8 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command in this process; return its exit code, output and errors."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        code = 0
-        try:
-            main([str(word) for word in words])
-        except SystemExit as stopped:
-            code = int(stopped.code or 0)
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return code, captured.out, captured.err
-
-    return run
+    """Return a function that runs a command: exit code, output, errors."""
+    return partial(run_command, capsys)
 
 
 def save_timm(path: Path, **options: Any) -> Path:

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+from commands import run_command
 from made_images import encode, photo
 
-from vitbase.cli import main
 from vitbase.config import Config
 
 
@@ -39,13 +40,4 @@ def vitbase_command(capsys, tmp_path, monkeypatch) -> Callable[..., tuple[int, s
     """Return a function that runs a command: exit code, standard output, standard error."""
     monkeypatch.setenv("VITBASE_CACHE", str(tmp_path / "cache"))
 
-    def run(*words: object) -> tuple[int, str, str]:
-        code = 0
-        try:
-            main([str(word) for word in words])
-        except SystemExit as stopped:
-            code = int(stopped.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+    return partial(run_command, capsys)

@@ -14,10 +14,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from commands import run_command
 from made_images import write_folder
 from made_server import Server, serving
 
-from vitbase.cli import main
 from vitbase.data.shards import store as remote
 
 TINY = [
@@ -32,17 +32,7 @@ Run = Callable[..., tuple[int, str, str]]
 def run(capsys, tmp_path, monkeypatch) -> Run:
     monkeypatch.setenv("VITBASE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
-
-    def start(*words: object) -> tuple[int, str, str]:
-        code = 0
-        try:
-            main([str(word) for word in words])
-        except SystemExit as stopped:
-            code = int(stopped.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return start
+    return partial(run_command, capsys)
 
 
 def refused(run: Run, tmp_path: Path, data: object, *words: object) -> str:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import run_command
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributed import TCPStore
 
-from vitbase.cli import main
 from vitbase.errors import LaunchError
 from vitbase.launch import plan as launch
 from vitbase.launch import ranks, watch
@@ -148,14 +148,8 @@ def start_two(capfd: Any, folder: Path, text: str, *options: object) -> list[tup
     return [first, (second.returncode, out, err)]
 
 
-def run(capsys: Any, *words: object) -> tuple[int, str, str]:
-    code = 0
-    try:
-        main(["launch", *map(str, words)])
-    except SystemExit as stopped:
-        code = int(stopped.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+def run(capture: Any, *words: object) -> tuple[int, str, str]:
+    return run_command(capture, "launch", *words)
 
 
 def is_running(pid: int) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from commands import run_command
 
 import vitbase
-from vitbase.cli import main
 from vitbase.errors import WeightsError
 from vitbase.model import VisionTransformer, ViTSpec
 from vitbase.weights.load import read_preprocess
@@ -76,46 +77,45 @@ def test_preprocessing_is_of_the_size_that_was_asked_for(tmp_path: Path) -> None
     assert (loaded.preprocess.height, loaded.preprocess.width) == (40, 48)
 
 
-def run(*words: object) -> int:
-    try:
-        main([str(word) for word in words])
-    except SystemExit as stopped:
-        return int(stopped.code or 0)
-    return 0
-
-
 def test_commands_are_told_the_size(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], photo_folder: Path
 ) -> None:
+    run = partial(run_command, capsys)
     model, path = save(tmp_path, "timm", (24, 40))
     size = ("--image_height", 24, "--image_width", 40)
     out = tmp_path / "w.safetensors"
-    assert run("weights", "show", path, "--num_heads", 2, *size) == 0
-    assert "24x40 px, 3x5 patches of 8" in capsys.readouterr().out
+    code, shown, _ = run("weights", "show", path, "--num_heads", 2, *size)
+    assert code == 0
+    assert "24x40 px, 3x5 patches of 8" in shown
     words = ("weights", "convert", path, out, "--dialect", "vitbase", "--num_heads", 2)
-    assert run(*words, "--image_height", 24) == 2
-    assert "Give --image_width too." in capsys.readouterr().err
-    assert run(*words, "--image_height", 0, "--image_width", 40) == 2
-    assert "'image_height' should be at least 1" in capsys.readouterr().err
-    assert run(*words, *size) == 0
+    for given, message in (
+        (("--image_height", 24), "Give --image_width too."),
+        (("--image_height", 0, "--image_width", 40), "'image_height' should be at least 1"),
+    ):
+        code, _, err = run(*words, *given)
+        assert code == 2
+        assert message in err
+    assert run(*words, *size)[0] == 0
     loaded = vitbase.load_model(out)
     assert loaded.spec.image_size == (24, 40)
     assert torch.equal(loaded.model.pos_embed, model.pos_embed)
     image = next(photo_folder.rglob("*.*"))
     words = ("predict", image, "--checkpoint_path", out, "--image_height", 32)
-    assert run(*words, "--image_width", 48) == 0
-    assert run(*words) == 2
+    assert run(*words, "--image_width", 48)[0] == 0
+    assert run(*words)[0] == 2
 
 
 def test_a_run_starts_from_weights_of_a_grid_that_is_no_square(
     tmp_path: Path, photo_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    run = partial(run_command, capsys)
     _, path = save(tmp_path, "mindspore", (16, 40))
     weights = ("--checkpoint_path", path, "--num_heads", 2, "--device_target", "cpu")
     size = ("--image_height", 16, "--image_width", 40)
     train = ("--data_path", photo_folder, "--output_dir", tmp_path / "run", "--epoch_size", 1)
     few = ("--batch_size", 8, "--warmup_epochs", 0)
-    assert run("train", "finetune", *weights, *train, *few) == 2
-    assert "make no grid of patches" in capsys.readouterr().err
-    assert run("train", "finetune", *weights, *train, *few, *size) == 0
-    assert run("eval", "finetune", *weights, "--val_data_path", photo_folder, *size) == 0
+    code, _, err = run("train", "finetune", *weights, *train, *few)
+    assert code == 2
+    assert "make no grid of patches" in err
+    assert run("train", "finetune", *weights, *train, *few, *size)[0] == 0
+    assert run("eval", "finetune", *weights, "--val_data_path", photo_folder, *size)[0] == 0
