@@ -1,15 +1,15 @@
 """Several ranks on one machine, accumulation, the average of the weights, sharded memory.
 
     python benchmarks/scaling.py                       # all tables; about 25 minutes on 2 cores
-    python benchmarks/scaling.py --parts ranks --models ViT-Ti_16 --rounds 5
+    python benchmarks/scaling.py --parts ranks --models ViT-Ti_16 --rounds 25
 
 `ranks`: two single-thread processes (DDP over gloo, gradients exchanged while the backward pass
-goes on) against one process with two threads, on the same two cores at the same global batch.
-Both start anew in every round and take turns; the ratio is the median over rounds.
+goes on) against one process with two threads, on the same two cores at the same global batch. All
+three are there all the time and take turns, one update each; the ratio is the median over rounds.
 
 `steps`: in one process, the same images in turns: one forward pass against several accumulated
-ones (per update of a batch, the peer is as many updates of the small batch); with the moving
-average of the weights against without.
+ones (per update of a batch, the peer is as many updates of the small batch). What the moving
+average of the weights takes is timed within the updates that it belongs to.
 
 `memory`: bytes of weights, gradients and optimizer state on a rank, and the most memory its process
 had, for DDP against FSDP2.
@@ -51,10 +51,10 @@ class Bench:
         self.runtime = runtime
         self.model = build_model(spec).train()
         self.replicas = Replicas(self.model, runtime, parallel)  # type: ignore[arg-type]
-        options = OptimizerSection(optimizer=optimizer, lr_init=1e-4)  # type: ignore[arg-type]
+        options = OptimizerSection(optimizer=optimizer, lr_init=1e-4)
         self.optimizer = build_optimizer(self.model, options, runtime)
 
-    def update(self, batch_size: int, passes: int, average: Any = None) -> None:
+    def update(self, batch_size: int, passes: int) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         images = torch.rand(batch_size, 3, 224, 224)
         labels = torch.zeros(batch_size, dtype=torch.int64)
@@ -64,22 +64,20 @@ class Bench:
                 loss = cross_entropy_sum(self.replicas(images, None), labels)
                 (loss * (self.replicas.loss_factor / total)).backward()
         self.optimizer.step()
-        if average is not None:
-            average.update(1)
 
 
 def work(task: dict[str, Any]) -> None:
-    """Do one process's part of a measurement, and print what it found as JSON."""
+    """Be one process of a group: an update for each line that comes in; then say what was held."""
     torch.set_num_threads(task["threads"])
     with opened_runtime("CPU") as runtime:
         bench = Bench(task["model"], task.get("optimizer", "momentum"), task["parallel"], runtime)
         bench.update(task["batch_size"], 1)  # allocates what later ones use again
-        seconds = []
-        for _ in range(task["updates"]):
+        for _ in sys.stdin:
             runtime.gather(None)  # begin together
             before = time.perf_counter()
             bench.update(task["batch_size"], 1)
-            seconds.append(time.perf_counter() - before)
+            if runtime.is_first:
+                print(time.perf_counter() - before, flush=True)
         state = [
             tensor
             for parameter in bench.model.parameters()
@@ -92,7 +90,7 @@ def work(task: dict[str, Any]) -> None:
         ]
         held = sum(part.numel() * part.element_size() for part in local_parts(state))
         if runtime.is_first:
-            print(json.dumps({"seconds": min(seconds), "state": held, "peak": _peak_bytes()}))
+            print(json.dumps({"state": held, "peak": _peak_bytes()}), flush=True)
 
 
 def _peak_bytes() -> int:
@@ -101,46 +99,63 @@ def _peak_bytes() -> int:
     return int(line.split()[1]) * 1024
 
 
-def run_ranks(num_ranks: int, task: dict[str, Any]) -> dict[str, Any]:
-    """Start processes for a task, wait for them, and return what the first one printed."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = []
-    for rank in range(num_ranks):
-        variables = {**os.environ, "OMP_NUM_THREADS": str(task["threads"])}
-        if num_ranks > 1:
-            variables |= {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(num_ranks),
-                "LOCAL_WORLD_SIZE": str(num_ranks),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            }
-        words = [sys.executable, __file__, "--work", json.dumps(task)]
-        processes.append(subprocess.Popen(words, env=variables, stdout=subprocess.PIPE, text=True))
-    printed = [process.communicate()[0] for process in processes]
-    if any(process.returncode for process in processes):
-        raise SystemExit("a process failed")
-    found: dict[str, Any] = json.loads(printed[0].splitlines()[-1])
-    return found
+class Group:
+    """Processes that work together, and wait without using a core when they are not asked."""
+
+    def __init__(self, num_ranks: int, task: dict[str, Any]) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.processes = []
+        for rank in range(num_ranks):
+            variables = {**os.environ, "OMP_NUM_THREADS": str(task["threads"])}
+            if num_ranks > 1:
+                variables |= {
+                    "RANK": str(rank),
+                    "LOCAL_RANK": str(rank),
+                    "WORLD_SIZE": str(num_ranks),
+                    "LOCAL_WORLD_SIZE": str(num_ranks),
+                    "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": str(port),
+                }
+            words = [sys.executable, __file__, "--work", json.dumps(task)]
+            process = subprocess.Popen(
+                words, env=variables, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+            self.processes.append(process)
+
+    def update(self) -> float:
+        """Return the seconds of one update."""
+        for process in self.processes:
+            print(file=process.stdin, flush=True)
+        first = self.processes[0].stdout
+        assert first is not None
+        return float(first.readline())
+
+    def finish(self) -> dict[str, Any]:
+        """End the processes; return what the first one held."""
+        printed = [process.communicate()[0] for process in self.processes]
+        if any(process.returncode for process in self.processes):
+            raise SystemExit("a process failed")
+        found: dict[str, Any] = json.loads(printed[0].splitlines()[-1])
+        return found
 
 
-def compare_ranks(models: list[str], rounds: int, updates: int) -> list[dict[str, Any]]:
+def compare_ranks(models: list[str], rounds: int) -> list[dict[str, Any]]:
     rows = []
     for model in models:
         batch = BATCHES.get(model, 16)
-        ratios, speeds = [], []
-        for _ in range(rounds):
-            common = {"model": model, "parallel": "ddp", "updates": updates}
-            one = run_ranks(1, {**common, "threads": 2, "batch_size": batch})
-            two = run_ranks(2, {**common, "threads": 1, "batch_size": batch // 2})
-            ratios.append(one["seconds"] / two["seconds"])
-            speeds.append((batch / two["seconds"], batch / one["seconds"]))
-        ours, peer = (statistics.median(side) for side in zip(*speeds, strict=True))
+        common = {"model": model, "parallel": "ddp"}
+        one = Group(1, {**common, "threads": 2, "batch_size": batch})
+        two = Group(2, {**common, "threads": 1, "batch_size": batch // 2})
+        one.update(), two.update()
+        times = [(one.update(), two.update()) for _ in range(rounds)]
+        one.finish(), two.finish()
+        ratios = [alone / shared for alone, shared in times]
+        alone, shared = (statistics.median(side) for side in zip(*times, strict=True))
         name = f"{model}, batch {batch}, 2 processes"
-        rows.append(_row(name, ours, "images/s", "1 process, 2 threads", peer, ratios))
+        peer = "1 process, 2 threads"
+        rows.append(_row(name, batch / shared, "images/s", peer, batch / alone, ratios))
     return rows
 
 
@@ -167,12 +182,6 @@ def compare_steps(model: str, rounds: int) -> list[dict[str, Any]]:
                 lambda: bench.update(8, 4),
                 lambda: bench.update(32, 1),
             ),
-            (
-                "update of 32 with the average",
-                "without",
-                lambda: bench.update(32, 1, average),
-                lambda: bench.update(32, 1),
-            ),
         ]
         rows = []
         for name, peer, ours, theirs in cases:
@@ -188,6 +197,17 @@ def compare_steps(model: str, rounds: int) -> list[dict[str, Any]]:
             ratios = [mine / other for mine, other in times]
             mine, other = (statistics.median(side) for side in zip(*times, strict=True))
             rows.append(_row(f"{model}, {name}", mine, "s", peer, other, ratios))
+        times = []
+        for _ in range(rounds):
+            before = time.perf_counter()
+            bench.update(32, 1)
+            after = time.perf_counter()
+            average.update(1)
+            times.append((time.perf_counter() - before, after - before))
+        ratios = [mine / other for mine, other in times]
+        mine, other = (statistics.median(side) for side in zip(*times, strict=True))
+        name = f"{model}, update of 32 with the average"
+        rows.append(_row(name, mine, "s", "without", other, ratios))
     return rows
 
 
@@ -199,12 +219,14 @@ def compare_memory(model: str) -> list[dict[str, Any]]:
             "optimizer": optimizer,
             "threads": 1,
             "batch_size": 1,
-            "updates": 1,
         }
-        shards = run_ranks(2, {**task, "parallel": "fsdp"})
-        copies = run_ranks(2, {**task, "parallel": "ddp"})
+        held = {}
+        for parallel in ("fsdp", "ddp"):
+            group = Group(2, {**task, "parallel": parallel})
+            group.update()
+            held[parallel] = group.finish()
         for kind, what in (("state", "weights, gradients, state"), ("peak", "most of the process")):
-            ours, peer = (side[kind] / 2**20 for side in (shards, copies))
+            ours, peer = (held[side][kind] / 2**20 for side in ("fsdp", "ddp"))
             name = f"{model}, {optimizer}, FSDP2 on 2 ranks, {what}"
             rows.append(_row(name, ours, "MiB", "DDP", peer, [ours / peer]))
     return rows
@@ -234,10 +256,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--parts", nargs="+", default=["ranks", "steps", "memory"])
     parser.add_argument("--models", nargs="+", default=list(BATCHES))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--updates", type=int, default=3, help="timed in each process; the best counts"
-    )
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -247,9 +266,9 @@ def main() -> None:
     print("| what | measured | peer | peer measured | ratio (rounds) |\n|---|---|---|---|---|")
     rows = []
     if "ranks" in asked.parts:
-        rows += compare_ranks(asked.models, asked.rounds, asked.updates)
+        rows += compare_ranks(asked.models, asked.rounds)
     if "steps" in asked.parts:
-        rows += compare_steps("ViT-Ti_16", 2 * asked.rounds + 1)
+        rows += compare_steps("ViT-Ti_16", asked.rounds)
     if "memory" in asked.parts:
         rows += compare_memory("ViT-L_16")
     if asked.json:
