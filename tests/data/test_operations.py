@@ -5,6 +5,8 @@ import pytest
 import torch
 import torchvision.transforms.functional as tv
 import torchvision.transforms.v2.functional as tv_tensor
+from hypothesis import given
+from hypothesis import strategies as st
 from made_images import photo
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from timm.data import auto_augment as timm_augment
@@ -166,6 +168,32 @@ def test_geometry_at_distances_of_many_digits():
             apart = differences(result, expected)
             assert apart.max() <= 1
             assert np.count_nonzero(apart) <= apart.size / 1000
+
+
+@given(data=st.data())
+def test_images_of_any_size_move_any_distance(data):
+    """Also of one pixel, and beyond the image."""
+    height, width = data.draw(st.integers(1, 12)), data.draw(st.integers(1, 12))
+    channels = data.draw(st.sampled_from((1, 3)))
+    seed = data.draw(st.integers(0, 2**16))
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, channels), np.uint8)
+    axis = data.draw(st.sampled_from(("x", "y")))
+    resampling = data.draw(st.sampled_from(tuple(RESAMPLING)))
+    # Of odd multiples of 1/1024, no nearest pixel is a tie.
+    odd = st.integers(-12_000, 12_000).map(lambda number: (2 * number + 1) / 1024)
+    distance, factor = data.draw(odd), data.draw(st.just(0.0) | odd.map(lambda share: share / 16))
+    fill = (9, 8, 7)[:channels]
+    result = warps.shear(pixels, axis, factor, fill, resampling, distance)
+    matrix = (1, factor, distance, 0, 1, 0) if axis == "x" else (1, 0, 0, factor, 1, distance)
+    expected = as_pil(pixels).transform(
+        (width, height),
+        Image.Transform.AFFINE,
+        matrix,
+        RESAMPLING[resampling],
+        fillcolor=fill if channels == 3 else fill[0],
+    )
+    assert result.dtype == np.uint8
+    assert differences(result, expected).max() <= 1
 
 
 def test_torchvisions_tensors_are_near():
