@@ -35,7 +35,7 @@ Interpolation = Literal["bilinear", "bicubic"]
 
 ASPECT_RANGE = (3 / 4, 4 / 3)
 CROP_TRIES = 10
-_SERIAL = 32_767  # numbers; torch's operators divide more than that among threads
+_ROWS = 256  # of pixels, that a CPU normalises at a time
 
 
 def draw_window(
@@ -92,33 +92,48 @@ def centre_window(size: tuple[int, int], height: int, width: int) -> Window:
     return round((size[0] - height) / 2), round((size[1] - width) / 2), height, width
 
 
-def resize(pixels: Pixels, height: int, width: int, interpolation: Interpolation) -> Pixels:
-    """Resize with antialiasing; within 2 of Pillow's result in every pixel."""
-    if pixels.shape[:2] == (height, width):
+def resize(
+    pixels: Pixels, height: int, width: int, interpolation: Interpolation, flip: bool = False
+) -> Pixels:
+    """Resize with antialiasing; within 2 of Pillow's result in every pixel.
+
+    Args:
+      pixels: uint8 [H, W, C].
+      height: of the result.
+      width: of the result.
+      interpolation: bilinear or bicubic.
+      flip: left to right, after the resize; 8 times faster here than numpy's strided copy.
+    """
+    same = pixels.shape[:2] == (height, width)
+    if same and not flip:
         return pixels
     image_1CHW = _as_tensor(pixels)
-    resized_1CHW = F.interpolate(
-        image_1CHW, size=(height, width), mode=interpolation, antialias=True
-    )
-    result: Pixels = resized_1CHW.permute(0, 2, 3, 1)[0].numpy()
+    if not same:
+        image_1CHW = F.interpolate(
+            image_1CHW, size=(height, width), mode=interpolation, antialias=True
+        )
+    if flip:
+        image_1CHW = image_1CHW.flip(3)
+    result: Pixels = image_1CHW.numpy()[0].transpose(1, 2, 0)
     return result
 
 
 def mirror(pixels: Pixels) -> Pixels:
-    """Return the image flipped left to right; 8 times faster than numpy's strided copy."""
-    result: Pixels = _as_tensor(pixels).flip(3).permute(0, 2, 3, 1)[0].numpy()
-    return result
+    """Return the image flipped left to right."""
+    height, width = pixels.shape[:2]
+    return resize(pixels, height, width, "bilinear", flip=True)
 
 
 def _as_tensor(pixels: Pixels) -> torch.Tensor:
     """Return [1, C, H, W] in channels-last memory, which torch's operators keep to.
 
-    The batch axis comes before the permutation: only so does torch see that memory format, which
-    makes a resize 1.7 times, and the copy of its result 60 times faster.
+    The batch axis comes by a reshape, which gives it a stride: only so does torch see that memory
+    format, which makes a resize 1.7 times, and the copy of its result 60 times faster. Views are
+    numpy's, as torch gives away the interpreter's lock for each of its own.
     """
     if not pixels.flags.writeable:
         pixels = pixels.copy()  # torch has no read-only tensors, and warns
-    return torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
+    return torch.from_numpy(pixels.reshape(1, *pixels.shape).transpose(0, 3, 1, 2))
 
 
 def shift(pixels: Pixels, down: int, right: int, out: Pixels) -> None:
@@ -162,6 +177,12 @@ class TrainTransform:
         self.augment = augment
         self._centre = EvalTransform(preprocess)
         self._fit = EvalTransform(preprocess.model_copy(update={"crop_ratio": 1.0}))
+        self._crop = {
+            "random_resized": self._random_resized,
+            "simple": self._simple,
+            "pad": self._padded,
+            "center": self._central,
+        }[augment.train_crop]
         self._policy = build_policy(preprocess, augment)
         self._erasing = (
             RandomErasing(augment.erase_probability, augment.erase_mode, preprocess)
@@ -177,13 +198,7 @@ class TrainTransform:
         Raises: ImageError if ``raw`` cannot be decoded.
         """
         assert generator is not None
-        crops = {
-            "random_resized": self._random_resized,
-            "simple": self._simple,
-            "pad": self._padded,
-            "center": self._central,
-        }
-        pixels = crops[self.augment.train_crop](raw, generator, out)
+        pixels = self._crop(raw, generator, out)
         if self._policy is not None:
             pixels = self._policy(pixels, generator)
         if pixels is not out:
@@ -199,8 +214,7 @@ class TrainTransform:
         size = read_size(raw) if isinstance(raw, bytes) else raw.shape[:2]
         window = draw_window(size, (augment.crop_area_min, 1.0), generator)
         pixels = self._decode_window(raw, window)
-        result = resize(pixels, preprocess.height, preprocess.width, preprocess.interpolation)
-        return mirror(result) if flip else result
+        return resize(pixels, preprocess.height, preprocess.width, preprocess.interpolation, flip)
 
     def _simple(self, raw: bytes | Pixels, generator: np.random.Generator, out: Pixels) -> Pixels:
         preprocess = self._fit.preprocess
@@ -306,12 +320,14 @@ def normalize(
     rows = images_BHWC.reshape(batch * height, width * channels)
     if images_BHWC.device.type == "cpu":
         result = batch_memory.take(rows.shape, torch.float32)
-        # Pieces stay in cache, and are too small for torch to call for its other threads, which
-        # would wait for cores that the loader's threads have.
-        size = max(1, _SERIAL // rows.shape[1])
-        for source, target in zip(rows.split(size), result.split(size), strict=True):
-            target.copy_(source)
-            torch.addcmul(shift, target, scale, out=target)
+        # numpy, as torch would call for its other threads, which would wait for cores that the
+        # loader's threads have. Pieces stay in cache.
+        factor, summand, sources, targets = (t.numpy() for t in (scale, shift, rows, result))
+        for first in range(0, len(sources), _ROWS):
+            target = targets[first : first + _ROWS]
+            target[...] = sources[first : first + _ROWS]
+            target *= factor
+            target += summand
     else:
         result = rows.to(torch.float32)
         torch.addcmul(shift, result, scale, out=result)

@@ -1,9 +1,13 @@
 """Single operations on the colours of an image, uint8 [H, W, C] in and out, C being 1 or 3.
 
 Each equals Pillow's operation of the same meaning (ImageOps, ImageEnhance, ImageFilter) in every
-pixel. Where Pillow is slow, numpy and torch calculate over whole rows; where it is not, it does the
-work itself. A result may be the image itself where nothing changes, and may be read-only; an
-argument is never written to. Geometry is in warps.py.
+pixel. Where Pillow is slow, numpy calculates over whole rows; where it is not, it does the work
+itself. A result may be the image itself where nothing changes, and may be read-only; an argument
+is never written to. Geometry is in warps.py.
+
+Every call of numpy, and every view of a tensor that torch makes, gives the interpreter's lock away
+and waits for it again, while other threads prepare other images: few calls matter more than few
+operations. Views are therefore numpy's, which keep the lock.
 
 torchvision's operations on PIL images are Pillow's. Those on tensors give the same, but saturation,
 contrast and sharpness, which they round otherwise: up to 1 level apart, 2 for factors beyond 2.
@@ -16,11 +20,12 @@ import threading
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from vitbase.data.decode import Pixels
+
+_LEVELS = np.arange(256.0)
 
 
 def invert(pixels: Pixels) -> Pixels:
@@ -83,8 +88,8 @@ def contrast(pixels: Pixels, factor: float, grey: int | None = None) -> Pixels:
     if factor == 1:
         return pixels
     if grey is None:
-        luma = _luma(pixels)
-        grey = int(float(luma.sum(dtype=np.uint64)) / luma.size + 0.5)
+        luma = pixels if pixels.shape[-1] == 1 else np.asarray(_image(pixels).convert("L"))
+        grey = int(int(luma.sum(dtype=np.uint32)) / luma.size + 0.5)
     return _blend(grey, pixels, factor)
 
 
@@ -92,14 +97,15 @@ def saturation(pixels: Pixels, factor: float) -> Pixels:
     """Blend with the grey image: 0 gives that, 1 the image."""
     if factor == 1 or pixels.shape[-1] == 1:
         return pixels
-    return _blend(grayscale(pixels), pixels, factor)
+    image = _image(pixels)
+    return np.asarray(Image.blend(_grey(image), image, factor))
 
 
 def grayscale(pixels: Pixels) -> Pixels:
     """Return the luma (ITU-R 601-2) in every channel."""
     if pixels.shape[-1] == 1:
         return pixels
-    return np.asarray(_image(pixels).convert("L").convert("RGB"))
+    return np.asarray(_grey(_image(pixels)))
 
 
 def sharpness(pixels: Pixels, factor: float) -> Pixels:
@@ -127,7 +133,7 @@ def sharpness(pixels: Pixels, factor: float) -> Pixels:
     sums += np.uint16(6)  # the nearest whole number: 13 is odd, there are no ties
     sums //= np.uint16(13)
     result = rows.copy()
-    result[1:-1, inner] = _blend(sums.astype(np.uint8), rows[1:-1, inner], factor)
+    result[1:-1, inner] = _blend(sums, rows[1:-1, inner], factor)
     return result.reshape(pixels.shape)
 
 
@@ -137,28 +143,27 @@ def autocontrast(pixels: Pixels) -> Pixels:
     rows = np.ascontiguousarray(pixels).reshape(height, width * channels)
     lows = rows.min(axis=0).reshape(width, channels).min(axis=0).tolist()
     highs = rows.max(axis=0).reshape(width, channels).max(axis=0).tolist()
-    levels = np.arange(256.0)
-    table = np.empty((channels, 256), np.uint8)
-    scales, starts = np.ones(channels), np.zeros(channels)
-    for channel, (low, high) in enumerate(zip(lows, highs, strict=True)):
-        if high > low:
-            scales[channel] = 255.0 / (high - low)
-            starts[channel] = -low * scales[channel]
-        # In double precision, truncated: Pillow's 255 is now and then a 254.
-        stretched = (levels * scales[channel] + starts[channel]).astype(np.int64)
-        table[channel] = np.clip(stretched, 0, 255)
-    if (scales == 1).all() and not starts.any():
+    if all(high <= low or high - low == 255 for low, high in zip(lows, highs, strict=True)):
         return pixels
-    # Arithmetic is faster than a look-up, where single precision gives the same levels.
-    factor, summand = scales.astype(np.float32), (starts + 1e-3).astype(np.float32)
-    single = np.clip(levels.astype(np.float32)[:, None] * factor + summand, 0, 255)
-    used = (levels[:, None] >= lows) & (levels[:, None] <= highs)
-    if ((single.astype(np.uint8) != table.T) & used).any():
+    table = np.empty((channels, 256), np.uint8)
+    factors, summands = np.ones(channels, np.float32), np.zeros(channels, np.float32)
+    same = True
+    for channel, (low, high) in enumerate(zip(lows, highs, strict=True)):
+        scale = 255.0 / (high - low) if high > low else 1.0
+        start = -low * scale if high > low else 0.0
+        # In double precision, truncated: Pillow's 255 is now and then a 254.
+        table[channel] = np.clip(_LEVELS * scale + start, 0, 255)
+        # Arithmetic is faster than a look-up, where single precision gives the same levels.
+        factors[channel], summands[channel] = scale, start + 1e-3
+        single = _LEVELS[low : high + 1].astype(np.float32) * factors[channel] + summands[channel]
+        same &= bool((single.astype(np.uint8) == table[channel, low : high + 1]).all())
+    if not same:
         return _look_up(pixels, table)
-    stretched = floats_of(rows, 0)
-    stretched.mul_(torch.from_numpy(np.tile(factor, width)))
-    stretched.add_(torch.from_numpy(np.tile(summand, width)))
-    return stretched.numpy().astype(np.uint8).reshape(pixels.shape)
+    stretched = scratch(rows.shape, np.float32, 0)
+    stretched[...] = rows
+    stretched *= np.tile(factors, width)
+    stretched += np.tile(summands, width)
+    return stretched.astype(np.uint8).reshape(pixels.shape)
 
 
 def equalize(pixels: Pixels) -> Pixels:
@@ -168,13 +173,13 @@ def equalize(pixels: Pixels) -> Pixels:
     counts = np.array(image.histogram()).reshape(channels, 256)
     table = np.empty((channels, 256), np.uint8)
     for channel, count in enumerate(counts):
-        used = count.nonzero()[0]
-        step = int(count.sum() - count[used[-1]]) // 255 if len(used) > 1 else 0
+        up_to = count.cumsum()
+        brightest = int(count[up_to.searchsorted(up_to[-1])])
+        step = (int(up_to[-1]) - brightest) // 255
         if step == 0:
-            table[channel] = np.arange(256)
-            continue
-        below = np.cumsum(count) - count
-        table[channel] = np.minimum((below + step // 2) // step, 255)
+            table[channel] = _LEVELS
+        else:
+            table[channel] = np.minimum((up_to - count + step // 2) // step, 255)
     return _look_up(pixels, table, image)
 
 
@@ -275,22 +280,26 @@ class _Boxes:
         totals >>= np.uint32(24)
 
 
-def _blend(start: Pixels | int, end: Pixels, factor: float) -> Pixels:
+def _blend(start: NDArray[np.uint16] | int, end: Pixels, factor: float) -> Pixels:
     """Go from one image to another, or beyond, in float32 and truncated, as Pillow does."""
     if factor == 1:
         return end
     exact = np.float32(factor)
+    mixed = scratch(end.shape, np.float32, 0)
     if isinstance(start, int) and start == 0:
-        values = scratch(end.shape, np.float32, 0)
-        mixed = torch.from_numpy(np.multiply(end, exact, out=values, dtype=np.float32))
-    elif isinstance(start, int):
-        mixed = floats_of(end, 0).sub_(start).mul_(float(exact)).add_(start)
+        np.multiply(end, exact, out=mixed, dtype=np.float32)
     else:
-        origin = floats_of(start, 1)
-        mixed = floats_of(end, 0).sub_(origin).mul_(float(exact)).add_(origin)
+        mixed[...] = end
+        origin: Any = np.float32(start)
+        if not isinstance(start, int):
+            origin = scratch(end.shape, np.float32, 1)
+            origin[...] = start
+        mixed -= origin
+        mixed *= exact
+        mixed += origin
     if not 0 <= factor <= 1:
-        mixed.clamp_(0, 255)
-    return mixed.numpy().astype(np.uint8)
+        np.clip(mixed, 0, 255, out=mixed)
+    return mixed.astype(np.uint8)
 
 
 class _Scratch(threading.local):
@@ -312,16 +321,6 @@ def scratch(shape: tuple[int, ...], dtype: type[np.generic], slot: int) -> NDArr
     return memory[:size].view(dtype).reshape(shape)
 
 
-def floats_of(pixels: Pixels, slot: int) -> torch.Tensor:
-    """Return the values in float32, in scratch memory.
-
-    numpy converts, which torch takes 7 times as long for; torch calculates.
-    """
-    values = scratch(pixels.shape, np.float32, slot)
-    values[...] = pixels
-    return torch.from_numpy(values)
-
-
 def _all_ones(condition: NDArray[np.bool_]) -> Pixels:
     """Turn true into 255, in place."""
     bits = condition.view(np.uint8)
@@ -335,11 +334,13 @@ def _image(pixels: Pixels) -> Image.Image:
     return Image.frombuffer(mode, (width, height), data, "raw", mode, 0, 1)
 
 
+def _grey(image: Image.Image) -> Image.Image:
+    """Return the luma of an image in RGB, in every channel."""
+    luma = image.convert("L")
+    return Image.merge("RGB", (luma, luma, luma))
+
+
 def _look_up(pixels: Pixels, table: Pixels, image: Image.Image | None = None) -> Pixels:
     """Replace values by a table's, [C, 256]."""
     result = (image or _image(pixels)).point(table.ravel().tolist())
     return np.asarray(result).reshape(pixels.shape)
-
-
-def _luma(pixels: Pixels) -> Pixels:
-    return pixels if pixels.shape[-1] == 1 else np.asarray(_image(pixels).convert("L"))

@@ -16,12 +16,12 @@ The bicubic kernel is Pillow's for transforms, Keys' with a = -1; its resize has
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -55,20 +55,28 @@ def translate(
       fill: colour of what is uncovered.
       resampling: between pixels, where the distance is not whole.
     """
-    along = 1 if axis == "x" else 0
-    size = pixels.shape[along]
+    height, width, channels = pixels.shape
+    pixels = np.ascontiguousarray(pixels)
+    if axis == "x":
+        size, unit, lines = width, channels, pixels.reshape(height, -1)
+    else:  # one line of rows
+        size, unit, lines = height, width * channels, pixels.reshape(1, -1)
     start = math.floor(distance + 0.5)  # of the pixel nearest to the first one's source
-    source: NDArray[Any] = pixels
+    source: NDArray[Any] = lines
+    before = 0  # values of the source before the first pixel
     if resampling != "nearest" and distance != start:
         floor = math.floor(distance)
-        source = _interpolate(pixels, along, np.array([distance - floor]), resampling)
-        source = _cut(source, along, floor + 1 - start, size)
+        source = _interpolate(lines, unit, np.array([distance - floor]), resampling)
+        before = floor + 1 - start
     first, last = (min(max(place, 0), size) for place in (-start, size - start))
     result = np.empty(pixels.shape, np.uint8)
-    moved = _cut(source, along, first + start, last - first)
-    np.copyto(_cut(result, along, first, last - first), moved, casting="unsafe")
+    moved = source[:, (before + first + start) * unit : (before + last + start) * unit]
+    target = result.reshape(lines.shape)[:, first * unit : last * unit]
+    np.copyto(target, moved, casting="unsafe")
     for begin, end in ((0, first), (last, size)):
-        _paint(_cut(result, along, begin, end - begin), fill)
+        if begin < end:
+            bare = result[:, begin:end] if axis == "x" else result[begin:end]
+            bare[...] = _row_of(fill, bare.shape[1])
     return result
 
 
@@ -89,32 +97,41 @@ def shear(
     """
     if factor == 0:
         return translate(pixels, axis, distance, fill, resampling)
-    along = 1 if axis == "x" else 0
-    size, places = pixels.shape[along], np.arange(pixels.shape[1 - along])
-    source: NDArray[Any] = pixels
+    height, width, channels = pixels.shape
+    rows = np.ascontiguousarray(pixels).reshape(height, -1)
+    if axis == "x":  # rows of interleaved channels
+        size, unit, lines = width, channels, rows
+        colours = _row_of(fill, width + 1).reshape(1, -1)
+        places = np.arange(height)
+    else:  # columns of one channel each
+        size, unit, lines = height, 1, np.ascontiguousarray(rows.T)
+        colours = _row_of(fill, width).reshape(-1, 1)
+        places = np.arange(width)
+    each = len(lines) // len(places)  # lines that move alike
+    source: NDArray[Any] = lines
+    late = None
     if resampling == "nearest":
-        starts, late = _nearest(places, factor, distance), None
+        starts = _nearest(places, factor, distance)
     else:
         offsets = factor * (places + 0.5) + distance
         floors = np.floor(offsets)
         starts, late = floors.astype(np.int64) + 1, np.floor(offsets + 0.5) > floors
-        source = _interpolate(pixels, along, offsets - floors, resampling)
-    starts = np.clip(starts, -size - 1, size + 1)
+        source = _interpolate(lines, unit, (offsets - floors).repeat(each), resampling)
+    starts = starts.clip(-size - 1, size + 1)
     before = max(0, -int(starts.min()))
-    after = max(0, int(starts.max()) + size - source.shape[along])
-    lines = _framed(source, along, before, after, late, fill)
+    length = source.shape[1] // unit
+    after = max(0, int(starts.max()) + size - length)
+    framed = _framed(source, unit, before, after, colours)
+    if late is not None:  # one pixel too many: each line loses its last one, or its first
+        short = np.where(late, before + size, before).repeat(each)
+        framed.reshape(len(lines), -1, unit)[np.arange(len(lines)), short] = colours[:, :unit]
     # Of every line, the window that it shows.
-    unit = 1 if axis == "y" else pixels.shape[2]
-    windows = lines.shape[1] - size * unit + 1
-    views = as_strided(lines, (len(lines), windows, size * unit), (lines.shape[1], 1, 1))
-    starts = np.tile((starts + before) * unit, len(lines) // len(places))
-    moved = views[np.arange(len(lines)), starts]
-    if axis == "x":
-        return moved.reshape(pixels.shape)
-    result = np.empty(pixels.shape, np.uint8)
-    for channel, plane in enumerate(moved.reshape(-1, len(places), size)):
-        result[..., channel] = plane.T
-    return result
+    shape = (len(lines), framed.shape[1] - size * unit + 1, size * unit)
+    windows: Pixels = np.ndarray(shape, np.uint8, framed, strides=(framed.shape[1], 1, 1))
+    moved: Pixels = windows[np.arange(len(lines)), ((starts + before) * unit).repeat(each)]
+    if axis == "y":
+        moved = np.ascontiguousarray(moved.T)
+    return moved.reshape(pixels.shape)
 
 
 def rotate(pixels: Pixels, degrees: float, fill: Colour, resampling: Resampling) -> Pixels:
@@ -135,9 +152,9 @@ def _rotate_bilinear(pixels: Pixels, degrees: float, fill: Colour) -> Pixels:
     height, width, channels = pixels.shape
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     x, y = np.arange(width) + (0.5 - width / 2), np.arange(height) + (0.5 - height / 2)
-    grid = scratch((2, height, width), np.float32, 0)  # where pixels come from, x and y, -1 to 1
+    grid = scratch((1, 2, height, width), np.float32, 0)  # where pixels come from, x, y, -1 to 1
     for plane, size, along_x, along_y in zip(
-        grid, (width, height), (cosine, sine), (-sine, cosine), strict=True
+        grid[0], (width, height), (cosine, sine), (-sine, cosine), strict=True
     ):
         columns, rows = (2 / size * along * at for along, at in ((along_x, x), (along_y, y)))
         np.add(columns.astype(np.float32), rows.astype(np.float32)[:, None], out=plane)
@@ -145,17 +162,20 @@ def _rotate_bilinear(pixels: Pixels, degrees: float, fill: Colour) -> Pixels:
     np.add(pixels.transpose(2, 0, 1), np.float32(4 * _BIAS), out=planes[0], dtype=np.float32)
     turned = F.grid_sample(
         torch.from_numpy(planes),
-        torch.from_numpy(grid)[None].permute(0, 2, 3, 1),
+        torch.from_numpy(grid.transpose(0, 2, 3, 1)),
         padding_mode="border",
         align_corners=False,
     ).numpy()
-    inside = (grid >= np.float32(-1)) & (grid < np.float32(1))
-    kept = np.negative((inside[0] & inside[1]).view(np.uint8))
+    inside = grid >= np.float32(-1)
+    inside &= grid < np.float32(1)
+    bare = (inside[0, 0] & inside[0, 1]).view(np.uint8)
+    bare -= np.uint8(1)  # 255 where nothing comes from
+    uncovered = bare & np.array(fill, np.uint8)[:, None, None]
+    by_channel = turned[0].astype(np.uint8)
+    by_channel &= np.invert(bare, out=bare)
+    by_channel |= uncovered
     result = np.empty(pixels.shape, np.uint8)
-    for channel in range(channels):
-        plane = turned[0, channel].astype(np.uint8)
-        plane &= kept
-        plane |= ~kept & np.uint8(fill[channel])
+    for channel, plane in enumerate(by_channel):  # all at once, numpy would go three by three
         result[..., channel] = plane
     return result
 
@@ -172,101 +192,73 @@ def _nearest(places: NDArray[np.int64], factor: float, distance: float) -> NDArr
 
 
 def _interpolate(
-    pixels: Pixels, along: int, part: NDArray[np.float64], resampling: Resampling
+    lines: Pixels, unit: int, part: NDArray[np.float64], resampling: Resampling
 ) -> NDArray[np.float32]:
-    """Weigh neighbouring pixels along an axis, the border's values going on beyond it.
+    """Weigh neighbouring pixels along lines, the border's values going on beyond it.
 
     Args:
-      pixels: uint8 [H, W, C].
-      along: the axis.
-      part: of a pixel, by which each line's values lie behind its pixels; or one for all lines.
+      lines: uint8 [N, L * unit].
+      unit: values from one pixel to the next.
+      part: of a pixel, by which each line's values lie behind its pixels, [N] or [1].
       resampling: bilinear or bicubic.
-    Returns: float32, in scratch memory; the axis has one place more, as it begins with the pixel
-      before the first one.
+    Returns: float32 [N, (L + 1) * unit], in scratch memory, beginning with the pixel before the
+      first one.
     """
-    height, width, channels = pixels.shape
-    pad = 1 if resampling == "bilinear" else 2
-    shape = [height, width, channels]
-    shape[along] += 2 * pad
-    source = scratch((shape[0], shape[1], channels), np.float32, 0)
-    size = pixels.shape[along]
-    _cut(source, along, pad, size)[...] = pixels
-    for place in range(pad):
-        _cut(source, along, place, 1)[...] = _cut(source, along, pad, 1)
-        _cut(source, along, pad + size + place, 1)[...] = _cut(source, along, pad + size - 1, 1)
-    # By rows of interleaved channels, which is faster than by three axes.
-    step = channels if along else 1
-    rows = torch.from_numpy(source).view(shape[0], -1)
-    taps = [rows.narrow(along, tap * step, (size + 1) * step) for tap in range(2 * pad)]
-    shape[along] = size + 1
-    result = scratch((shape[0], shape[1], channels), np.float32, 1)
-    moved = torch.from_numpy(result).view(shape[0], -1)
-    share = torch.from_numpy(part.astype(np.float32))[:, None]
-    if not along:
-        share = share.T.repeat_interleave(1 if len(part) == 1 else channels, dim=1)
-    if pad == 1:
-        torch.lerp(taps[0], taps[1], share, out=moved)
+    pad = unit if resampling == "bilinear" else 2 * unit
+    count, length = lines.shape
+    source = scratch((count, length + 2 * pad), np.float32, 0)
+    source[:, pad:-pad] = lines
+    for place in range(0, pad, unit):
+        source[:, place : place + unit] = lines[:, :unit]
+        source[:, pad + length + place :][:, :unit] = lines[:, -unit:]
+    result = scratch((count, length + unit), np.float32, 1)
+    taps = [
+        torch.from_numpy(source[:, first : first + length + unit])
+        for first in range(0, 2 * pad, unit)
+    ]
+    moved = torch.from_numpy(result)
+    share = part.astype(np.float32)[:, None]
+    if len(taps) == 2:
+        torch.lerp(taps[0], taps[1], torch.from_numpy(share), out=moved)
         return result
     rest = 1 - share
-    torch.mul(taps[0], -share * rest * rest, out=moved)
-    moved.addcmul_(taps[1], rest * (1 + share * rest))
-    moved.addcmul_(taps[2], share * (1 + share * rest))
-    moved.addcmul_(taps[3], -share * share * rest)
+    weights = (
+        -share * rest * rest,
+        rest * (1 + share * rest),
+        share * (1 + share * rest),
+        -share * share * rest,
+    )
+    factors = [torch.from_numpy(weight) for weight in weights]
+    torch.mul(taps[0], factors[0], out=moved)
+    for tap, factor in zip(taps[1:], factors[1:], strict=True):
+        moved.addcmul_(tap, factor)
     moved.add_(_BIAS).clamp_(0, 255)
     return result
 
 
-def _framed(
-    source: NDArray[Any],
-    along: int,
-    before: int,
-    after: int,
-    late: NDArray[np.bool_] | None,
-    fill: Colour,
-) -> Pixels:
-    """Return the lines along an axis with the fill colour at either end.
+def _framed(source: NDArray[Any], unit: int, before: int, after: int, colours: Pixels) -> Pixels:
+    """Return lines with the fill colour at either end.
 
     Args:
-      source: [H, W, C], numbers of whatever type.
-      along: the axis.
+      source: [N, L * unit], numbers of whatever type.
+      unit: values from one pixel to the next.
       before: pixels of colour before each line.
       after: pixels of colour after it.
-      late: none, or whether a line, which has one pixel too many, is short of its last one; else of
-        its first.
-      fill: the colour.
-    Returns: uint8, by rows of interleaved channels, [H, N * C], or by columns of one, [C * W, N].
+      colours: the fill, [1, at least as many values as there are before or after] or [N, 1].
+    Returns: uint8 [N, (before + L + after) * unit].
     """
-    height, width, channels = source.shape
-    size = source.shape[along]
-    if along:
-        lines = np.empty((height, before + size + after, channels), np.uint8)
-        np.copyto(lines[:, before : before + size], source, casting="unsafe")
-        _paint(lines[:, :before], fill)
-        _paint(lines[:, before + size :], fill)
-        if late is not None:
-            lines[~late, before] = fill
-            lines[late, before + size - 1] = fill
-        return lines.reshape(height, -1)
-    columns = np.empty((channels, width, before + size + after), np.uint8)
-    values = source.astype(np.uint8, copy=False)
-    for channel, colour in enumerate(fill):
-        plane = columns[channel]
-        plane[:, before : before + size] = values[..., channel].T
-        plane[:, :before] = colour
-        plane[:, before + size :] = colour
-        if late is not None:
-            plane[~late, before] = colour
-            plane[late, before + size - 1] = colour
-    return columns.reshape(channels * width, -1)
+    count, length = source.shape
+    first, last = before * unit, before * unit + length
+    framed = np.empty((count, last + after * unit), np.uint8)
+    np.copyto(framed[:, first:last], source, casting="unsafe")
+    framed[:, :first] = colours[:, :first]
+    framed[:, last:] = colours[:, : after * unit]
+    return framed
 
 
-def _cut(values: NDArray[Any], along: int, first: int, count: int) -> NDArray[Any]:
-    """Return a view of some rows or columns."""
-    at = slice(first, first + count)
-    return values[:, at] if along else values[at]
-
-
-def _paint(pixels: Pixels, fill: Colour) -> None:
-    """Fill with a colour, by rows: three numbers for three channels would be slow."""
-    width, channels = pixels.shape[1:]
-    pixels[...] = np.tile(np.array(fill, np.uint8), width).reshape(width, channels)
+@lru_cache(maxsize=16)
+def _row_of(fill: Colour, width: int) -> Pixels:
+    """Return a row of a colour, [width, C]: numpy assigns it faster than the colour itself."""
+    row = np.tile(np.array(fill, np.uint8), width).reshape(width, -1)
+    row.flags.writeable = False
+    return row
