@@ -35,7 +35,7 @@ Interpolation = Literal["bilinear", "bicubic"]
 
 ASPECT_RANGE = (3 / 4, 4 / 3)
 CROP_TRIES = 10
-_SERIAL = 32_767  # numbers; torch's operators divide more than that among threads
+_ROWS = 1024  # of pixels that a CPU normalises at a time: few calls, and they stay in cache
 
 
 def draw_window(
@@ -320,13 +320,15 @@ def normalize(
     rows = images_BHWC.reshape(batch * height, width * channels)
     if images_BHWC.device.type == "cpu":
         result = batch_memory.take(rows.shape, torch.float32)
-        # Pieces stay in cache, and are too small for torch to call for its other threads, which
-        # would wait for cores that the loader's threads have. (numpy gives the interpreter's lock
-        # away less often, but takes half as long again.)
-        size = max(1, _SERIAL // rows.shape[1])
-        for source, target in zip(rows.split(size), result.split(size), strict=True):
-            target.copy_(source)
-            torch.addcmul(shift, target, scale, out=target)
+        # One thread: torch's others would wait for cores that the loader's threads have.
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            for source, target in zip(rows.split(_ROWS), result.split(_ROWS), strict=True):
+                target.copy_(source)
+                torch.addcmul(shift, target, scale, out=target)
+        finally:
+            torch.set_num_threads(threads)
     else:
         result = rows.to(torch.float32)
         torch.addcmul(shift, result, scale, out=result)
