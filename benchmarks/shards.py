@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from input import make_corpus
+from photos import make_corpus
 
 from vitbase.data.augment import TrainTransform
 from vitbase.data.kinds.folders import FolderSource, read_folder

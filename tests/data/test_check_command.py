@@ -373,11 +373,12 @@ def test_interrupted_it_stops_at_once(tmp_path):
     for number in range(200):
         (tmp_path / "photos" / "a" / f"{number}.jpg").write_bytes(big + b"%d" % number)
     words = [sys.executable, "-c", INTERRUPTIBLE, str(tmp_path / "photos")]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe) as process:
         assert process.stdout.readline() == b"image\n"
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+        out, err = process.communicate(timeout=60)  # closes its input: images are looked at
+    assert process.returncode == 130, (out, err)
     assert err == b"\nvitbase: interrupted; the same command continues training or packing\n"
     assert out.count(b"\n") < 100  # of 200 images, hardly any more were looked at
 
@@ -392,6 +393,7 @@ look_at = check.look_at
 
 def watched(source, index):
     os.write(1, b"image\n")
+    os.read(0, 1)  # until the signal was sent: not all can be done before
     return look_at(source, index)
 
 check.look_at = watched

@@ -35,7 +35,7 @@ Interpolation = Literal["bilinear", "bicubic"]
 
 ASPECT_RANGE = (3 / 4, 4 / 3)
 CROP_TRIES = 10
-_ROWS = 1024  # of pixels that a CPU normalises at a time: few calls, and they stay in cache
+_AT_ONCE = 700_000  # numbers that a CPU normalises: few calls, and they stay in cache
 
 
 def draw_window(
@@ -102,26 +102,19 @@ def resize(
       height: of the result.
       width: of the result.
       interpolation: bilinear or bicubic.
-      flip: left to right, after the resize; 8 times faster here than numpy's strided copy.
+      flip: left to right, after the resize.
     """
-    same = pixels.shape[:2] == (height, width)
-    if same and not flip:
-        return pixels
-    image_1CHW = _as_tensor(pixels)
-    if not same:
-        image_1CHW = F.interpolate(
-            image_1CHW, size=(height, width), mode=interpolation, antialias=True
-        )
-    if flip:
-        image_1CHW = image_1CHW.flip(3)
-    result: Pixels = image_1CHW.numpy()[0].transpose(1, 2, 0)
-    return result
+    if pixels.shape[:2] == (height, width):
+        return mirror(pixels) if flip else pixels
+    resized_1CHW = F.interpolate(
+        _as_tensor(pixels), size=(height, width), mode=interpolation, antialias=True
+    )
+    return _as_pixels(resized_1CHW.flip(3) if flip else resized_1CHW)
 
 
 def mirror(pixels: Pixels) -> Pixels:
-    """Return the image flipped left to right."""
-    height, width = pixels.shape[:2]
-    return resize(pixels, height, width, "bilinear", flip=True)
+    """Return the image flipped left to right; 8 times faster than numpy's strided copy."""
+    return _as_pixels(_as_tensor(pixels).flip(3))
 
 
 def _as_tensor(pixels: Pixels) -> torch.Tensor:
@@ -134,6 +127,11 @@ def _as_tensor(pixels: Pixels) -> torch.Tensor:
     if not pixels.flags.writeable:
         pixels = pixels.copy()  # torch has no read-only tensors, and warns
     return torch.from_numpy(pixels.reshape(1, *pixels.shape).transpose(0, 3, 1, 2))
+
+
+def _as_pixels(image_1CHW: torch.Tensor) -> Pixels:
+    result: Pixels = image_1CHW.numpy()[0].transpose(1, 2, 0)
+    return result
 
 
 def shift(pixels: Pixels, down: int, right: int, out: Pixels) -> None:
@@ -324,7 +322,8 @@ def normalize(
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            for source, target in zip(rows.split(_ROWS), result.split(_ROWS), strict=True):
+            size = max(1, _AT_ONCE // rows.shape[1])
+            for source, target in zip(rows.split(size), result.split(size), strict=True):
                 target.copy_(source)
                 torch.addcmul(shift, target, scale, out=target)
         finally:

@@ -5,9 +5,8 @@ pixel. Where Pillow is slow, numpy calculates over whole rows; where it is not, 
 itself. A result may be the image itself where nothing changes, and may be read-only; an argument
 is never written to. Geometry is in warps.py.
 
-Every call of numpy, and every view of a tensor that torch makes, gives the interpreter's lock away
-and waits for it again, while other threads prepare other images: few calls matter more than few
-operations. Views are therefore numpy's, which keep the lock.
+Every call of numpy on a whole image gives the interpreter's lock away and waits for it again, while
+other threads prepare other images: few calls matter more than little arithmetic.
 
 torchvision's operations on PIL images are Pillow's. Those on tensors give the same, but saturation,
 contrast and sharpness, which they round otherwise: up to 1 level apart, 2 for factors beyond 2.
@@ -89,7 +88,7 @@ def contrast(pixels: Pixels, factor: float, grey: int | None = None) -> Pixels:
         return pixels
     if grey is None:
         luma = pixels if pixels.shape[-1] == 1 else np.asarray(_image(pixels).convert("L"))
-        grey = int(int(luma.sum(dtype=np.uint32)) / luma.size + 0.5)
+        grey = int(int(luma.sum()) / luma.size + 0.5)
     return _blend(grey, pixels, factor)
 
 

@@ -11,6 +11,8 @@ in fewer than 1 of 300 values. At distances of few digits, such as 7.2 pixels, m
 whole numbers, where Pillow's own rounding errors decide; there up to 1 of 10 differ, by 1 level.
 
 The bicubic kernel is Pillow's for transforms, Keys' with a = -1; its resize has a = -0.5.
+
+Views are numpy's: torch gives the interpreter's lock away for each of its own.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ def translate(
         size, unit, lines = height, width * channels, pixels.reshape(1, -1)
     start = math.floor(distance + 0.5)  # of the pixel nearest to the first one's source
     source: NDArray[Any] = lines
-    before = 0  # values of the source before the first pixel
+    before = 0  # pixels of the source before the image's first one
     if resampling != "nearest" and distance != start:
         floor = math.floor(distance)
         source = _interpolate(lines, unit, np.array([distance - floor]), resampling)
@@ -74,9 +76,8 @@ def translate(
     target = result.reshape(lines.shape)[:, first * unit : last * unit]
     np.copyto(target, moved, casting="unsafe")
     for begin, end in ((0, first), (last, size)):
-        if begin < end:
-            bare = result[:, begin:end] if axis == "x" else result[begin:end]
-            bare[...] = _row_of(fill, bare.shape[1])
+        bare = result[:, begin:end] if axis == "x" else result[begin:end]
+        bare[...] = _row_of(fill, width)[: bare.shape[1]]
     return result
 
 
