@@ -85,6 +85,7 @@ def photo_config(photo_folder: Path, tmp_path: Path) -> Callable[..., Config]:
             "epoch_size": 1,
             "warmup_epochs": 0,
             "device_target": "CPU",
+            "precision": "fp32",
         }
         return load_config("finetune", **{**defaults, **options})
 

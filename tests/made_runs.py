@@ -14,6 +14,7 @@ TINY: dict[str, Any] = {
     "warmup_epochs": 0,
     "log_every_steps": 2,
     "device_target": "CPU",
+    "precision": "fp32",  # auto takes bf16 on CPUs that have units for it
     "num_workers": 2,
 }
 """Options that turn recipe `fashion` into a run of a second on `tiny_idx`."""

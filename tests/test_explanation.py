@@ -47,7 +47,7 @@ def test_a_folder_of_images_is_counted(photo_folder):
 
 
 def test_the_memory_of_activations_is_what_autograd_keeps():
-    config = load_config("imagenet", model="ViT-Ti_16")
+    config = load_config("imagenet", model="ViT-Ti_16", precision="fp32")
     model = vitbase.create_model("ViT-Ti_16")
     kept: dict[int, int] = {}
     own = {parameter.data_ptr() for parameter in model.parameters()}

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated, Any, TypedDict
 
 import tyro
@@ -155,57 +152,3 @@ def parse_launch(
             f"{' '.join(command) or 'nothing after --'}."
         )
     return command, options, only_print
-
-
-SECONDS_BETWEEN_LINES = 60.0
-
-
-@contextlib.contextmanager
-def counting() -> Iterator[Callable[[str, int, int], None]]:
-    """Give a function that shows (what, done, of how many) to whoever watches.
-
-    In a terminal there is a bar for each; elsewhere, a line on standard error every minute.
-    """
-    if sys.stderr is None or not sys.stderr.isatty():
-        yield _Lines().show
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TaskID,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("images, left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as display:
-        tasks: dict[str, TaskID] = {}
-
-        def show(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = display.add_task(what, total=total)
-            display.update(tasks[what], completed=done)
-
-        yield show
-
-
-class _Lines:
-    """Progress for a log file."""
-
-    def __init__(self) -> None:
-        self.last = time.monotonic()
-
-    def show(self, what: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if sys.stderr is not None and now - self.last >= SECONDS_BETWEEN_LINES:
-            self.last = now
-            sys.stderr.write(f"{what}: {done:,} of {total:,} images ({done / total:.1%})\n")
-            sys.stderr.flush()

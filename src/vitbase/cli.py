@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypedDict
 
 import tyro
 
-from vitbase import __version__
+from vitbase._version import __version__
 from vitbase.arguments import (
     TYRO,
     drop_value,
@@ -25,8 +25,8 @@ from vitbase.arguments import (
 )
 from vitbase.cli_data import run_data
 from vitbase.config import Config, read_recipe_text, recipe_names
+from vitbase.console import say, warn
 from vitbase.errors import LAUNCHED, ConfigError, VitbaseError, nearest, tell_launcher
-from vitbase.training.journal import say
 
 _USAGE = """usage: vitbase COMMAND [...]
 
@@ -57,15 +57,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.exit(2)
         if debug:
             raise
-        if error.everywhere and os.environ.get("RANK", "0") != "0":
+        if error.is_everywhere and os.environ.get("RANK", "0") != "0":
             sys.exit(2)  # the first rank tells
-        sys.stderr.write(f"vitbase: error: {error}\n")
+        warn(f"vitbase: error: {error}")
         sys.exit(2)
     except KeyboardInterrupt:
         if LAUNCHED not in os.environ:
-            sys.stderr.write(
-                "\nvitbase: interrupted; the same command continues training or packing\n"
-            )
+            warn("\nvitbase: interrupted; the same command continues training or packing")
         sys.exit(130)
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has had enough
         sys.stderr.close()
@@ -145,11 +143,11 @@ def _eval(words: list[str]) -> None:
     from vitbase.evaluation.run import evaluate_each
     from vitbase.runtime import is_first_rank
 
-    for result in evaluate_each(config, on_unreadable=_warn):
+    for result in evaluate_each(config, on_unreadable=warn):
         if not is_first_rank():
             continue
         for note in result.notes:
-            _warn(note)
+            warn(note)
         place = result.weights.parent if result.weights.name == "weights.safetensors" else None
         name = (place or result.weights).name
         if as_json:
@@ -361,7 +359,3 @@ def seed_main(command: str) -> None:
             main([command, *words])  # the run knows its own recipe
             return
     main([command, recipe, *words])
-
-
-def _warn(line: str) -> None:
-    sys.stderr.write(line + "\n")

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal, TypedDict
 
 import tyro
 
-from vitbase.arguments import counting, parse_places, take_switch
+from vitbase.arguments import parse_places, take_switch
+from vitbase.console import counting, say
 from vitbase.errors import ConfigError
-from vitbase.training.journal import say
 
 _USAGE = """usage: vitbase data check PATH [--val_data_path PATH] [--json]
        vitbase data pack PATH OUT [--short_side N] [--quality N]

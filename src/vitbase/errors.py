@@ -13,13 +13,19 @@ import os
 import time
 import traceback
 from collections.abc import Iterable
+from typing import Self
 
 
 class VitbaseError(Exception):
     """Base of every error that is the user's to mend, not a bug of this package."""
 
-    everywhere = False
+    is_everywhere = False
     """Whether every rank of a run raises it: then the first one tells."""
+
+    def everywhere(self) -> Self:
+        """Mark that every rank raises this error. Returns: itself, to be raised."""
+        self.is_everywhere = True
+        return self
 
 
 class ConfigError(VitbaseError):

@@ -93,8 +93,7 @@ class Runtime:
             distributed.broadcast_object_list(made, src=0, device=self.device)
         value, failed = made[0]
         if failed is not None:
-            failed.everywhere = True
-            raise failed
+            raise failed.everywhere()
         result: T = value
         return result
 
@@ -114,8 +113,7 @@ class Runtime:
             if failed is not None:
                 if rank:
                     failed.args = (f"On rank {rank}: {failed}",)
-                failed.everywhere = True
-                raise failed
+                raise failed.everywhere()
         result: T = made  # type: ignore[assignment]
         return result
 

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from vitbase.data.kinds import listing
 from vitbase.data.kinds.folders import read_folder
-from vitbase.data.kinds.listing import cache_folder, open_folder
+from vitbase.data.kinds.listing import open_folder
 from vitbase.data.sources import open_source
 from vitbase.errors import DataError
+from vitbase.files import cache_folder
 
 NOW = time.time_ns
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from made_images import encode, photo, write_folder
 
-from vitbase import arguments
+from vitbase import console
 from vitbase.cli import main
 from vitbase.data.decode import read_size
 from vitbase.data.packing import files as pack_files
@@ -226,7 +226,7 @@ def test_other_images_are_refused(vitbase_command, photos, packed, tmp_path):
 
 
 def test_progress_stands_in_a_log_now_and_then(vitbase_command, tmp_path, photos, monkeypatch):
-    monkeypatch.setattr(arguments, "SECONDS_BETWEEN_LINES", 0)
+    monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", 0)
     code, _, err = vitbase_command("data", "pack", photos, tmp_path / "out")
     assert code == 0
     lines = err.splitlines()

@@ -12,7 +12,6 @@ from made_server import Server, serving
 from made_shards import JPEG, samples, write_tar
 
 from vitbase.data.packing.split import pack_source
-from vitbase.data.shards import store as remote
 from vitbase.data.shards.source import has_split, open_shards
 from vitbase.data.shards.store import Backoff, FileFacts, is_transient, is_url, open_store
 from vitbase.errors import DataError, ImageError
@@ -308,19 +307,6 @@ def test_facts_are_compared_by_what_both_know():
     assert facts.same_as(FileFacts(5, "mtime_ns:1"))
     assert not facts.same_as(FileFacts(5, "ETag:b"))
     assert not facts.same_as(FileFacts(6, "ETag:a"))
-
-
-def test_writing_leaves_nothing_half_done(tmp_path, monkeypatch):
-    (tmp_path / "x").write_bytes(b"before")
-
-    def fail(source: object, target: object) -> None:
-        raise OSError("no")
-
-    monkeypatch.setattr(remote.os, "replace", fail)
-    with pytest.raises(OSError, match="no"):
-        remote.write_whole(tmp_path / "x", b"after")
-    assert os.listdir(tmp_path) == ["x"]
-    assert (tmp_path / "x").read_bytes() == b"before"
 
 
 def test_takes_and_labels_work_far_away(server):

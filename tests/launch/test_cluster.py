@@ -32,6 +32,7 @@ OPTIONS: dict[str, Any] = {
     "warmup_epochs": 0,
     "log_every_steps": 1,
     "device_target": "CPU",
+    "precision": "fp32",
     "num_workers": 1,
     "pre_trained": False,
 }

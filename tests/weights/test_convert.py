@@ -383,13 +383,12 @@ def test_nothing_is_left_if_writing_breaks_off(
 
 
 def test_what_an_interrupted_run_left_is_no_obstacle(write: Callable[..., Path], out: Path) -> None:
-    (out / ".writing-w").mkdir()
-    (out / ".writing-w" / "half").write_text("x")
-    (out / ".writing-w.npz").write_text("x")
+    (out / ".writing-0123abcd-w").mkdir()
+    (out / ".writing-0123abcd-w" / "half").write_text("x")
     source = write()
     vitbase.convert_weights(source, out / "w", dialect="hf")
     vitbase.convert_weights(source, out / "w.npz", dialect="google")
-    assert names_in(out) == ["w", "w.npz"]
+    assert names_in(out) == [".writing-0123abcd-w", "w", "w.npz"]
     assert names_in(out / "w") == ["config.json", "model.safetensors", "preprocessor_config.json"]
 
 

@@ -21,11 +21,11 @@ from pathlib import Path
 import torch
 
 from vitbase.arguments import find_value
+from vitbase.console import say, warn
 from vitbase.errors import LAUNCHED, LaunchError
 from vitbase.launch.ranks import run_agent
 from vitbase.launch.ranktable import RankTable, read_rank_table
 from vitbase.runtime import available_cores
-from vitbase.training.journal import say
 
 PORT = 29500
 """Where the servers meet, on the first of them: torchrun's own default."""
@@ -314,7 +314,5 @@ def _await_first_server(plan: Plan) -> None:
             )
         if not told and waited > 3:
             told = True
-            sys.stderr.write(
-                f"vitbase: waiting for the first server, {place[0]} port {place[1]} ({reason})\n"
-            )
+            warn(f"vitbase: waiting for the first server, {place[0]} port {place[1]} ({reason})")
         time.sleep(min(0.5, max(0.0, plan.timeout - waited)))

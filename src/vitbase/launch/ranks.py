@@ -9,7 +9,6 @@ import contextlib
 import logging
 import math
 import signal
-import sys
 import tempfile
 import threading
 import time
@@ -33,6 +32,7 @@ from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import create_
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import create_handler
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
+from vitbase.console import warn
 from vitbase.errors import LaunchError
 from vitbase.launch.watch import ANSWER_SECONDS, Failure, Watch
 
@@ -125,7 +125,7 @@ def run_agent(words: Sequence[str], addresses: Sequence[str], server: int, timeo
                     f"server {addresses[server]}", f" was stopped by {name}", time.time()
                 )
                 watch.part([here])
-            sys.stderr.write(f"\nvitbase: stopped by {name}, and all ranks of this server\n")
+            warn(f"\nvitbase: stopped by {name}, and all ranks of this server")
             return 128 + int(stopped.sigval)
         except (RendezvousError, DistError, ConnectionError) as error:
             if watch is not None:
@@ -170,7 +170,7 @@ def _raise_first(failures: Sequence[Failure]) -> NoReturn:
         # An infinite time: it was stopped because of the first.
         if failure.message != first.message and math.isfinite(failure.time):
             text = failure.message.splitlines()[0]
-            sys.stderr.write(f"vitbase: also, {failure.who}{text}\n")
+            warn(f"vitbase: also, {failure.who}{text}")
     first.raise_()
 
 
@@ -211,7 +211,7 @@ class _Agent(LocalElasticAgent):
             left = self._remaining_restarts
             reason = f"{first.who}{first.message} ({left} more restarts after this one)"
         self._failed_here = False
-        sys.stderr.write(f"vitbase: restarting the ranks of this server: {reason}\n")
+        warn(f"vitbase: restarting the ranks of this server: {reason}")
         super()._restart_workers(worker_group)
 
     def _exit_barrier(self) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vitbase.errors import LaunchError
+from vitbase.files import parse_json
 
 # 1.2 adds fields for super-nodes; those read here mean the same in both.
 _VERSIONS = ("1.0", "1.2")
@@ -114,8 +115,8 @@ def read_rank_table(path: str | Path) -> RankTable:
         reason = error.strerror if isinstance(error, OSError) else "it is not a text file"
         raise LaunchError(f"The rank table {path} cannot be read: {reason}.") from error
     try:
-        table = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+        table = parse_json(text)
+    except ValueError as error:
         where = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
         raise LaunchError(f"The rank table {path} is not valid JSON{where}: {error}.") from error
     return RankTable(path, _Reader(path).read(table))

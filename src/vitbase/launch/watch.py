@@ -20,8 +20,9 @@ from torch.distributed.elastic.rendezvous.api import (
     RendezvousTimeoutError,
 )
 
-from vitbase import __version__
+from vitbase._version import __version__
 from vitbase.errors import LaunchError
+from vitbase.files import parse_json
 
 _BEAT_SECONDS = 1.0
 # Long enough for a server that swaps or a switch that restarts, within the promised minute.
@@ -164,7 +165,7 @@ class Watch:
     def _read_failures(self) -> list[Failure]:
         keys = [f"{_ROOM}/failure/{i}" for i in range(len(self._addresses))]
         told = [self._store.get(key) for key in [*keys, _SILENT] if self._store.check([key])]
-        return [Failure(**failure) for listed in told for failure in json.loads(listed)]
+        return [Failure(**failure) for listed in told for failure in parse_json(listed)]
 
     def _run(self) -> None:
         seen = {i: (0, time.monotonic()) for i in range(len(self._addresses))}

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from safetensors import safe_open
 
 from vitbase.config import Config, differences_on_resume, load_config
 from vitbase.errors import CheckpointError, ConfigError
+from vitbase.files import parse_json, remove_unfinished, write_whole, written_whole
 from vitbase.weights import checkpoints
 from vitbase.weights.checkpoints import Checkpoint
 from vitbase.weights.dialects import to_ours
@@ -89,9 +89,9 @@ class RunFolder:
         """
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            for leftover in self.checkpoints.glob(".writing-*"):
-                shutil.rmtree(leftover)
-            write_atomically(self.config_file, config.to_toml())
+            for folder in (self.path, self.checkpoints):
+                remove_unfinished(folder)
+            write_whole(self.config_file, config.to_toml())
         except OSError as error:
             raise CheckpointError(
                 f"Cannot write the run folder {self.path}: {error.strerror}. "
@@ -118,24 +118,22 @@ class RunFolder:
         progress: Progress,
     ) -> Path:
         """Write a checkpoint beside, sync it, and rename it into place."""
-        writing = self.checkpoints / f".writing-{name}"
         final = self.checkpoints / name
-        writing.mkdir()
-        write_weights(writing / checkpoints.WEIGHTS_FILE)
-        write_safetensors(
-            writing / checkpoints.STATE_FILE,
-            tensors,
-            {METADATA_KEY: json.dumps(dataclasses.asdict(progress), sort_keys=True)},
-        )
-        checkpoints.write_manifest(writing)
-        if final.exists():  # a damaged one that the run has passed again
-            shutil.rmtree(final)
-        os.replace(writing, final)
-        checkpoints.sync(self.checkpoints)
+        with written_whole(final) as writing:
+            writing.mkdir()
+            write_weights(writing / checkpoints.WEIGHTS_FILE)
+            write_safetensors(
+                writing / checkpoints.STATE_FILE,
+                tensors,
+                {METADATA_KEY: json.dumps(dataclasses.asdict(progress), sort_keys=True)},
+            )
+            checkpoints.write_manifest(writing)
+            if final.exists():  # a damaged one that the run has passed again
+                shutil.rmtree(final)
         if progress.best is not None:
             found = progress.best
             best = json.dumps({"checkpoint": found.checkpoint, found.score_name: found.score})
-            write_atomically(self.checkpoints / checkpoints.BEST_FILE, best + "\n")
+            write_whole(self.checkpoints / checkpoints.BEST_FILE, best + "\n")
         return final
 
     def prune(self, keep: int, best: Best | None) -> None:
@@ -151,11 +149,11 @@ class RunFolder:
         kept = []
         for line in self.metrics_file.read_text(encoding="utf-8").splitlines():
             try:
-                if json.loads(line)["step"] <= updates:
+                if parse_json(line)["step"] <= updates:
                     kept.append(line + "\n")
             except (ValueError, KeyError, TypeError):
                 continue  # the line that an interruption cut short
-        write_atomically(self.metrics_file, "".join(kept))
+        write_whole(self.metrics_file, "".join(kept))
 
     def read_last_evaluation(self) -> dict[str, Any] | None:
         """Return the last evaluation row of `metrics.jsonl`."""
@@ -163,14 +161,14 @@ class RunFolder:
         if self.metrics_file.is_file():
             for line in self.metrics_file.read_text(encoding="utf-8").splitlines():
                 if '"eval_loss"' in line:
-                    rows.append(json.loads(line))
+                    rows.append(parse_json(line))
         return rows[-1] if rows else None
 
 
 def read_progress(checkpoint: Path) -> Progress:
     """Read the numbers of a checkpoint's training state."""
     with safe_open(checkpoint / checkpoints.STATE_FILE, framework="pt") as file:
-        fields = json.loads((file.metadata() or {})[METADATA_KEY])
+        fields = parse_json((file.metadata() or {})[METADATA_KEY])
     best = fields.pop("best")
     return Progress(best=Best(**best) if best else None, **fields)
 
@@ -214,13 +212,3 @@ def read_mindspore_state(opened: OpenedWeights) -> MindSporeState:
     if step.numel() != 1 or int(step[0]) < 0:
         raise CheckpointError(f"{path}: tensor 'global_step' should be one number of updates.")
     return MindSporeState(path, int(step[0]), momentum)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file beside its place, sync it, and rename it over the old one."""
-    writing = path.with_name(f".writing-{path.name}")
-    with writing.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(writing, path)

@@ -56,8 +56,7 @@ class Guard:
                 f"numbers for {len(images)} of its {self.loader.global_batch} images: "
                 f"{', '.join(images[:_NAMED])}{more}. {advice()}"
             )
-            error.everywhere = True
-            raise error
+            raise error.everywhere()
 
     def check_weights(self, model: nn.Module, update: int, advice: Callable[[], str]) -> None:
         """Check that no weight has become infinite or NaN (collective): before it is stored.
@@ -68,5 +67,4 @@ class Guard:
         norm = float(whole(nn.utils.get_total_norm(weights)))
         if not math.isfinite(norm):
             error = DivergedError(f"The weights are no numbers after update {update}. {advice()}")
-            error.everywhere = True
-            raise error
+            raise error.everywhere()

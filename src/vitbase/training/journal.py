@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitbase.console import printable_lines, say
 from vitbase.errors import ConfigError
+from vitbase.files import sync
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -51,8 +52,7 @@ class Journal:
         if self._board is not None:
             self._board.flush()
         if self._metrics_file.is_file():
-            with self._metrics_file.open("rb") as file:
-                os.fsync(file.fileno())
+            sync(self._metrics_file)
 
     def warn(self, line: str) -> None:
         """Write a log line about what this rank alone has seen."""
@@ -66,7 +66,8 @@ class Journal:
         if self._rank:
             return
         if self._display is not None:
-            self._display.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            text = printable_lines(line)
+            self._display.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
             say(line)
 
@@ -114,11 +115,3 @@ def _open_board(folder: Path) -> SummaryWriter:
             "pip install 'vitbase[tensorboard]'."
         ) from None
     return SummaryWriter(str(folder / "tensorboard"))
-
-
-def say(line: str) -> None:
-    """Write one line to standard output at once, readable in a file."""
-    if sys.stdout is None:  # closed by whoever started us: nobody reads
-        return
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()

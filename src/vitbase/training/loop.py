@@ -295,8 +295,7 @@ class TrainingLoop:
                 f"{self.unreadable} images of this epoch could not be read, on all ranks together; "
                 f"max_bad_images allows {most}. Mend or remove them, or raise --max_bad_images."
             )
-            error.everywhere = True
-            raise error
+            raise error.everywhere()
 
     @property
     def epochs(self) -> int:

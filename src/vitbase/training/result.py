@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
+from vitbase.console import say
 from vitbase.errors import CheckpointError
 from vitbase.training.checkpoint import Best, Progress, RunFolder
-from vitbase.training.journal import say
 
 _SHOWN = {"eval_top1": "top-1", "eval_top5": "top-5", "eval_map": "mAP"}
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from vitbase.batch import BatchLayout, batch_layout
 from vitbase.config import Config
+from vitbase.console import say
 from vitbase.data.augment import TrainTransform
 from vitbase.data.loader import TrainLoader
 from vitbase.data.sources import TrainVal, open_train_val
 from vitbase.errors import ConfigError
+from vitbase.files import write_whole
 from vitbase.runtime import Runtime, launched_ranks, opened_runtime
-from vitbase.training.checkpoint import RunFolder, write_atomically
-from vitbase.training.journal import Journal, say
+from vitbase.training.checkpoint import RunFolder
+from vitbase.training.journal import Journal
 from vitbase.training.loop import TrainingLoop
 from vitbase.training.objective import Objective
 from vitbase.training.result import TrainResult, report_finished
@@ -70,9 +72,7 @@ def _train(config: Config, runtime: Runtime) -> TrainResult:
     for line in (*data.notes, *notes, *found.warnings):
         journal.say(line)
     if data.held_out and runtime.is_first:
-        write_atomically(
-            folder.path / "held_out.txt", "".join(f"{path}\n" for path in data.held_out)
-        )
+        write_whole(folder.path / "held_out.txt", "".join(f"{path}\n" for path in data.held_out))
         say(f"The held-out images are listed in {folder.path / 'held_out.txt'}")
     run = TrainingLoop(config, runtime, folder, data, model, loader, layout, objective, journal)
     if checkpoint is not None and progress is not None:

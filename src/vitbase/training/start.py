@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vitbase import __version__
+from vitbase._version import __version__
 from vitbase.batch import PeakRate, fix_batch
 from vitbase.config import FIELDS, Config
 from vitbase.data.sources import TrainVal
@@ -162,8 +162,7 @@ def check_agreement(runtime: Runtime, config: Config) -> None:
                 f"Rank {rank} was started otherwise than rank 0: {'; '.join(differing)}. Start "
                 f"the same command with the same version of vitbase on every server."
             )
-            error.everywhere = True
-            raise error
+            raise error.everywhere()
 
 
 def check_same_images(runtime: Runtime, data: TrainVal) -> None:
@@ -182,8 +181,7 @@ def check_same_images(runtime: Runtime, data: TrainVal) -> None:
                 f"{theirs[1][0]} for evaluation, on rank 0 {first[0][0]} and {first[1][0]}, or "
                 f"other labels. Give every server the same data set."
             )
-            error.everywhere = True
-            raise error
+            raise error.everywhere()
 
 
 _OWN_PLACES = ("data_path", "val_data_path", "output_dir", "num_workers")  # of each server

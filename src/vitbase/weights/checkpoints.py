@@ -9,13 +9,12 @@ the size and SHA-256 of the others.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import os
 import re
 from pathlib import Path
 
 from vitbase.errors import CheckpointError
+from vitbase.files import read_json, sha256_of
 from vitbase.weights import hub
 
 PREFIX = "train_vit"
@@ -57,16 +56,13 @@ def list_checkpoints(folder: Path) -> list[Checkpoint]:
 
 
 def write_manifest(folder: Path) -> None:
-    """Describe every file of a checkpoint folder by size and SHA-256, and sync them all."""
+    """Describe every file of a checkpoint folder by size and SHA-256."""
     files = {}
     for path in sorted(folder.iterdir()):
         if path.name != MANIFEST_FILE:
-            sync(path)
-            files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-    manifest = folder / MANIFEST_FILE
-    manifest.write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
-    sync(manifest)
-    sync(folder)
+            files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    text = json.dumps({"files": files}, indent=1) + "\n"
+    (folder / MANIFEST_FILE).write_text(text, encoding="utf-8")
 
 
 def find_damage(folder: Path, only: str | None = None) -> str | None:
@@ -76,7 +72,7 @@ def find_damage(folder: Path, only: str | None = None) -> str | None:
       only: check this file alone, where the others are not needed.
     """
     try:
-        files = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))["files"]
+        files = read_json(folder / MANIFEST_FILE)["files"]
         for name, facts in files.items() if only is None else [(only, files[only])]:
             path = folder / name
             if not path.is_file():
@@ -84,7 +80,7 @@ def find_damage(folder: Path, only: str | None = None) -> str | None:
             size = path.stat().st_size
             if size != facts["bytes"]:
                 return f"{name} has {size} bytes instead of {facts['bytes']}"
-            if _sha256(path) != facts["sha256"]:
+            if sha256_of(path) != facts["sha256"]:
                 return f"{name} does not match its checksum"
     except OSError as error:
         return f"{MANIFEST_FILE} cannot be read ({error.strerror})"
@@ -159,17 +155,3 @@ def _siblings(path: Path) -> str:
         if names:
             return f" There are: {', '.join(names[-5:])}."
     return ""
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Flush a file or folder to the disk itself."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

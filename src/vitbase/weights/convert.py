@@ -21,7 +21,13 @@ from vitbase.weights.load import (
     load_model,
     open_weights,
 )
-from vitbase.weights.save import COMPUTED, choose_dialect, find_tables, save_weights, write_whole
+from vitbase.weights.save import (
+    COMPUTED,
+    choose_dialect,
+    find_tables,
+    save_weights,
+    written_weights,
+)
 
 TOLERANCE = 1e-5
 """Largest difference of outputs, relative to the largest output, that rounding may explain."""
@@ -91,9 +97,7 @@ def convert_weights(
     find_weights(source)
     loaded = load_model(source, num_heads=num_heads, trained_size=image_size, ignore=ignore)
     choose_dialect(dialect, loaded.spec, path.suffix, allow)  # before anything is written
-    result: list[Conversion] = []
-
-    def write_and_compare(writing: Path) -> None:
+    with written_weights(path) as writing:
         save_weights(
             loaded.model,
             writing,
@@ -102,10 +106,7 @@ def convert_weights(
             labels=loaded.labels,
             allow=allow,
         )
-        result.append(_compare(loaded, writing, path, dialect, allow))
-
-    write_whole(path, write_and_compare)
-    return result[0]
+        return _compare(loaded, writing, path, dialect, allow)
 
 
 def _compare(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import codecs
 import functools
-import json
 import os
 import re
 import warnings
@@ -24,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from vitbase.errors import WeightsError
+from vitbase.files import LONGEST_JSON, parse_json
 from vitbase.weights.mindspore import read_mindspore
 from vitbase.weights.stored import StoredTensor, TensorFile, shape_problem
 from vitbase.weights.torch_files import read_torch_pickle, read_torch_zip
@@ -36,7 +36,6 @@ MAX_INFLATION = 20
 """A compressed archive may grow by this factor; weights hardly compress, bombs do."""
 _FREE_INFLATION = 256 << 20  # bytes that may come out of a small archive all the same
 _DEFLATED_MOST = 1032  # times its own size: more cannot come out of a deflated entry
-_LONGEST_JSON = 32 << 20  # bytes; 300,000 tensors
 _CONFIG_NAMES = ("model.safetensors", "pytorch_model.bin")  # these have a config.json beside them
 
 
@@ -52,7 +51,7 @@ def open_tensors(path: Path) -> TensorFile:
     except OSError as error:
         raise WeightsError(f"Cannot read {path}: {error.strerror}.") from None
     # safetensors: 8 bytes of little-endian header length, then a JSON object.
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= max(size - 8, _LONGEST_JSON):
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= max(size - 8, LONGEST_JSON):
         return _with_config(_read_safetensors(path))
     if head[:1] == b"{" and path.name.endswith(INDEX_SUFFIX):
         return _with_config(_read_sharded(path))
@@ -136,30 +135,19 @@ def _with_config(file: TensorFile) -> TensorFile:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
-            text = file.read(_LONGEST_JSON + 1)
+            text = file.read(LONGEST_JSON + 1)
     except OSError as error:
         raise WeightsError(f"Cannot read {path}: {error.strerror}.") from None
     return _parse_json(str(path), text)
 
 
 def _parse_json(what: str, text: bytes) -> dict[str, Any]:
-    if len(text) > _LONGEST_JSON:
-        raise WeightsError(f"{what} is longer than {_LONGEST_JSON:,} bytes, which none is.")
     try:
-        content = json.loads(text, object_pairs_hook=_without_repeats)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(text)
+    except ValueError as error:
         raise WeightsError(f"{what} is not valid JSON: {error}.") from None
     if not isinstance(content, dict):
         raise WeightsError(f"{what} should hold a JSON object.")
-    return content
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"'{twice[:80]}' stands there twice")
     return content
 
 
@@ -199,7 +187,7 @@ def _check_safetensors(path: Path) -> dict[str, tuple[tuple[int, ...], torch.dty
     """Check a header against the file. Returns: shapes and types, in the order of the contents."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        header = file.read(min(length, _LONGEST_JSON + 1))
+        header = file.read(min(length, LONGEST_JSON + 1))
     size = path.stat().st_size - 8 - length
     if size < 0:
         raise WeightsError(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from vitbase.errors import WeightsError
+from vitbase.files import read_json
 
 PREFIX = "hf-hub:"
 
@@ -98,7 +98,7 @@ def fetch(name: str) -> Path:
 
 def _shards(index: Path) -> list[str]:
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = read_json(index)["weight_map"]
         return sorted({str(shard) for shard in weight_map.values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise WeightsError(f"{index} is no index of a sharded checkpoint.") from None

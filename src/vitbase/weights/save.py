@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import os
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from vitbase.errors import WeightsError, nearest
+from vitbase.files import final_name, written_whole
 from vitbase.model.spec import PosEmbed, ViTSpec
 from vitbase.model.vit import VisionTransformer
 from vitbase.preprocess import Preprocess
@@ -22,7 +22,6 @@ from vitbase.weights.formats import METADATA_KEY, write_npz, write_safetensors
 from vitbase.weights.mindspore import write_mindspore
 from vitbase.weights.tables_hf import DIALECT_NAMES, DIALECTS
 
-_WRITING = ".writing-"  # before the name of what is not whole yet
 COMPUTED = ("gelu", "resnet_form", "norm_eps")
 """What a system computes with weights, and no shape tells."""
 
@@ -62,7 +61,7 @@ def save_weights(
         "labels": list(labels) if labels else None,
     }
 
-    def write(place: Path) -> None:
+    with written_weights(path) as place:
         if path.suffix == "":
             folders.write_folder(place, table, tensors, spec, preprocess, labels)
         elif path.suffix == ".ckpt":
@@ -73,8 +72,6 @@ def save_weights(
             write_safetensors(place, tensors, {METADATA_KEY: json.dumps(own, sort_keys=True)})
         else:
             _write_torch(place, tensors)
-
-    write_whole(path, write)
 
 
 def _write_torch(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -173,39 +170,18 @@ def rename(dialect: Dialect, state: dict[str, Tensor], spec: ViTSpec) -> dict[st
     return tensors
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a file or folder beside its place, sync it, and rename it.
+@contextlib.contextmanager
+def written_weights(path: Path) -> Iterator[Path]:
+    """Give a place beside a path to write a file or folder at, as `written_whole` does.
 
     Raises: WeightsError if the place cannot be written; nothing is left there then.
     """
-    writing = path.with_name(f"{_WRITING}{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(writing)
-        try:
-            write(writing)
-            _sync(writing)
-            if path.is_dir():
-                raise WeightsError(f"{path} exists already. Choose another name, or remove it.")
-            os.replace(writing, path)
-        finally:
-            _remove(writing)
-    except OSError as error:  # of removing, too, which fails where writing does
-        final = path.with_name(path.name.removeprefix(_WRITING))  # a conversion writes beside
-        raise WeightsError(f"Cannot write {final}: {error.strerror or error}.") from None
-
-
-def _sync(path: Path) -> None:
-    for place in (*(path.iterdir() if path.is_dir() else ()), path):
-        descriptor = os.open(place, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+        if path.is_dir():
+            raise WeightsError(f"{path} exists already. Choose another name, or remove it.")
+        with written_whole(path) as beside:
+            yield beside
+    except OSError as error:
+        # A conversion writes, and compares, beside its own place.
+        raise WeightsError(f"Cannot write {final_name(path)}: {error.strerror or error}.") from None

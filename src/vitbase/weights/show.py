@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +10,9 @@ from typing import Any
 
 import torch
 
+from vitbase.console import printable
 from vitbase.errors import WeightsError
+from vitbase.files import read_json
 from vitbase.model.spec import ViTSpec
 from vitbase.model.zoo import VARIANTS, build_unfilled
 from vitbase.preprocess import Preprocess
@@ -173,7 +174,7 @@ def _parts(file: TensorFile) -> list[Path]:
     """Return the files that hold the tensors: the file itself, or the shards of an index."""
     if not file.path.name.endswith(INDEX_SUFFIX):
         return [file.path]
-    index = json.loads(file.path.read_text(encoding="utf-8"))
+    index = read_json(file.path)
     return [file.path.with_name(shard) for shard in sorted(set(index["weight_map"].values()))]
 
 
@@ -257,9 +258,4 @@ def _count(number: int, one: str, many: str = "") -> str:
 
 
 def _few(names: Sequence[str], number: int) -> str:
-    return ", ".join(map(_printable, names[:number])) + (", …" if len(names) > number else "")
-
-
-def _printable(text: str) -> str:
-    """A label may hold anything, even what moves a terminal's cursor."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return ", ".join(map(printable, names[:number])) + (", …" if len(names) > number else "")

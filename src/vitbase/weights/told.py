@@ -6,13 +6,13 @@ Its values are checked here: what is built with them later trusts them.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from vitbase.errors import ConfigError, WeightsError
+from vitbase.files import parse_json
 from vitbase.model.layers import Gelu
 from vitbase.model.spec import Pool, ViTSpec
 from vitbase.model.zoo import find_variant, variant_spec
@@ -118,7 +118,7 @@ def _is_classifier(config: Mapping[str, Any]) -> bool:
 
 
 def _read_own(file: TensorFile) -> Told:
-    metadata = json.loads(file.metadata[METADATA_KEY])
+    metadata = parse_json(file.metadata[METADATA_KEY])
     labels = metadata["labels"]
     preprocess = metadata["preprocess"]
     return Told(

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -26,6 +25,7 @@ from typing import BinaryIO
 import numpy as np
 
 from vitbase.data.kinds.folders import IMAGE_SUFFIXES, FolderSource, Stamp, read_folder, read_stamp
+from vitbase.files import cache_folder, parse_json, write_whole
 
 SMALL = 10_000
 """Fewer files than these are listed in no time; they are not kept."""
@@ -56,23 +56,6 @@ def open_folder(root: Path, option: str) -> FolderSource:
         with suppress(OSError):
             _write(place, source, stamps)
     return source
-
-
-def cache_folder() -> Path | None:
-    """Return where listings are kept, or None if this machine names no place.
-
-    It is ``$VITBASE_CACHE``, else ``$XDG_CACHE_HOME/vitbase``, else ``~/.cache/vitbase``.
-    """
-    own = os.environ.get("VITBASE_CACHE")
-    if own:
-        return Path(own).expanduser()
-    shared = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(shared):  # the specification says to pass over relative ones
-        return Path(shared) / "vitbase"
-    try:
-        return Path.home() / ".cache" / "vitbase"
-    except RuntimeError:
-        return None
 
 
 def _place(root: Path) -> Path | None:
@@ -107,16 +90,7 @@ def _write(place: Path, source: FolderSource, stamps: Sequence[Stamp]) -> None:
     for part in parts:
         digest.update(part)
     place.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(prefix=f"{place.name}.", dir=place.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            for part in (_MAGIC, digest.digest(), *parts):
-                file.write(part)
-        os.replace(beside, place)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(beside)
-        raise
+    write_whole(place, b"".join((_MAGIC, digest.digest(), *parts)))
 
 
 def _read(place: Path, root: Path) -> FolderSource | None:
@@ -141,7 +115,7 @@ def _parse(file: BinaryIO, size: int, root: Path) -> FolderSource | None:
         digest.update(part)
         return part
 
-    head = json.loads(take(int.from_bytes(take(8), "little")))
+    head = parse_json(take(int.from_bytes(take(8), "little")))
     class_names = tuple(head["class_names"])
     counts = np.frombuffer(take(8 * len(class_names)), "<i8")
     ends = np.cumsum(np.frombuffer(take(2 * head["files"]), "<u2"), dtype=np.int64)

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 from vitbase.data.packing.images import Prepared
 from vitbase.data.shards.layout import MANIFEST
-from vitbase.data.shards.store import write_whole
 from vitbase.errors import DataError
+from vitbase.files import read_json, sha256_of, write_whole
 
 PARTIAL = ".partial"
 
@@ -89,7 +89,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of a folder, empty if there is none. Raises: DataError."""
     path = folder / MANIFEST
     try:
-        found = json.loads(path.read_bytes())
+        found = read_json(path)
         for split in found["splits"].values():
             split["options"], [(e["first"], e["stop"], e["samples"]) for e in split["shards"]]
     except FileNotFoundError:
@@ -104,7 +104,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file, whole or not at all."""
-    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+    write_whole(path, json.dumps(content, indent=1) + "\n")
 
 
 def find_damage(folder: Path, entry: dict[str, Any]) -> str | None:
@@ -114,8 +114,7 @@ def find_damage(folder: Path, entry: dict[str, Any]) -> str | None:
         size = path.stat().st_size
         if size != entry["bytes"]:
             return f"has {size:,} bytes instead of {entry['bytes']:,}"
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256_of(path)
     except FileNotFoundError:
         return "is missing"
     except OSError as error:

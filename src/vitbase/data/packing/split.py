@@ -42,15 +42,14 @@ from vitbase.data.protocol import Source
 from vitbase.data.shards.labels import NAMES_FILE
 from vitbase.data.shards.layout import MANIFEST
 from vitbase.data.shards.source import open_shards
-from vitbase.data.shards.store import write_whole
 from vitbase.data.threads import CHUNK, count_workers, map_positions
 from vitbase.errors import DataError, ImageError
+from vitbase.files import remove_unfinished, write_whole
 
 __all__ = ["LeftOut", "PackReport", "pack_source", "verify_shards"]
 
 SHARD_BYTES = 256 * 2**20
 INFO = "_info.json"  # timm's reader of WebDataset shards wants it
-_FILES = (MANIFEST, NAMES_FILE, INFO)
 
 
 @dataclass(frozen=True)
@@ -197,9 +196,9 @@ class _Packing:
     def run(self, num_workers: int) -> None:
         """Keep the finished shards that are whole, and write the others."""
         # What an interruption left half written; nobody else writes here now.
-        for name in (f"{self.split}-*.tar{PARTIAL}", *(f".{n}.*" for n in _FILES)):
-            for path in self.folder.glob(name):
-                path.unlink()
+        remove_unfinished(self.folder)
+        for path in self.folder.glob(f"{self.split}-*.tar{PARTIAL}"):
+            path.unlink()
         first, images = 0, len(self.source)
         for number, entry in enumerate(list(self.entries)):
             stop = entry["stop"]
@@ -292,7 +291,7 @@ class _Packing:
         if not images:
             raise DataError("There is no image to pack: none can be read.")
         names = "".join(f"{name}\n" for name in self.source.class_names)
-        write_whole(self.folder / NAMES_FILE, names.encode("utf-8", "surrogateescape"))
+        write_whole(self.folder / NAMES_FILE, names)
         self.state.update(complete=True, num_samples=images)
         self._write_manifest()
         write_json(self.folder / INFO, {"splits": timm_splits(self.manifest["splits"])})

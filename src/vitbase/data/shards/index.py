@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from vitbase.data.kinds.folders import IMAGE_SUFFIXES
 from vitbase.data.shards.store import FileFacts, ReadRange
 from vitbase.errors import DataError
+from vitbase.files import parse_json
 
 BLOCK = 512
 Label = int | str | list[Any]
@@ -297,8 +298,8 @@ def _read_json(content: bytes | None, where: str) -> dict[str, Any]:
     if content is None:
         return {}
     try:
-        found = json.loads(content)
-    except (ValueError, RecursionError):
+        found = parse_json(content)
+    except ValueError:
         raise DataError(f"{where} is no JSON.") from None
     return found if isinstance(found, dict) else {"label": found}
 
@@ -369,7 +370,7 @@ def decode_index(content: bytes) -> list[Shard]:
     at = 8 + length
     shards = []
     try:
-        for described in json.loads(bytes(body[8:at]))["shards"]:
+        for described in parse_json(bytes(body[8:at]))["shards"]:
             counts = [described[key] for key in ("samples", "names", "texts")]
             if min(counts) < 0:
                 raise ValueError(f"it counts {min(counts)}")
@@ -390,7 +391,7 @@ def decode_index(content: bytes) -> list[Shard]:
                     described["name"], facts, **columns, names=names, texts=texts, left_out=remark
                 )
             )
-    except (KeyError, TypeError, RecursionError) as error:
+    except (KeyError, TypeError) as error:
         raise ValueError(f"it is not as expected ({error})") from None
     return shards
 
@@ -404,6 +405,8 @@ def pack(values: list[Any]) -> bytes:
 def unpack(packed: bytes) -> Any:
     """Return what :func:`pack` packed. Raises: ValueError."""
     try:
-        return json.loads(zlib.decompressobj().decompress(packed, _LARGEST_BLOB))
+        return parse_json(
+            zlib.decompressobj().decompress(packed, _LARGEST_BLOB), longest=_LARGEST_BLOB
+        )
     except zlib.error as error:
         raise ValueError(str(error)) from None

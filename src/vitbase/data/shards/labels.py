@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -14,6 +13,7 @@ from vitbase.data.shards.index import Label, Shard, unpack
 from vitbase.data.shards.layout import MANIFEST
 from vitbase.data.shards.store import Store
 from vitbase.errors import DataError
+from vitbase.files import parse_json
 
 NAMES_FILE = "classnames.txt"
 _DESCRIPTIONS = (MANIFEST, "_info.json", "info.json", "dataset_info.json", "dataset_infos.json")
@@ -40,8 +40,8 @@ def read_class_names(store: Store) -> tuple[str, ...] | None:
                 lines = content.decode("utf-8").splitlines()
                 found = tuple(line.strip() for line in lines if line.strip())
             else:
-                found = _find_names(json.loads(content))
-        except (ValueError, RecursionError) as error:
+                found = _find_names(parse_json(content))
+        except ValueError as error:
             raise DataError(f"Cannot read the class names {store.place}/{name}: {error}") from None
         if len(set(found)) < len(found):
             twice = next(n for place, n in enumerate(found) if n in found[:place])

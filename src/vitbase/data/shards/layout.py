@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,6 +10,7 @@ from typing import Any
 from vitbase.data.kinds.archives import Split
 from vitbase.data.shards.store import Store
 from vitbase.errors import DataError
+from vitbase.files import parse_json
 
 MANIFEST = "manifest.json"
 SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
@@ -64,7 +64,7 @@ def _listed_groups(store: Store, files: Sequence[str]) -> dict[str, Group]:
         # A web server may have no listing, but an info file.
         content = store.read_whole(name) if name in files or not files else None
         try:
-            splits = json.loads(content or b"{}")["splits"]
+            splits = parse_json(content or b"{}")["splits"]
             found = {key: _listed_group(store, name, key, facts) for key, facts in splits.items()}
         except (ValueError, KeyError, TypeError, AttributeError):
             continue

@@ -39,9 +39,9 @@ from vitbase.data.shards.store import (
     RemoteStore,
     Store,
     open_store,
-    write_whole,
 )
 from vitbase.errors import DataError
+from vitbase.files import cache_folder, write_whole
 
 _SCANS_AT_ONCE = {True: 4, False: 16}  # by whether the shards are on this machine
 _PLACE = np.dtype([("shard", "<u4"), ("offset", "<i8"), ("size", "<u4"), ("check", "<u4")])
@@ -249,25 +249,25 @@ def index_name(key: str) -> str:
     return f"shards-{key}.index"
 
 
-def _cached_index(group: Group) -> Path:
-    root = os.environ.get("VITBASE_CACHE")
-    if not root:
-        root = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "vitbase")
+def _cached_index(group: Group) -> Path | None:
+    root = cache_folder()
+    if root is None:
+        return None
     place = group.store.place
     if isinstance(group.store, LocalStore):
         place = str(group.store.folder.resolve())
     digest = sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:24]
-    return Path(root).expanduser() / "shards" / f"{digest}-{group.key}.index"
+    return root / "shards" / f"{digest}-{group.key}.index"
 
 
 def _read_indexes(group: Group) -> tuple[list[dict[str, Shard]], list[str]]:
     """Return what the index beside the shards and that in the cache know, and remarks."""
     indexes, notes = [], []
     cached = _cached_index(group)
-    for store, name in (
-        (group.store, index_name(group.key)),
-        (LocalStore(cached.parent), cached.name),
-    ):
+    places: list[tuple[Store, str]] = [(group.store, index_name(group.key))]
+    if cached is not None:
+        places.append((LocalStore(cached.parent), cached.name))
+    for store, name in places:
         content = store.read_whole(name)
         if content is None:
             continue
@@ -281,10 +281,10 @@ def _read_indexes(group: Group) -> tuple[list[dict[str, Shard]], list[str]]:
 def _write_index(group: Group, shards: Sequence[Shard]) -> list[str]:
     """Keep an index for the next time; return remarks."""
     cached = _cached_index(group)
-    paths = [cached]
+    paths = [] if cached is None else [cached]
     if isinstance(group.store, LocalStore):
         paths.insert(0, group.store.folder / index_name(group.key))
-    cause = ""
+    cause = "no folder for caches"
     for path in paths:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from secrets import token_hex
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from vitbase.data.kinds.folders import list_folder
@@ -205,21 +204,6 @@ class LocalStore:
 def facts_of(status: os.stat_result) -> FileFacts:
     """Return the size and the time of change that a file's status tells."""
     return FileFacts(status.st_size, f"mtime_ns:{status.st_mtime_ns}")
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all. Raises: OSError."""
-    # A name of its own for each writer: several processes may index the same shards at once.
-    beside = path.with_name(f".{path.name}.{token_hex(6)}")
-    try:
-        with open(beside, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,103 @@
+"""What is said to a person: lines, warnings, progress; control characters from outside escaped.
+
+Lines go to standard output, warnings and progress to standard error, each flushed, so that a log
+file is always as far as the program. A stream may be None, closed by whoever started us: then
+nobody reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import TextIO
+
+SECONDS_BETWEEN_LINES = 60.0
+"""Of progress, where it goes to a file."""
+
+
+def printable(text: str) -> str:
+    r"""Escape what is not to be seen: a name from outside may hold what moves a terminal's cursor.
+
+    Letters of any script stay. Bytes that are no UTF-8 (as `os.fsdecode` gives them), line ends,
+    escapes and directional marks become ``\x1b``, ``\n`` and the like.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def printable_lines(text: str) -> str:
+    """Escape as :func:`printable`, but for the ends of lines: what a whole message goes through."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def say(line: str) -> None:
+    """Write one line to standard output at once, readable in a file."""
+    _write(sys.stdout, line)
+
+
+def warn(line: str) -> None:
+    """Write one line to standard error at once."""
+    _write(sys.stderr, line)
+
+
+def _write(stream: TextIO | None, line: str) -> None:
+    if stream is not None:
+        stream.write(printable_lines(line) + "\n")
+        stream.flush()
+
+
+@contextlib.contextmanager
+def counting() -> Iterator[Callable[[str, int, int], None]]:
+    """Give a function that shows (what, done, of how many) to whoever watches.
+
+    In a terminal there is a bar for each; elsewhere, a line on standard error every minute.
+    """
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield _Lines().show
+        return
+    from rich.console import Console  # a tenth of a second that a log file does not need
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskID,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("images, left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as display:
+        tasks: dict[str, TaskID] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = display.add_task(what, total=total)
+            display.update(tasks[what], completed=done)
+
+        yield show
+
+
+class _Lines:
+    """Progress for a log file."""
+
+    def __init__(self) -> None:
+        self.last = time.monotonic()
+
+    def show(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self.last >= SECONDS_BETWEEN_LINES:
+            self.last = now
+            warn(f"{what}: {done:,} of {total:,} images ({done / total:.1%})")
