@@ -32,11 +32,11 @@ from timm.data import auto_augment as timm_augment
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as tvf
 
+from vitbase.config.preprocess import default_preprocess
 from vitbase.data.order import sample_generator
 from vitbase.data.policies import operations, warps
 from vitbase.data.policies.policies import ColorJitter, ThreeAugment, apply_steps
 from vitbase.data.policies.randaugment import RandAugment
-from vitbase.preprocess import default_preprocess
 
 FILL = (124, 116, 104)
 Call = Callable[[], Any]

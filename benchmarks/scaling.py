@@ -30,8 +30,8 @@ from typing import Any
 
 import torch
 
+from vitbase.config.options import OptimizerSection
 from vitbase.model.zoo import build_model, variant_spec
-from vitbase.options import OptimizerSection
 from vitbase.runtime import opened_runtime
 from vitbase.training.ema import ExponentialMovingAverage
 from vitbase.training.losses import cross_entropy_sum

@@ -30,13 +30,13 @@ import numpy as np
 import torch
 from photos import make_corpus
 
+from vitbase.config.options import AugmentSection
+from vitbase.config.preprocess import default_preprocess
+from vitbase.curation.packing.split import pack_source
 from vitbase.data.augment import TrainTransform
-from vitbase.data.kinds.folders import FolderSource, read_folder
 from vitbase.data.loader import TrainLoader
-from vitbase.data.packing.split import pack_source
-from vitbase.data.shards.source import ShardSource, open_shards
-from vitbase.options import AugmentSection
-from vitbase.preprocess import default_preprocess
+from vitbase.sources.folders import FolderSource, read_folder
+from vitbase.sources.shards.source import ShardSource, open_shards
 
 Either = FolderSource | ShardSource
 SIZE, BATCH = 224, 64

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vitbase.cli import main
+from vitbase.cli.main import main
 
 
 def run_command(capture: Any, *words: object) -> tuple[int, str, str]:

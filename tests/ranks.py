@@ -15,7 +15,7 @@ from typing import Any
 
 # Children are forked from a process that has torch already, and no threads yet.
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["vitbase.training.run", "vitbase.cli"])
+_context.set_forkserver_preload(["vitbase.training.run", "vitbase.cli.main"])
 
 
 def free_port() -> int:
@@ -79,14 +79,14 @@ def train_on(
 
 
 def train(recipe: str, options: dict[str, Any]) -> None:
-    from vitbase.config import load_config
+    from vitbase.config.config import load_config
     from vitbase.training.run import train
 
     train(load_config(recipe, **options))
 
 
 def command(words: list[str]) -> None:
-    from vitbase.cli import main
+    from vitbase.cli.main import main
 
     main(words)
 

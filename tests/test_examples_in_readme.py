@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import vitbase
-from vitbase import cli, cli_data
-from vitbase.arguments import LaunchOptions
-from vitbase.config import FIELDS, recipe_names
+from vitbase.cli import data, weights
+from vitbase.cli.arguments import LaunchOptions
+from vitbase.config.config import FIELDS, recipe_names
 from vitbase.launch.ranktable import read_rank_table
 
 ROOT = Path(__file__).parents[1]
@@ -20,9 +20,9 @@ READMES = ("README.md", "README_CN.md")
 DOCS = tuple(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
 OPTIONS = {
     *FIELDS,
-    *cli._ConvertOptions.__annotations__,
-    *cli_data._CheckOptions.__annotations__,
-    *cli_data._PackOptions.__annotations__,
+    *weights._ConvertOptions.__annotations__,
+    *data._CheckOptions.__annotations__,
+    *data._PackOptions.__annotations__,
     "json",
 }
 OPTIONS |= {*LaunchOptions.__annotations__, "print"}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import vitbase
-from vitbase.config import load_config
+from vitbase.config.config import load_config
 from vitbase.errors import ConfigError
 from vitbase.explanation import explain
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from vitbase._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from vitbase.config import Config, load_config
+    from vitbase.config.config import Config, load_config
     from vitbase.errors import VitbaseError
     from vitbase.evaluation.run import Evaluation, evaluate
     from vitbase.explanation import explain
     from vitbase.model.zoo import create_model, list_variants
+    from vitbase.runs.result import TrainResult
     from vitbase.shipping.predict import Prediction, predict
-    from vitbase.training.result import TrainResult
     from vitbase.training.run import train
     from vitbase.weights.convert import Conversion, convert_weights
     from vitbase.weights.load import LoadedModel, load_model
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
     from vitbase.weights.show import show_weights
 
 _HOMES = {
-    "Config": "vitbase.config",
+    "Config": "vitbase.config.config",
     "Conversion": "vitbase.weights.convert",
     "Evaluation": "vitbase.evaluation.run",
     "LoadedModel": "vitbase.weights.load",
     "Prediction": "vitbase.shipping.predict",
-    "TrainResult": "vitbase.training.result",
+    "TrainResult": "vitbase.runs.result",
     "VitbaseError": "vitbase.errors",
     "convert_weights": "vitbase.weights.convert",
     "create_model": "vitbase.model.zoo",
     "evaluate": "vitbase.evaluation.run",
     "explain": "vitbase.explanation",
     "list_variants": "vitbase.model.zoo",
-    "load_config": "vitbase.config",
+    "load_config": "vitbase.config.config",
     "load_model": "vitbase.weights.load",
     "predict": "vitbase.shipping.predict",
     "save_weights": "vitbase.weights.save",

@@ -1,5 +1,5 @@
 """`python -m vitbase` is the command `vitbase`."""
 
-from vitbase.cli import main
+from vitbase.cli.main import main
 
 main()

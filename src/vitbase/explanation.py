@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from vitbase.batch import batch_layout, peak_rate
-from vitbase.config import Config
+from vitbase.config.batch import batch_layout, peak_rate
+from vitbase.config.config import Config
+from vitbase.config.options import EMBEDDED
 from vitbase.errors import ConfigError, DeviceError
 from vitbase.model.cost import count_flops
 from vitbase.model.spec import ViTSpec
 from vitbase.model.zoo import build_model
-from vitbase.options import EMBEDDED
 from vitbase.runtime import open_runtime
 from vitbase.training.optim import decay_groups
 from vitbase.training.parallel import freeze_backbone
@@ -193,7 +193,7 @@ def _count_images(config: Config) -> tuple[int, str]:
             f"data_path is {'not given' if path is None else f'{path}, which is not there'}. "
             "Give --data_path, or --num_train_images."
         )
-    from vitbase.data.sources import open_train_val  # only this branch reads data
+    from vitbase.sources.open import open_train_val  # only this branch reads data
 
     return len(open_train_val(config).train), f"counted in {path}"
 

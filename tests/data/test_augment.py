@@ -8,6 +8,8 @@ import torchvision.transforms as tv
 from made_images import encode, photo
 from PIL import Image
 
+from vitbase.config.options import AugmentSection
+from vitbase.config.preprocess import Preprocess
 from vitbase.data.augment import (
     EvalTransform,
     TrainTransform,
@@ -22,8 +24,6 @@ from vitbase.data.augment import (
 )
 from vitbase.data.order import sample_generator
 from vitbase.errors import ImageError
-from vitbase.options import AugmentSection
-from vitbase.preprocess import Preprocess
 
 INTERPOLATION = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 

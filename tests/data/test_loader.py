@@ -10,15 +10,15 @@ import pytest
 import torch
 from made_images import write_folder
 
+from vitbase.config.options import AugmentSection
+from vitbase.config.preprocess import Preprocess
 from vitbase.data.augment import EvalTransform, TrainTransform
-from vitbase.data.kinds.folders import read_folder
 from vitbase.data.loader import IGNORED_LABEL, EvalLoader, TrainLoader
 from vitbase.data.order import epoch_permutation, sample_generator
-from vitbase.data.sources import open_source
 from vitbase.errors import DataError, ImageError
-from vitbase.options import AugmentSection
-from vitbase.preprocess import Preprocess
 from vitbase.runtime import available_cores
+from vitbase.sources.folders import read_folder
+from vitbase.sources.open import open_source
 
 PREPROCESS = Preprocess(height=32, width=32, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
 TRAIN = TrainTransform(PREPROCESS, AugmentSection())
@@ -216,10 +216,10 @@ def test_leaving_early_stops_the_threads(source):
 
 ABANDONED = """
 import sys
-from vitbase.options import AugmentSection
-from vitbase.preprocess import Preprocess
+from vitbase.config.options import AugmentSection
+from vitbase.config.preprocess import Preprocess
 from vitbase.data.augment import TrainTransform
-from vitbase.data.kinds.folders import read_folder
+from vitbase.sources.folders import read_folder
 from vitbase.data.loader import TrainLoader
 needs = Preprocess(height=32, width=32, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
 source = read_folder(__import__("pathlib").Path(sys.argv[1]), "data_path")

@@ -15,6 +15,8 @@ from timm.data import auto_augment as timm_augment
 from timm.data.random_erasing import RandomErasing as TimmErasing
 from torchvision.transforms import autoaugment as tv_augment
 
+from vitbase.config.options import AugmentSection
+from vitbase.config.preprocess import default_preprocess
 from vitbase.data.augment import build_policy
 from vitbase.data.order import sample_generator
 from vitbase.data.policies.policies import (
@@ -34,8 +36,6 @@ from vitbase.data.policies.randaugment import (
     TORCHVISION,
     RandAugment,
 )
-from vitbase.options import AugmentSection
-from vitbase.preprocess import default_preprocess
 
 COLOUR, GREY = default_preprocess(48, 40, 3), default_preprocess(48, 40, 1)
 MEAN_COLOUR = (124, 116, 104)

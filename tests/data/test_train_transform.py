@@ -14,14 +14,14 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
+from vitbase.config.options import AugmentSection
+from vitbase.config.preprocess import default_preprocess
 from vitbase.data.augment import TrainTransform
-from vitbase.data.kinds.folders import read_folder
 from vitbase.data.loader import TrainLoader
 from vitbase.data.order import sample_generator
 from vitbase.data.policies.policies import RandomErasing, apply_steps
 from vitbase.data.policies.randaugment import RandAugment
-from vitbase.options import AugmentSection
-from vitbase.preprocess import default_preprocess
+from vitbase.sources.folders import read_folder
 
 PREPROCESS = default_preprocess(48, 48, 3)
 CROP = {"train_crop": "center", "flip": False}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import vitbase
-from vitbase.data.sources import open_source
+from vitbase.config.preprocess import Preprocess
 from vitbase.evaluation.metrics import (
     ClassificationSums,
     MultiLabelSums,
@@ -22,8 +22,8 @@ from vitbase.evaluation.metrics import (
     average_precision,
 )
 from vitbase.evaluation.run import evaluate_model
-from vitbase.preprocess import Preprocess
 from vitbase.runtime import open_runtime
+from vitbase.sources.open import open_source
 
 
 @given(images=st.integers(1, 40), classes=st.integers(2, 12), cut=st.integers(1, 39))

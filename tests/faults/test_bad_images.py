@@ -9,7 +9,7 @@ import pytest
 from made_images import FAULTS, bomb, encode, photo, write_folder
 
 import vitbase
-from vitbase.config import load_config
+from vitbase.config.config import load_config
 from vitbase.errors import DataError
 
 READABLE = ("CMYK", "16-bit", "animated", "EXIF-rotated", "wrong suffix", "absurd size")

@@ -18,7 +18,7 @@ from commands import run_command
 from made_images import write_folder
 from made_server import Server, serving
 
-from vitbase.data.shards import store as remote
+from vitbase.sources.shards import store as remote
 
 TINY = [
     *("--model", "testing", "--image_height", "32", "--image_width", "32", "--batch_size", "4"),

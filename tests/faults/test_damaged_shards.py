@@ -16,17 +16,17 @@ import numpy as np
 import pytest
 from made_images import encode, photo, write_folder
 
+from vitbase.config.options import AugmentSection
+from vitbase.config.preprocess import default_preprocess
+from vitbase.curation.packing import files as pack_files
+from vitbase.curation.packing.split import pack_source, verify_shards
 from vitbase.data.augment import TrainTransform
-from vitbase.data.kinds.folders import read_folder
 from vitbase.data.loader import TrainLoader
-from vitbase.data.packing import files as pack_files
-from vitbase.data.packing.split import pack_source, verify_shards
-from vitbase.data.shards import source as shards
-from vitbase.data.shards.index import Shard, decode_index, encode_index, pack
-from vitbase.data.shards.source import open_shards
 from vitbase.errors import DataError, ImageError
-from vitbase.options import AugmentSection
-from vitbase.preprocess import default_preprocess
+from vitbase.sources.folders import read_folder
+from vitbase.sources.shards import source as shards
+from vitbase.sources.shards.index import Shard, decode_index, encode_index, pack
+from vitbase.sources.shards.source import open_shards
 
 JPEG = encode(photo(20, 24))
 
@@ -244,8 +244,8 @@ def test_an_index_that_cannot_be_kept_at_all(tmp_path, monkeypatch):
 PACK = """
 import sys
 from pathlib import Path
-from vitbase.data.kinds.folders import read_folder
-from vitbase.data.packing.split import pack_source
+from vitbase.sources.folders import read_folder
+from vitbase.curation.packing.split import pack_source
 source = read_folder(Path(sys.argv[1]), "data_path")
 print("started", flush=True)
 pack_source(source, sys.argv[2], "train", shard_images=3, short_side=48, num_workers=2)

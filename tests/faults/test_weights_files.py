@@ -25,8 +25,8 @@ from torch import Tensor
 
 import vitbase
 from vitbase.errors import CheckpointError, VitbaseError, WeightsError
-from vitbase.weights.formats import open_tensors, write_npz
-from vitbase.weights.mindspore import write_mindspore
+from vitbase.weights.files.mindspore import write_mindspore
+from vitbase.weights.files.open import open_tensors, write_npz
 from vitbase.weights.save import save_weights
 
 State = dict[str, Tensor]

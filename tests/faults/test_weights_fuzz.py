@@ -28,11 +28,11 @@ import pytest
 import torch
 
 import vitbase
+from vitbase.config.preprocess import default_preprocess
 from vitbase.errors import VitbaseError
 from vitbase.model.spec import ViTSpec
 from vitbase.model.zoo import build_model
-from vitbase.preprocess import default_preprocess
-from vitbase.weights.formats import open_tensors
+from vitbase.weights.files.open import open_tensors
 from vitbase.weights.save import save_weights
 
 SECONDS = 60

@@ -30,9 +30,9 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
 
 import vitbase
-from vitbase.weights.dialects import named
-from vitbase.weights.formats import open_tensors
-from vitbase.weights.tables_hf import DIALECTS
+from vitbase.weights.files.open import open_tensors
+from vitbase.weights.origins.dialect import named
+from vitbase.weights.origins.hf import DIALECTS
 
 HERE = Path(__file__).parent
 TOLERANCE = 1e-5

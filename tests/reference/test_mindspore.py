@@ -10,16 +10,16 @@ import pytest
 import torch
 
 import vitbase
-from vitbase.config import load_config
+from vitbase.config.config import load_config
 from vitbase.errors import CheckpointError, WeightsError
 from vitbase.runtime import open_runtime
-from vitbase.training.checkpoint import read_mindspore_state
 from vitbase.training.losses import cross_entropy_sum
+from vitbase.training.mindspore_state import read_mindspore_state
 from vitbase.training.optim import build_optimizer
 from vitbase.training.state import RunState, momentum_tensors
-from vitbase.weights.formats import open_tensors
+from vitbase.weights.files.mindspore import write_mindspore
+from vitbase.weights.files.open import open_tensors
 from vitbase.weights.load import open_weights
-from vitbase.weights.mindspore import write_mindspore
 
 FOLDER = Path(__file__).parent / "mindspore_tiny"
 META = json.loads((FOLDER / "meta.json").read_text(encoding="utf-8"))

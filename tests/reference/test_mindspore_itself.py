@@ -17,11 +17,11 @@ import torch
 from test_mindspore import META, TOLERANCE, largest_difference, start, take_over, train_steps
 
 import vitbase
-from vitbase.training.checkpoint import read_mindspore_state
-from vitbase.weights.dialects import to_theirs
-from vitbase.weights.formats import open_tensors
+from vitbase.training.mindspore_state import read_mindspore_state
+from vitbase.weights.files.open import open_tensors
 from vitbase.weights.load import open_weights
-from vitbase.weights.tables import MINDSPORE
+from vitbase.weights.origins.dialect import to_theirs
+from vitbase.weights.origins.rows import MINDSPORE
 
 HERE = Path(__file__).parent
 READ = """
@@ -92,7 +92,7 @@ def test_mindspore_writes_the_same_bytes(mindspore: str, tmp_path: Path) -> None
     assert set(theirs) == set(values)
     for name, value in values.items():
         assert np.array_equal(theirs[name].read().numpy(), value), name
-    from vitbase.weights.mindspore import write_mindspore
+    from vitbase.weights.files.mindspore import write_mindspore
 
     write_mindspore(tmp_path / "ours.ckpt", {name: t.read() for name, t in theirs.items()})
     assert (tmp_path / "ours.ckpt").read_bytes() == (tmp_path / "theirs.ckpt").read_bytes()

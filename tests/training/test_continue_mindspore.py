@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 
 import vitbase
 from vitbase.errors import CheckpointError, ConfigError
-from vitbase.weights.dialects import to_theirs
-from vitbase.weights.mindspore import write_mindspore
-from vitbase.weights.tables import MINDSPORE
+from vitbase.weights.files.mindspore import write_mindspore
+from vitbase.weights.origins.dialect import to_theirs
+from vitbase.weights.origins.rows import MINDSPORE
 
 HEADS = 2
 RUN: dict[str, Any] = {

@@ -14,15 +14,15 @@ import torch
 from safetensors.torch import load_file
 
 import vitbase
+from vitbase.config.options import AugmentSection
+from vitbase.config.preprocess import default_preprocess
 from vitbase.data.augment import TrainTransform
 from vitbase.data.loader import TrainLoader
-from vitbase.data.sources import open_source
 from vitbase.errors import ConfigError, DataError
 from vitbase.model.cost import count_flops
 from vitbase.model.layers import draw_depth_scales
-from vitbase.options import AugmentSection
-from vitbase.preprocess import default_preprocess
 from vitbase.runtime import Runtime, open_runtime
+from vitbase.sources.open import open_source
 from vitbase.training.guard import DivergedError, Guard
 from vitbase.training.schedule import Schedule
 

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from timm.optim import param_groups_layer_decay
 
+from vitbase.config.options import OptimizerSection, ScheduleSection
 from vitbase.errors import ConfigError
 from vitbase.model.vit import VisionTransformer
 from vitbase.model.zoo import build_model, list_variants, variant_spec
-from vitbase.options import OptimizerSection, ScheduleSection
 from vitbase.runtime import open_runtime
 from vitbase.training.lamb import Lamb
 from vitbase.training.optim import (
@@ -25,8 +25,8 @@ from vitbase.training.optim import (
     set_learning_rate,
 )
 from vitbase.training.schedule import Schedule
-from vitbase.weights.dialects import Dialect, their_name
-from vitbase.weights.tables import TIMM, TIMM_POOLED
+from vitbase.weights.origins.dialect import Dialect, their_name
+from vitbase.weights.origins.rows import TIMM, TIMM_POOLED
 
 KINDS = ("constant", "cosine", "linear")
 

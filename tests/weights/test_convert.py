@@ -13,11 +13,11 @@ import pytest
 import torch
 
 import vitbase
+from vitbase.config.preprocess import Preprocess
 from vitbase.errors import CheckpointError, WeightsError
 from vitbase.model import VisionTransformer, ViTSpec
-from vitbase.preprocess import Preprocess
 from vitbase.weights import convert
-from vitbase.weights.formats import open_tensors
+from vitbase.weights.files.open import open_tensors
 from vitbase.weights.save import save_weights
 
 REFERENCE = Path(__file__).parents[1] / "reference"

@@ -19,13 +19,13 @@ from vitbase.errors import ConfigError, WeightsError
 from vitbase.model.hybrid import resnet_stride
 from vitbase.model.spec import ViTSpec
 from vitbase.model.zoo import build_model
-from vitbase.weights.checkpoints import find_weights
-from vitbase.weights.dialects import Dialect
-from vitbase.weights.formats import open_tensors
+from vitbase.weights.files.open import open_tensors
+from vitbase.weights.files.tensors import StoredTensor
+from vitbase.weights.find import find_weights
 from vitbase.weights.load import load_model
+from vitbase.weights.origins.dialect import Dialect
+from vitbase.weights.origins.hf import DIALECT_NAMES, DIALECTS
 from vitbase.weights.save import expressible_state, save_weights
-from vitbase.weights.stored import StoredTensor
-from vitbase.weights.tables_hf import DIALECT_NAMES, DIALECTS
 
 # What a table's architectures are drawn from, where it says no more.
 CHOICES: dict[str, tuple[Any, ...]] = {

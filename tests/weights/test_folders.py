@@ -16,10 +16,10 @@ import transformers
 from PIL import Image
 
 import vitbase
+from vitbase.config.preprocess import Preprocess
 from vitbase.data.augment import EvalTransform, normalize
 from vitbase.errors import WeightsError
 from vitbase.model import VisionTransformer, ViTSpec
-from vitbase.preprocess import Preprocess
 
 TOLERANCE = 1e-5
 LABELS = ("bag", "boot", "coat", "dress", "shirt")

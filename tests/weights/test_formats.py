@@ -21,9 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import vitbase
-from vitbase.weights import mindspore
-from vitbase.weights.formats import open_tensors, write_npz, write_safetensors
-from vitbase.weights.mindspore import write_mindspore
+from vitbase.weights.files import mindspore
+from vitbase.weights.files.mindspore import write_mindspore
+from vitbase.weights.files.open import open_tensors, write_npz, write_safetensors
 from vitbase.weights.save import save_weights
 
 State = dict[str, Tensor]

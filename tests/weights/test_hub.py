@@ -22,11 +22,11 @@ from huggingface_hub import close_session, constants
 from safetensors.torch import load, save
 
 import vitbase
-from vitbase.cli import main
+from vitbase.cli.main import main
+from vitbase.config.preprocess import Preprocess
 from vitbase.errors import WeightsError
-from vitbase.preprocess import Preprocess
 from vitbase.weights import hub
-from vitbase.weights.checkpoints import find_weights
+from vitbase.weights.find import find_weights
 
 OLD, NEW = "a" * 40, "b" * 40
 """Two commits."""

@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 import vitbase
+from vitbase.config.preprocess import Preprocess
 from vitbase.errors import WeightsError
-from vitbase.preprocess import Preprocess
-from vitbase.weights.checkpoints import find_weights, list_checkpoints
+from vitbase.runs.checkpoints import list_checkpoints
+from vitbase.weights.find import find_weights
 from vitbase.weights.save import save_weights
 
 PREPROCESS = Preprocess(height=32, width=32, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -112,7 +113,7 @@ def test_foreign_tensors_are_named(saved, tmp_path):
     save_file({"layer.weight": torch.zeros(2)}, foreign)
     with pytest.raises(WeightsError, match=r"the first is 'layer.weight'"):
         vitbase.load_model(foreign)
-    metadata = vitbase.weights.formats.open_tensors(path).metadata
+    metadata = vitbase.weights.files.open.open_tensors(path).metadata
     state = dict(model.state_dict())
     del state["norm.bias"]
     save_file(state, foreign, metadata)

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from vitbase.config.options import AugmentSection
+from vitbase.config.preprocess import Preprocess
 from vitbase.data.decode import Pixels, Window, cut, decode, decode_window, read_size, to_channels
 from vitbase.data.memory import batch_memory
 from vitbase.data.policies.policies import (
@@ -28,8 +30,6 @@ from vitbase.data.policies.policies import (
     mean_colour,
 )
 from vitbase.data.policies.randaugment import KINDS, RandAugment
-from vitbase.options import AugmentSection
-from vitbase.preprocess import Preprocess
 
 Interpolation = Literal["bilinear", "bicubic"]
 

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from vitbase.data.augment import EvalTransform, TrainTransform
 from vitbase.data.balance import balanced_order
-from vitbase.data.kinds.archives import ArraySource
 from vitbase.data.memory import batch_memory
 from vitbase.data.order import (
     epoch_permutation,
@@ -31,9 +30,10 @@ from vitbase.data.order import (
     sample_generator,
     steps_per_epoch,
 )
-from vitbase.data.sources import Source
 from vitbase.errors import DataError, ImageError
 from vitbase.runtime import available_cores
+from vitbase.sources.archives import ArraySource
+from vitbase.sources.open import Source
 
 IGNORED_LABEL = -100
 """The label of an image that could not be read in training; the loss passes over it."""

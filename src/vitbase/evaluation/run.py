@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from vitbase.config import Config
+from vitbase.config.config import Config
+from vitbase.config.preprocess import Preprocess, describe_differences
 from vitbase.data.augment import EvalTransform, normalize
 from vitbase.data.loader import EvalLoader
-from vitbase.data.sources import Source, open_val
 from vitbase.errors import ConfigError, DataError
 from vitbase.evaluation.metrics import ClassificationSums, MultiLabelSums
-from vitbase.preprocess import Preprocess, describe_differences
 from vitbase.runtime import Runtime, opened_runtime
-from vitbase.weights.checkpoints import find_weights
+from vitbase.sources.open import Source, open_val
+from vitbase.weights.find import find_weights
 from vitbase.weights.load import LoadedModel, load_model, read_preprocess
 
 Sums = ClassificationSums | MultiLabelSums

@@ -20,11 +20,11 @@ from pathlib import Path
 
 import torch
 
-from vitbase.arguments import find_value
 from vitbase.console import say, warn
 from vitbase.errors import LAUNCHED, LaunchError
 from vitbase.launch.ranks import run_agent
 from vitbase.launch.ranktable import RankTable, read_rank_table
+from vitbase.launch.words import find_value
 from vitbase.runtime import available_cores
 
 PORT = 29500

@@ -12,7 +12,7 @@ import torch
 from vitbase.data.augment import EvalTransform, normalize
 from vitbase.errors import DataError, ImageError
 from vitbase.runtime import open_runtime
-from vitbase.weights.checkpoints import find_weights
+from vitbase.weights.find import find_weights
 from vitbase.weights.load import LoadedModel, load_model
 
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}

@@ -12,21 +12,23 @@ from typing import Any
 
 import torch
 
-from vitbase.batch import BatchLayout, PeakRate
-from vitbase.config import Config
+from vitbase.config.batch import BatchLayout, PeakRate
+from vitbase.config.config import Config
 from vitbase.data.augment import normalize
 from vitbase.data.loader import Batch, TrainLoader
-from vitbase.data.sources import TrainVal
 from vitbase.errors import DataError
 from vitbase.evaluation.run import Sums, evaluate_model
 from vitbase.model.cost import count_flops
 from vitbase.model.layers import draw_depth_scales
 from vitbase.model.vit import VisionTransformer
+from vitbase.runs.checkpoints import STATE_FILE, WEIGHTS_FILE, Checkpoint, checkpoint_name
+from vitbase.runs.folder import Best, Progress, RunFolder
+from vitbase.runs.journal import Journal
+from vitbase.runs.result import TrainResult, result_of, say_result
 from vitbase.runtime import Runtime, seed_generators
-from vitbase.training.checkpoint import Best, Progress, RunFolder
+from vitbase.sources.open import TrainVal
 from vitbase.training.ema import ExponentialMovingAverage
 from vitbase.training.guard import Guard
-from vitbase.training.journal import Journal
 from vitbase.training.objective import Objective
 from vitbase.training.optim import build_optimizer, set_learning_rate
 from vitbase.training.parallel import (
@@ -35,10 +37,9 @@ from vitbase.training.parallel import (
     compile_blocks,
     freeze_backbone,
 )
-from vitbase.training.result import TrainResult, result_of, say_result
 from vitbase.training.schedule import Schedule
 from vitbase.training.state import RunState, stored_tensors
-from vitbase.weights.checkpoints import STATE_FILE, Checkpoint, checkpoint_name
+from vitbase.weights.files.open import write_safetensors
 from vitbase.weights.save import save_weights
 
 _STEP_STREAM = 1  # first part of the key of torch's generators; 0 is initialisation's
@@ -351,14 +352,17 @@ class TrainingLoop:
                 finished=self.updates == self.total_steps,
             )
             model = self.state.filled(weights)
-            self.folder.save(
-                name,
-                lambda path: save_weights(
-                    model, path, preprocess=self.preprocess, labels=self.data.train.class_names
-                ),
-                tensors,
-                progress,
-            )
+
+            def write_tensors(folder: Path) -> None:
+                save_weights(
+                    model,
+                    folder / WEIGHTS_FILE,
+                    preprocess=self.preprocess,
+                    labels=self.data.train.class_names,
+                )
+                write_safetensors(folder / STATE_FILE, tensors, {})
+
+            self.folder.save(name, write_tensors, progress)
             self.folder.prune(self.config.checkpoint.keep_checkpoint_max, self.best)
 
         self.runtime.from_first(write)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vitbase.config import Config
+from vitbase.config.config import Config
 from vitbase.data.balance import balanced_class_weights, balanced_positive_weights
 from vitbase.data.mix import Mix, draw_mix
-from vitbase.data.protocol import Source, class_counts
 from vitbase.errors import ConfigError
+from vitbase.sources.source import Source, class_counts
 from vitbase.training.losses import build_loss
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from vitbase.config.options import OptimizerSection
 from vitbase.errors import ConfigError
-from vitbase.options import OptimizerSection
 from vitbase.runtime import Runtime
 from vitbase.training.lamb import Lamb
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from vitbase.batch import BatchLayout, batch_layout
-from vitbase.config import Config
+from pathlib import Path
+
+from vitbase.config.batch import BatchLayout, batch_layout
+from vitbase.config.config import Config
 from vitbase.console import say
 from vitbase.data.augment import TrainTransform
 from vitbase.data.loader import TrainLoader
-from vitbase.data.sources import TrainVal, open_train_val
 from vitbase.errors import ConfigError
 from vitbase.files import write_whole
+from vitbase.runs.folder import RunFolder
+from vitbase.runs.journal import Board, Journal
+from vitbase.runs.result import TrainResult, report_finished
 from vitbase.runtime import Runtime, launched_ranks, opened_runtime
-from vitbase.training.checkpoint import RunFolder
-from vitbase.training.journal import Journal
+from vitbase.sources.open import TrainVal, open_train_val
 from vitbase.training.loop import TrainingLoop
 from vitbase.training.objective import Objective
-from vitbase.training.result import TrainResult, report_finished
 from vitbase.training.start import (
     check_agreement,
     check_same_images,
@@ -68,7 +70,8 @@ def _train(config: Config, runtime: Runtime) -> TrainResult:
         begun = runtime.from_first(lambda: read_position(config, loader.steps_per_epoch))
     model, notes = open_model(config, data.train.class_names, checkpoint, runtime)
     runtime.from_first(lambda: folder.start(config))
-    journal = Journal(folder.metrics_file, tensorboard=config.run.tensorboard, rank=runtime.rank)
+    board = _open_board(folder.path) if config.run.tensorboard and runtime.is_first else None
+    journal = Journal(folder.metrics_file, rank=runtime.rank, board=board)
     for line in (*data.notes, *notes, *found.warnings):
         journal.say(line)
     if data.held_out and runtime.is_first:
@@ -83,6 +86,17 @@ def _train(config: Config, runtime: Runtime) -> TrainResult:
     with runtime.naming_lost_ranks():
         run.announce(found.rate, checkpoint.path if checkpoint else begun.path if begun else None)
         return run.go()
+
+
+def _open_board(folder: Path) -> Board:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ConfigError(
+            "Option 'tensorboard' needs the package of that name: "
+            "pip install 'vitbase[tensorboard]'."
+        ) from None
+    return SummaryWriter(str(folder / "tensorboard"))
 
 
 def _build_loader(

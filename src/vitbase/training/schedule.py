@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Literal
 
-from vitbase.options import ScheduleSection
+from vitbase.config.options import ScheduleSection
 
 
 @dataclasses.dataclass(frozen=True)

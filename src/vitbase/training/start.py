@@ -10,25 +10,20 @@ from typing import Any
 import torch
 
 from vitbase._version import __version__
-from vitbase.batch import PeakRate, fix_batch
-from vitbase.config import FIELDS, Config
-from vitbase.data.sources import TrainVal
+from vitbase.config.batch import PeakRate, fix_batch
+from vitbase.config.config import FIELDS, Config
+from vitbase.config.preprocess import Preprocess, describe_differences
 from vitbase.errors import ConfigError, DataError, WeightsError
 from vitbase.model.spec import ViTSpec
 from vitbase.model.vit import VisionTransformer
 from vitbase.model.zoo import SpecOverrides, build_model, variant_spec
-from vitbase.preprocess import Preprocess, describe_differences
+from vitbase.runs.checkpoints import Checkpoint
+from vitbase.runs.folder import Progress, RunFolder, read_progress
 from vitbase.runtime import Runtime, seed_generators
-from vitbase.training.checkpoint import (
-    MindSporeState,
-    Progress,
-    RunFolder,
-    read_mindspore_state,
-    read_progress,
-)
+from vitbase.sources.open import TrainVal
+from vitbase.training.mindspore_state import MindSporeState, read_mindspore_state
 from vitbase.training.schedule import Schedule
 from vitbase.training.state import share_model
-from vitbase.weights.checkpoints import Checkpoint
 from vitbase.weights.load import LoadedModel, load_model, open_weights, read_preprocess
 
 SMALL_VARIANT = "ViTC-Ti_16"

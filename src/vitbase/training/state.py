@@ -19,8 +19,8 @@ from vitbase.errors import CheckpointError
 from vitbase.model.vit import VisionTransformer
 from vitbase.model.zoo import build_unfilled
 from vitbase.runtime import Runtime
-from vitbase.training.checkpoint import MindSporeState
 from vitbase.training.ema import ExponentialMovingAverage
+from vitbase.training.mindspore_state import MindSporeState
 from vitbase.training.sharded import like, whole
 
 TRAINED = "weights"

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
+from vitbase.config.preprocess import describe_differences
 from vitbase.errors import WeightsError
 from vitbase.model.spec import ViTSpec
 from vitbase.model.vit import VisionTransformer
-from vitbase.preprocess import describe_differences
-from vitbase.weights.checkpoints import find_weights
+from vitbase.weights.find import find_weights
 from vitbase.weights.load import (
     LoadedModel,
     OpenedWeights,

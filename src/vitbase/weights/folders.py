@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
+from vitbase.config.preprocess import Preprocess
 from vitbase.errors import WeightsError
 from vitbase.model.spec import ViTSpec
-from vitbase.preprocess import Preprocess
-from vitbase.weights.dialects import Dialect
-from vitbase.weights.formats import write_safetensors
+from vitbase.weights.files.open import write_safetensors
+from vitbase.weights.origins.dialect import Dialect
 
 # timm's model functions by the stages of their ResNet stem; any of them takes all other sizes.
 _TIMM_FUNCTIONS = {

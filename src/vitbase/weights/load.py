@@ -12,19 +12,19 @@ from typing import Any
 
 import torch
 
+from vitbase.config.preprocess import Preprocess
 from vitbase.errors import WeightsError
 from vitbase.model.layers import DepthRule, resample_pos_embed
 from vitbase.model.spec import ViTSpec
 from vitbase.model.vit import VisionTransformer
 from vitbase.model.zoo import allocate, build_unfilled
-from vitbase.preprocess import Preprocess
-from vitbase.weights.checkpoints import find_weights
-from vitbase.weights.dialects import Dialect, Mapped, find_dialect, their_name, to_ours
-from vitbase.weights.formats import METADATA_KEY, open_tensors
-from vitbase.weights.origins import read_preprocess_of, read_spec
-from vitbase.weights.stored import TensorFile
-from vitbase.weights.tables_hf import DIALECT_NAMES, DIALECTS
-from vitbase.weights.told import Told, read_told
+from vitbase.weights.architecture import read_preprocess_of, read_spec
+from vitbase.weights.files.open import METADATA_KEY, open_tensors
+from vitbase.weights.files.tensors import TensorFile
+from vitbase.weights.find import find_weights
+from vitbase.weights.origins.dialect import Dialect, Mapped, find_dialect, their_name, to_ours
+from vitbase.weights.origins.hf import DIALECT_NAMES, DIALECTS
+from vitbase.weights.origins.told import Told, read_told
 
 HEAD = ("head.weight", "head.bias")
 

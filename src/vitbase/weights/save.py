@@ -11,16 +11,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vitbase.config.preprocess import Preprocess
 from vitbase.errors import WeightsError, nearest
 from vitbase.files import final_name, written_whole
 from vitbase.model.spec import PosEmbed, ViTSpec
 from vitbase.model.vit import VisionTransformer
-from vitbase.preprocess import Preprocess
 from vitbase.weights import folders
-from vitbase.weights.dialects import Dialect, order_of, to_theirs
-from vitbase.weights.formats import METADATA_KEY, write_npz, write_safetensors
-from vitbase.weights.mindspore import write_mindspore
-from vitbase.weights.tables_hf import DIALECT_NAMES, DIALECTS
+from vitbase.weights.files.mindspore import write_mindspore
+from vitbase.weights.files.open import METADATA_KEY, write_npz, write_safetensors
+from vitbase.weights.origins.dialect import Dialect, order_of, to_theirs
+from vitbase.weights.origins.hf import DIALECT_NAMES, DIALECTS
 
 COMPUTED = ("gelu", "resnet_form", "norm_eps")
 """What a system computes with weights, and no shape tells."""

@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 
+from vitbase.config.preprocess import Preprocess
 from vitbase.console import printable
 from vitbase.errors import WeightsError
 from vitbase.files import read_json
 from vitbase.model.spec import ViTSpec
 from vitbase.model.zoo import VARIANTS, build_unfilled
-from vitbase.preprocess import Preprocess
-from vitbase.weights.checkpoints import find_weights
-from vitbase.weights.formats import INDEX_SUFFIX, open_tensors
+from vitbase.weights.files.open import INDEX_SUFFIX, open_tensors
+from vitbase.weights.files.tensors import TensorFile
+from vitbase.weights.find import find_weights
 from vitbase.weights.load import OpenedWeights, check_shapes, open_weights
-from vitbase.weights.stored import TensorFile
-from vitbase.weights.told import read_told
+from vitbase.weights.origins.told import read_told
 
 # Origins whose code has one value of a field, so that their files need not tell it.
 _FIXED = {

@@ -16,10 +16,10 @@ from typing import Literal, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from vitbase.config.preprocess import Preprocess
 from vitbase.data.decode import Pixels
 from vitbase.data.policies import operations, warps
 from vitbase.data.policies.warps import Axis, Colour, Resampling
-from vitbase.preprocess import Preprocess
 
 EraseMode = Literal["const", "rand", "pixel"]
 

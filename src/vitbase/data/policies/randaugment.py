@@ -25,10 +25,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from vitbase.config.preprocess import Preprocess
 from vitbase.data.decode import Pixels
 from vitbase.data.policies.policies import Step, apply_steps, linear_bin, mean_colour
 from vitbase.data.policies.warps import Colour, Resampling
-from vitbase.preprocess import Preprocess
 
 Kind = Literal["timm", "torchvision", "big_vision"]
 KINDS: dict[str, Kind] = {

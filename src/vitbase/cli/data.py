@@ -1,0 +1,97 @@
+"""The commands `vitbase data check` and `vitbase data pack`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any, Literal, TypedDict
+
+import tyro
+
+from vitbase.cli.arguments import parse_places, take_switch
+from vitbase.console import counting, say
+from vitbase.errors import ConfigError
+
+_USAGE = """usage: vitbase data check PATH [--val_data_path PATH] [--json]
+       vitbase data pack PATH OUT [--short_side N] [--quality N]
+
+PATH is whatever --data_path takes in training: class folders, ImageNet as it is, tar shards or
+their URL, IDX, CIFAR, Parquet or Arrow, FILE.csv, hf:owner/name. `vitbase data check --help` and
+`vitbase data pack --help` list the options; docs/data.md tells the whole."""
+
+_CHECK = """Read every image of a data set once, and say what training would stumble over or learn
+wrongly from: the layout, classes and their order, copies, damaged and odd images. The images that
+a run would hold out for evaluation are checked as such. --json prints the report as JSON.
+
+Exit code 0: nothing makes training wrong; 1: something does (marked ERROR); 2: it cannot be opened.
+"""
+
+_PACK = """Write images as tar shards in the folder OUT (WebDataset layout, an index, and a manifest
+with checksums), and `vitbase train --data_path OUT` reads them. Files are copied as they are, and
+images larger than --short_side become smaller JPEGs. Interrupted, the same command continues."""
+
+
+def _option(help_text: str, default: object) -> Any:
+    """Describe an option; the default is applied by the function that gets it."""
+    return tyro.conf.arg(help=help_text, help_behavior_hint=f"(default: {default})")
+
+
+_ValDataPath = Annotated[str, _option("evaluation images, where they are not in PATH", "none")]
+_NumWorkers = Annotated[int, _option("threads", "one per core")]
+
+
+class _CheckOptions(TypedDict, total=False):
+    val_data_path: _ValDataPath
+    holdout_fraction: Annotated[float, _option("held out where there are none to evaluate", 0.1)]
+    seed: Annotated[int, _option("of the run: it says which are held out", 0)]
+    num_workers: _NumWorkers
+
+
+class _PackOptions(TypedDict, total=False):
+    split: Annotated[Literal["train", "val", "both"], _option("what to pack", "both")]
+    val_data_path: _ValDataPath
+    short_side: Annotated[int, _option("pixels that the shorter side may keep", "all")]
+    quality: Annotated[int, _option("of JPEGs made smaller, 1 to 100", 92)]
+    shard_megabytes: Annotated[int, _option("size at which a shard ends", 256)]
+    shuffle: Annotated[bool, _option("mix, for programs that read front to back", False)]
+    max_bad_images: Annotated[int, _option("unreadable images left out, each named", 10)]
+    num_workers: _NumWorkers
+
+
+def run_data(words: list[str]) -> None:
+    """Run `vitbase data ACTION [...]`. Exits with 1 if the check finds that training is wrong."""
+    actions = {"check": _check, "pack": _pack}
+    if words and words[0] in {"-h", "--help"}:
+        say(_USAGE)
+        return
+    if not words or words[0] not in actions:
+        asked = f"Unknown action '{words[0]}'. " if words and words[0][:1] != "-" else ""
+        raise ConfigError(f"{asked}{_USAGE[0].upper()}{_USAGE[1:]}")
+    actions[words[0]](words[1:])
+
+
+def _check(words: list[str]) -> None:
+    words, as_json = take_switch(words, "--json")
+    (place,), options = parse_places("data", "check PATH", 1, words, _CheckOptions, _CHECK)
+    from vitbase.curation.checking.check import check_data
+    from vitbase.curation.checking.table import show_report
+
+    with counting() as progress:
+        report = check_data(place, **options, progress=progress)
+    if as_json:
+        say(json.dumps(report.to_dict(), ensure_ascii=False))
+    else:
+        show_report(report)
+    if report.wrong:
+        sys.exit(1)
+
+
+def _pack(words: list[str]) -> None:
+    (place, out), options = parse_places("data", "pack PATH OUT", 2, words, _PackOptions, _PACK)
+    from vitbase.curation.packing.pack import pack_data
+
+    with counting() as progress:
+        reports = pack_data(place, out, **options, progress=progress)
+    for report in reports:
+        for line in report.lines():
+            say(line)

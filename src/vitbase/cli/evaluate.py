@@ -1,0 +1,43 @@
+"""`vitbase eval`."""
+
+from __future__ import annotations
+
+import json
+
+from vitbase.cli.arguments import has_recipe, parse_config, take_switch
+from vitbase.console import say, warn
+from vitbase.errors import ConfigError
+from vitbase.launch.words import find_value
+
+
+def run_eval(words: list[str]) -> None:
+    words, as_json = take_switch(words, "--json")
+    given = find_value(words, "checkpoint_path")
+    recipe: str | None = None
+    if given is not None and not has_recipe(words):
+        from vitbase.runs.checkpoints import find_run_folder
+        from vitbase.weights.find import find_weights
+
+        run = find_run_folder(given)
+        recipe = str(run / "config.toml") if run else None
+        if recipe is None:
+            find_weights(given)  # that nothing is there is the better message
+            raise ConfigError(
+                f"{given} lies in no run folder, so it does not tell what to evaluate on. Name a "
+                f"recipe too, such as: vitbase eval imagenet --checkpoint_path {given}"
+            )
+    config = parse_config("eval", words, default_recipe=recipe or "imagenet")
+    from vitbase.evaluation.run import evaluate_each
+    from vitbase.runtime import is_first_rank
+
+    for result in evaluate_each(config, on_unreadable=warn):
+        if not is_first_rank():
+            continue
+        for note in result.notes:
+            warn(note)
+        place = result.weights.parent if result.weights.name == "weights.safetensors" else None
+        name = (place or result.weights).name
+        if as_json:
+            say(json.dumps({"checkpoint": str(place or result.weights), **result.sums.to_row()}))
+        else:
+            say(f"{name}: {result.sums.describe()}  ({result.seconds:.1f} s)")

@@ -1,0 +1,124 @@
+"""Commands -> functions; nothing else."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from vitbase._version import __version__
+from vitbase.cli.arguments import drop_value, parse_config, parse_launch
+from vitbase.cli.data import run_data
+from vitbase.cli.evaluate import run_eval
+from vitbase.cli.predict import run_predict
+from vitbase.cli.train import run_explain, run_recipes, run_train
+from vitbase.cli.weights import run_weights
+from vitbase.console import say, warn
+from vitbase.errors import LAUNCHED, ConfigError, VitbaseError, nearest, tell_launcher
+from vitbase.launch.words import find_value
+
+_USAGE = """usage: vitbase COMMAND [...]
+
+  train [RECIPE] [--OPTION VALUE ...]      train, or continue, a run (default recipe: fashion)
+  eval [RECIPE] --checkpoint_path PATH     top-1, top-5, loss of a checkpoint or a folder of them
+  predict IMAGE... --checkpoint_path PATH  the classes a model sees in images
+  weights show FILE                        what a weights file of any origin holds
+  weights convert IN OUT --dialect NAME    rewrite it for another system, and prove it equal
+  data check PATH                          what training on these images would stumble over
+  data pack PATH OUT                       images -> tar shards, smaller if wanted
+  launch [--OPTION VALUE ...] -- COMMAND   a command on several devices, or servers
+  explain [RECIPE] [--OPTION VALUE ...]    what a run would do, in numbers, without its data
+  recipes                                  the recipes that ship with vitbase
+
+`vitbase COMMAND --help` lists the options. RECIPE is a name, or the path of a .toml file.
+--debug shows the traceback of an error."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and exit: 0 done, 1 bad data found, 2 the user's mistake, 130 interrupted."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        _run(words)
+    except VitbaseError as error:
+        if tell_launcher(error):
+            sys.exit(2)
+        if debug:
+            raise
+        if error.is_everywhere and os.environ.get("RANK", "0") != "0":
+            sys.exit(2)  # the first rank tells
+        warn(f"vitbase: error: {error}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        if LAUNCHED not in os.environ:
+            warn("\nvitbase: interrupted; the same command continues training or packing")
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has had enough
+        sys.stderr.close()
+        sys.exit(0)
+    except Exception as error:
+        tell_launcher(error)  # a fault of this package: Python prints its traceback
+        raise
+
+
+def _run(words: list[str]) -> None:
+    if not words or words[0] in {"-h", "--help", "help"}:
+        say(_USAGE)
+        return
+    if words[0] in {"--version", "version"}:
+        say(f"vitbase {__version__}")
+        return
+    command = _COMMANDS.get(words[0])
+    if command is None:
+        raise ConfigError(
+            f"Unknown command '{words[0]}'.{nearest(words[0], _COMMANDS)} "
+            f"There are {', '.join(_COMMANDS)}."
+        )
+    command(words[1:])
+
+
+def _run_launch(words: list[str]) -> None:
+    command, options, only_print = parse_launch(words, _COMMANDS)
+    if command[0] == "train":
+        parse_config("train", command[1:], default_recipe="fashion")  # a mistake shows at once
+    # Read when torch is loaded: without it, a server that goes leaves pages of C++ frames here.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from vitbase.launch.plan import plan_launch, run_plan
+
+    plan = plan_launch(command, **options)
+    if only_print:
+        say(plan.command())
+    elif code := run_plan(plan):
+        sys.exit(code)
+
+
+_COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": run_train,
+    "eval": run_eval,
+    "predict": run_predict,
+    "weights": run_weights,
+    "data": run_data,
+    "launch": _run_launch,
+    "explain": run_explain,
+    "recipes": run_recipes,
+}
+
+
+def seed_main(command: str) -> None:
+    """Run the seed's `train.py` or `eval.py`: recipe `imagenet`, or the one `--name` selects."""
+    words = sys.argv[1:]
+    recipe = find_value(words, "name") or "imagenet"
+    words = drop_value(words, "name")
+    if command == "train" and find_value(words, "output_dir") is None:
+        # The seed keeps the checkpoints of device 0 in ./ckpt_0.
+        words += ["--output_dir", f"./ckpt_{find_value(words, 'device_id') or 0}"]
+    asks_help = bool({"-h", "--help"} & set(words))
+    if command == "eval" and not asks_help and find_value(words, "name") is None:
+        given = find_value(words, "checkpoint_path")
+        from vitbase.runs.checkpoints import find_run_folder
+
+        if given is not None and find_run_folder(given) is not None:
+            main([command, *words])  # the run knows its own recipe
+            return
+    main([command, recipe, *words])

@@ -1,0 +1,86 @@
+"""`vitbase predict`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, TypedDict
+
+import tyro
+
+from vitbase.cli.arguments import TYRO, image_size_of, refuse_unknown, take_switch
+from vitbase.config.config import Config
+from vitbase.console import say
+from vitbase.errors import ConfigError, VitbaseError
+
+
+class _PredictOptions(TypedDict):
+    images: Annotated[
+        tuple[str, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(help="image files, or folders of them", metavar="IMAGE..."),
+    ]
+    checkpoint_path: Annotated[
+        str, tyro.conf.arg(help="a run folder, a checkpoint, or a weights file")
+    ]
+    num_heads: Annotated[int | None, tyro.conf.arg(help="where the weights do not tell")]
+    image_height: Annotated[int | None, tyro.conf.arg(help="pixels; none: as the weights")]
+    image_width: Annotated[int | None, tyro.conf.arg(help="pixels; none: as the weights")]
+    top: Annotated[int, tyro.conf.arg(help="classes for each image")]
+    device_target: Annotated[str, tyro.conf.arg(help="Ascend, GPU, CPU or auto")]
+
+
+def run_predict(words: list[str]) -> None:
+    words, as_json = take_switch(words, "--json")
+    refuse_unknown(words, (*_PredictOptions.__annotations__, "help"))
+    options: _PredictOptions = tyro.cli(
+        _PredictOptions,
+        prog="vitbase predict",
+        description="The classes a model sees in images. --json prints a JSON object a line.",
+        args=words,
+        default=_PredictOptions(
+            images=(),
+            checkpoint_path="",
+            num_heads=None,
+            image_height=None,
+            image_width=None,
+            top=5,
+            device_target="auto",
+        ),
+        config=TYRO,
+        use_underscores=True,
+    )
+    if not options["images"] or not options["checkpoint_path"]:
+        raise ConfigError("Usage: vitbase predict IMAGE... --checkpoint_path PATH [--json]")
+    if options["top"] < 1:
+        raise ConfigError("Option 'top' should be at least 1.")
+    image_size = image_size_of(options["image_height"], options["image_width"])
+    device_target = Config().replace(device_target=options["device_target"]).run.device_target
+    from vitbase.shipping.predict import expand, predict_each
+    from vitbase.weights.find import find_weights
+    from vitbase.weights.load import load_model
+
+    images = expand(options["images"])
+    weights = find_weights(options["checkpoint_path"])[-1]
+    loaded = load_model(weights, num_heads=options["num_heads"], image_size=image_size)
+    if not as_json:
+        say(f"Weights: {weights}")
+    failed = 0
+    for found in predict_each(images, loaded, top=options["top"], device_target=device_target):
+        if found.error is not None:
+            failed += 1
+        if as_json:
+            row: dict[str, Any] = {"image": str(found.image)}
+            if found.error is not None:
+                row["error"] = found.error
+            else:
+                row["classes"] = [{"class": c, "probability": p} for c, p in found.classes]
+            say(json.dumps(row, ensure_ascii=False))
+        elif found.error is not None:
+            say(f"{found.image}: {found.error}")
+        else:
+            say(str(found.image))
+            width = max(len(name) for name, _ in found.classes)
+            for name, probability in found.classes:
+                say(f"  {name:<{width}}  {probability:7.2%}")
+    if failed:
+        raise VitbaseError(f"{failed} of {len(images)} images could not be read.")

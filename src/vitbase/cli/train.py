@@ -1,0 +1,55 @@
+"""`vitbase train`, `explain` and `recipes`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from vitbase.cli.arguments import parse_config
+from vitbase.config.config import read_recipe_text, recipe_names
+from vitbase.console import say
+from vitbase.errors import ConfigError
+
+
+def run_train(words: list[str]) -> None:
+    config = parse_config("train", words, default_recipe="fashion")
+    devices = config.run.num_devices or 1
+    if devices > 1 and "RANK" not in os.environ:  # each device has a process of its own
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        from vitbase.launch.plan import run_local
+
+        sys.exit(run_local(devices, ["train", *words]))
+    from vitbase.training.run import train  # torch: not needed to see a mistake in an option
+
+    train(config)
+
+
+def run_explain(words: list[str]) -> None:
+    config = parse_config("explain", words, default_recipe="fashion")
+    from vitbase.explanation import explain
+
+    explanation = explain(config)
+    width = max(len(fact.name) for fact in explanation.facts)
+    values = max(len(fact.value) for fact in explanation.facts)
+    for fact in explanation.facts:
+        say(f"{fact.name:<{width}}  {fact.value:<{values}}  {fact.source}")
+    say("")
+    warmup = f"{config.schedule.warmup_epochs:g} epochs"
+    if config.schedule.warmup_steps is not None:
+        warmup = f"{config.schedule.warmup_steps} steps"
+    say(
+        f"learning rate ({config.schedule.schedule}, warm-up {warmup}, "
+        f"peak {explanation.peak_lr:g}):"
+    )
+    for step, rate in explanation.learning_rates:
+        epoch = step / explanation.steps_per_epoch
+        say(f"  step {step:>{len(str(explanation.total_steps))}}  epoch {epoch:>6.1f}  {rate:.3g}")
+
+
+def run_recipes(words: list[str]) -> None:
+    if words:
+        raise ConfigError(f"`vitbase recipes` takes no arguments, but got '{words[0]}'.")
+    width = max(map(len, recipe_names()))
+    for name in recipe_names():
+        title = read_recipe_text(name).splitlines()[0].lstrip("# ")
+        say(f"{name:<{width}}  {title}")

@@ -1,0 +1,1 @@
+"""What can be asked for: options, recipes, and what follows from them."""

@@ -1,0 +1,221 @@
+"""A run's configuration: the sections of options.py together; reads and writes TOML. No torch.
+
+Field names are unique across sections, so a TOML file groups them under headings while the
+command line and :func:`load_config` use plain names (``--lr_init 0.02``). Unknown names, wrong
+types and impossible combinations raise :class:`~vitbase.errors.ConfigError` naming the option and,
+where there is one, the nearest name.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
+
+from vitbase.config.options import (
+    AugmentSection,
+    CheckpointSection,
+    DataSection,
+    LossSection,
+    ModelSection,
+    OptimizerSection,
+    RunSection,
+    ScheduleSection,
+    Section,
+)
+from vitbase.config.preprocess import Preprocess
+from vitbase.errors import ConfigError, nearest
+
+
+class Config(BaseModel):
+    """Every option of a run, in sections."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    run: RunSection = RunSection()
+    data: DataSection = DataSection()
+    model: ModelSection = ModelSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    schedule: ScheduleSection = ScheduleSection()
+    augment: AugmentSection = AugmentSection()
+    loss: LossSection = LossSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+
+    @property
+    def output_dir(self) -> Path:
+        """The run folder."""
+        return Path(self.run.output_dir or f"runs/{self.run.name}")
+
+    def with_preprocess(self, preprocess: Preprocess) -> Config:
+        """Return a copy in which every option of the preprocessing is set."""
+        return self.replace(
+            image_height=preprocess.height,
+            image_width=preprocess.width,
+            image_channels=preprocess.channels,
+            mean=preprocess.mean,
+            std=preprocess.std,
+            crop_ratio=preprocess.crop_ratio,
+            crop_mode=preprocess.crop_mode,
+            interpolation=preprocess.interpolation,
+        )
+
+    @property
+    def starts_from_weights(self) -> bool:
+        """Whether training starts from ``checkpoint_path`` rather than from random weights."""
+        if self.model.pre_trained is None:
+            return self.model.checkpoint_path is not None
+        return self.model.pre_trained
+
+    def replace(self, **options: Any) -> Config:
+        """Return a copy with some options changed, validated like any other input.
+
+        A given ``lr_init`` is used as it is: it ends what a recipe says of other batch sizes.
+
+        Raises: ConfigError for an unknown name, a wrong type, or an impossible combination.
+        """
+        nested = self.model_dump()
+        for option, value in options.items():
+            nested[section_of(option)][option] = value
+        if "lr_init" in options and "lr_by_global_batch" not in options:
+            nested["optimizer"]["lr_by_global_batch"] = ()
+        return _validated(nested, "")
+
+    def to_toml(self) -> str:
+        """Return the whole configuration as TOML; options that are unset are left out."""
+        lines: list[str] = []
+        for section, values in self.model_dump(mode="json").items():
+            lines.append(f"[{section}]")
+            lines += [f"{key} = {_toml(v)}" for key, v in values.items() if v is not None]
+            lines.append("")
+        return "\n".join(lines)
+
+
+def _toml(value: object) -> str:
+    # JSON's numbers, booleans, flat arrays and strings are valid TOML, but for a raw DEL.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _all_fields() -> dict[str, tuple[str, FieldInfo]]:
+    fields: dict[str, tuple[str, FieldInfo]] = {}
+    for section, info in Config.model_fields.items():
+        kind = info.annotation
+        assert isinstance(kind, type)
+        assert issubclass(kind, Section)
+        for option, field in kind.model_fields.items():
+            assert option not in fields, f"option {option} stands in two sections"
+            fields[option] = (section, field)
+    return fields
+
+
+FIELDS = _all_fields()
+"""Option name -> (section, field): the flat view of :class:`Config`."""
+
+
+def section_of(option: str) -> str:
+    """Return the section that holds an option.
+
+    Raises: ConfigError for an unknown option, with the nearest known one.
+    """
+    if option not in FIELDS:
+        raise ConfigError(f"Unknown option '{option}'.{nearest(option, FIELDS)}")
+    return FIELDS[option][0]
+
+
+def differences_on_resume(saved: Config, asked: Config) -> list[str]:
+    """Return a line per option that differs and may not differ when a run is continued."""
+    lines = []
+    for option, (section, field) in FIELDS.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("free_on_resume"):
+            continue
+        before = getattr(getattr(saved, section), option)
+        after = getattr(getattr(asked, section), option)
+        if before != after:
+            lines.append(f"{option}: the run has {before}, asked for {after}")
+    return lines
+
+
+def _validated(nested: Mapping[str, Any], origin: str) -> Config:
+    try:
+        return Config.model_validate(nested)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, origin)) from None
+
+
+def _explain(error: ValidationError, origin: str) -> str:
+    """Turn pydantic's findings into one line per option."""
+    lines = []
+    for finding in error.errors(include_url=False):
+        path = [str(part) for part in finding["loc"]]
+        name = path[1] if len(path) > 1 else (path[0] if path else "")
+        if finding["type"] == "extra_forbidden":
+            if len(path) == 1:
+                lines.append(f"Unknown section [{name}].{nearest(name, Config.model_fields)}")
+            elif name in FIELDS:
+                lines.append(f"Option '{name}' belongs into [{FIELDS[name][0]}], not [{path[0]}].")
+            else:
+                lines.append(f"Unknown option '{name}'.{nearest(name, FIELDS)}")
+            continue
+        message = finding["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        message = message[0].lower() + message[1:]
+        if len(path) > 1:
+            line = f"Option '{name}' {message} (got {finding['input']!r})."
+        else:
+            line = f"Options do not fit together: {message}."
+        if line not in lines:
+            lines.append(line)
+    prefix = f"{origin}: " if origin else ""
+    return "\n".join(prefix + line for line in lines)
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that ship with the package, sorted."""
+    folder = resources.files("vitbase") / "config" / "recipes"
+    return sorted(
+        entry.name.removesuffix(".toml")
+        for entry in folder.iterdir()
+        if entry.name.endswith(".toml")
+    )
+
+
+def read_recipe_text(recipe: str) -> str:
+    """Read a shipped recipe, or any ``.toml`` file, as text.
+
+    Raises: ConfigError if there is no such recipe or file.
+    """
+    if recipe.endswith(".toml"):
+        try:
+            return Path(recipe).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"Cannot read the configuration file {recipe}: {error}") from None
+    names = recipe_names()
+    if recipe not in names:
+        raise ConfigError(
+            f"Unknown recipe '{recipe}'.{nearest(recipe, names)} "
+            f"There are {', '.join(names)}; or give the path of a .toml file."
+        )
+    path = resources.files("vitbase") / "config" / "recipes" / f"{recipe}.toml"
+    return path.read_text(encoding="utf-8")
+
+
+def load_config(recipe: str, **options: Any) -> Config:
+    """Read a recipe by name, or a ``.toml`` file, and apply options on top.
+
+    Args:
+      recipe: name of a shipped recipe, or a path ending in ``.toml``.
+      **options: any option of any section, by its plain name.
+    Returns: the validated configuration.
+    Raises: ConfigError naming what is unknown, of the wrong type, or impossible.
+    """
+    text = read_recipe_text(recipe)
+    try:
+        nested = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{recipe} is not valid TOML: {error}") from None
+    config = _validated(nested, recipe)
+    return config.replace(**options) if options else config

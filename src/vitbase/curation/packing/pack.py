@@ -1,0 +1,97 @@
+"""What a path names -> tar shards of its training and of its evaluation images, in one folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from vitbase.curation.packing.files import read_manifest
+from vitbase.curation.packing.split import SHARD_BYTES, PackReport, pack_source
+from vitbase.errors import DataError
+from vitbase.sources.archives import Split
+from vitbase.sources.layouts import has_val, open_source
+from vitbase.sources.open import with_classes
+
+
+def pack_data(
+    data_path: str,
+    out_dir: str | Path,
+    *,
+    split: Literal["train", "val", "both"] = "both",
+    val_data_path: str | None = None,
+    short_side: int | None = None,
+    quality: int | None = None,
+    shard_megabytes: int = SHARD_BYTES >> 20,
+    progress: Callable[[str, int, int], None] = lambda split, done, images: None,
+    **options: Any,
+) -> list[PackReport]:
+    """Pack what a path names, as :func:`pack_source` does: the training images, and the others.
+
+    The evaluation images get the class numbers of the training images, as in a run.
+
+    Args:
+      data_path: as the option of that name in training.
+      out_dir: gets the shards of all splits.
+      split: "both" takes the evaluation images where there are any.
+      val_data_path: evaluation images, where ``data_path`` does not have them.
+      short_side: images whose shorter side is longer are made smaller.
+      quality: of the JPEGs that these become; None: 92.
+      shard_megabytes: in 2**20 bytes; a shard ends with the image that reaches this size.
+      progress: told a split's name, images done, and images in all, now and then.
+      **options: as of :func:`pack_source`.
+    Returns: a report of every split.
+    Raises: DataError as :func:`pack_source`, or if there is nothing to pack.
+    """
+    if shard_megabytes < 1:
+        raise DataError(f"--shard_megabytes {shard_megabytes}: expected at least 1.")
+    if quality is not None and short_side is None:
+        raise DataError(
+            f"--quality {quality} is that of images made smaller; others are copied as they are. "
+            "Give --short_side too."
+        )
+    out = Path(out_dir).expanduser()
+    places: dict[Split, tuple[str, str]] = {}
+    if split != "val":
+        places["train"] = (data_path, "data_path")
+    if val_data_path is not None and split != "train":
+        places["val"] = (val_data_path, "val_data_path")
+    elif split == "val" or (split == "both" and has_val(data_path)):
+        places["val"] = (data_path, "data_path")
+    for path, option in places.values():
+        _refuse_inside(out, path, option)
+    sources = {name: open_source(path, name, option) for name, (path, option) in places.items()}
+    if "val" in sources:
+        if "train" in sources:
+            names = sources["train"].class_names
+        else:  # the training images may be packed already
+            packed = read_manifest(out)
+            names = tuple(packed["class_names"]) if "train" in packed["splits"] else ()
+        if names:
+            sources["val"], _ = with_classes(sources["val"], names)
+    return [
+        pack_source(
+            source,
+            out,
+            name,
+            short_side=short_side,
+            quality=92 if quality is None else quality,
+            shard_bytes=shard_megabytes << 20,
+            progress=partial(progress, name),
+            **options,
+        )
+        for name, source in sources.items()
+    ]
+
+
+def _refuse_inside(out: Path, data_path: str, option: str) -> None:
+    """Refuse to write among the images: the shards would be taken for a class, or for the set."""
+    if not Path(data_path).expanduser().is_dir():
+        return
+    folder = Path(data_path).expanduser().resolve()
+    if out.resolve() == folder or folder in out.resolve().parents:
+        raise DataError(
+            f"{out} lies in the images' own folder, --{option} {data_path}: the shards would be "
+            "taken for a part of it. Pack into a folder outside."
+        )

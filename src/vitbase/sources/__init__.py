@@ -1,0 +1,1 @@
+"""Where images come from: any kind of storage, one `Source`."""

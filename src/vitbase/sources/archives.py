@@ -1,0 +1,294 @@
+"""Data sets that are a few files of already decoded pixels: IDX (MNIST's format) and CIFAR.
+
+CIFAR comes as plain records ("binary version") and as pickles ("python version").
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitbase.errors import DataError
+from vitbase.sources.folders import list_folder
+from vitbase.sources.pickles import read_pickle
+
+Split = Literal["train", "val"]
+
+IDX_IMAGES = re.compile(r"(?P<head>.*?(?P<split>train|t10k|test)-)images[-.]idx3-ubyte(\.gz)?")
+Archive = Literal["idx", "cifar10", "cifar100", "cifar10 pickles", "cifar100 pickles"]
+IDX_SPLITS: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("t10k", "test")}
+CIFAR_SIDE = 32
+_CIFAR_BYTES = 3 * CIFAR_SIDE * CIFAR_SIDE
+_CIFAR_BATCH = re.compile(r"data_batch_\d+\..*")
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """Images of one size, decoded and in memory."""
+
+    pixels: NDArray[np.uint8]  # [N, H, W, C]
+    labels: NDArray[np.int64]
+    class_names: tuple[str, ...]
+    files: tuple[tuple[str, int], ...]  # (name, number of images), in the order of the pixels
+    named: bool  # whether the class names were given, rather than counted
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        image: NDArray[np.uint8] = self.pixels[index]
+        return image
+
+    def describe(self, index: int) -> str:
+        for name, count in self.files:
+            if index < count:
+                return f"{name}[{index}]"
+            index -= count
+        raise IndexError(index)
+
+
+def find_archive(names: Iterable[str]) -> Archive | None:
+    """Tell by the names of its files which archive a folder holds, if any."""
+    names = set(names)
+    if any(IDX_IMAGES.fullmatch(name) for name in names):
+        return "idx"
+    if "test_batch.bin" in names or any(_CIFAR_BATCH.fullmatch(name) for name in names):
+        return "cifar10"
+    if {"train.bin", "test.bin"} & names:
+        return "cifar100"
+    if "test_batch" in names or "data_batch_1" in names:
+        return "cifar10 pickles"
+    return "cifar100 pickles" if "meta" in names and {"train", "test"} & names else None
+
+
+def read_archive(folder: Path, split: Split, option: str) -> ArraySource:
+    """Read one split of the archive that a folder holds.
+
+    Args:
+      folder: a folder in whose files :func:`find_archive` finds one.
+      split: "train", or "val" for the test files.
+      option: the option that named the folder, for messages.
+    Raises: DataError naming the file that is missing, cut short, or contradicts another.
+    """
+    _, names = list_folder(folder)
+    kind = find_archive(names)
+    if kind == "idx":
+        return _read_idx(folder, names, split, option)
+    if kind in ("cifar10 pickles", "cifar100 pickles"):
+        return _read_cifar_pickles(folder, split, option, fine=kind == "cifar100 pickles")
+    return _read_cifar(folder, split, option, fine=kind == "cifar100")
+
+
+def _read_idx(folder: Path, names: Sequence[str], split: Split, option: str) -> ArraySource:
+    images_path, labels_path = _find_idx_pair(folder, names, split, option)
+    pixels = _read_idx_array(images_path, dimensions=3)[..., None]
+    labels = _read_idx_array(labels_path, dimensions=1).astype(np.int64)
+    if len(pixels) != len(labels):
+        raise DataError(
+            f"{images_path} holds {len(pixels)} images but {labels_path.name} {len(labels)} labels."
+        )
+    class_names, named = _class_names(folder / "labels.txt", labels, labels_path)
+    files = ((images_path.name, len(labels)),)
+    return ArraySource(pixels, labels, class_names, files, named)
+
+
+def _find_idx_pair(
+    folder: Path, names: Sequence[str], split: Split, option: str
+) -> tuple[Path, Path]:
+    found: dict[str, Path] = {}
+    for name in sorted(names, reverse=True):  # the uncompressed one wins
+        match = IDX_IMAGES.fullmatch(name)
+        if match and match["split"] in IDX_SPLITS[split]:
+            found[match["head"]] = folder / name
+    if not found:
+        wanted = " or ".join(f"{name}-images-idx3-ubyte[.gz]" for name in IDX_SPLITS[split])
+        raise DataError(f"--{option} {folder}: there is no file {wanted}.")
+    if len(found) > 1:
+        listing = ", ".join(sorted(path.name for path in found.values()))
+        raise DataError(
+            f"--{option} {folder}: several data sets ({listing}); keep one in a folder."
+        )
+    ((head, images_path),) = found.items()
+    for spelling in ("labels-idx1-ubyte", "labels.idx1-ubyte"):
+        for suffix in ("", ".gz"):
+            labels_path = folder / f"{head}{spelling}{suffix}"
+            if labels_path.is_file():
+                return images_path, labels_path
+    raise DataError(f"{images_path}: its labels, {head}labels-idx1-ubyte[.gz], are missing.")
+
+
+def _read_idx_array(path: Path, *, dimensions: int) -> NDArray[np.uint8]:
+    content = _read_maybe_gzipped(path)
+    magic = 0x800 + dimensions  # unsigned bytes, and the number of dimensions
+    header = 4 + 4 * dimensions
+    found = int.from_bytes(content[:4], "big")
+    if found != magic or len(content) < header:
+        raise DataError(
+            f"{path} is not an IDX file of {dimensions} dimensions of bytes: it starts with "
+            f"{found:#010x}, not {magic:#010x}."
+        )
+    shape = np.frombuffer(content, ">u4", dimensions, offset=4).astype(np.int64)
+    expected = header + int(np.prod(shape))
+    if len(content) != expected:
+        raise DataError(
+            f"{path} has {len(content):,} bytes, but its header promises {expected:,}: "
+            "it is cut short or damaged. Fetch it again."
+        )
+    if shape.min() == 0:
+        raise DataError(f"{path} is empty: its header says {' x '.join(map(str, shape))}.")
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
+def _read_maybe_gzipped(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+        return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"Cannot read {path}: {error}") from None
+
+
+def _cifar_files(folder: Path, split: Split, option: str, *, fine: bool, suffix: str) -> list[str]:
+    """Return the names of a split's files. Raises: DataError if one is missing."""
+    if fine:
+        names = ["train" if split == "train" else "test"]
+    elif split == "train":
+        names = [f"data_batch_{number}" for number in range(1, 6)]
+    else:
+        names = ["test_batch"]
+    names = [name + suffix for name in names]
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise DataError(f"--{option} {folder}: there is no file {', '.join(missing)}.")
+    return names
+
+
+def _read_cifar_pickles(folder: Path, split: Split, option: str, *, fine: bool) -> ArraySource:
+    names = _cifar_files(folder, split, option, fine=fine, suffix="")
+    planes, labels = [], []
+    for name in names:
+        batch = _read_dict(folder / name)
+        pixels = batch.get("data")
+        numbers = batch.get("fine_labels" if fine else "labels")
+        if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 2:
+            raise DataError(f"{folder / name} has no 'data' of bytes, as CIFAR's files have.")
+        if pixels.shape[1] != _CIFAR_BYTES or not len(pixels):
+            raise DataError(
+                f"{folder / name} has images of {pixels.shape[1]} bytes, {len(pixels)} of them; "
+                f"expected {_CIFAR_BYTES} bytes each."
+            )
+        if not isinstance(numbers, list) or not all(
+            isinstance(number, int) and 0 <= number < (100 if fine else 10) for number in numbers
+        ):
+            raise DataError(f"{folder / name} has no list of labels from 0 to {99 if fine else 9}.")
+        if len(numbers) != len(pixels):
+            raise DataError(
+                f"{folder / name} has {len(pixels)} images but {len(numbers)} labels: "
+                "it is damaged. Fetch it again."
+            )
+        planes.append(pixels.reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE))
+        labels.append(np.array(numbers, np.int64))
+    return _cifar_source(
+        np.concatenate(planes),
+        np.concatenate(labels),
+        tuple((name, len(part)) for name, part in zip(names, labels, strict=True)),
+        *_pickled_names(folder, np.concatenate(labels), folder / names[0], fine=fine),
+    )
+
+
+def _pickled_names(
+    folder: Path, labels: NDArray[np.int64], labels_path: Path, *, fine: bool
+) -> tuple[tuple[str, ...], bool]:
+    path = folder / ("meta" if fine else "batches.meta")
+    if not path.is_file():
+        return tuple(str(number) for number in range(int(labels.max()) + 1)), False
+    found = _read_dict(path).get("fine_label_names" if fine else "label_names")
+    if not isinstance(found, list) or not all(isinstance(name, str | bytes) for name in found):
+        raise DataError(f"{path} has no list of class names.")
+    names = tuple(
+        name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in found
+    )
+    return _checked_names(names, path, labels, labels_path), True
+
+
+def _read_dict(path: Path) -> dict[str, Any]:
+    """Read a pickled dictionary; Python 2's keys are bytes."""
+    found = read_pickle(path)
+    if not isinstance(found, dict):
+        raise DataError(f"{path} is a pickle, but not of a dictionary, as CIFAR's files are.")
+    return {
+        key.decode("latin-1") if isinstance(key, bytes) else str(key): found[key] for key in found
+    }
+
+
+def _read_cifar(folder: Path, split: Split, option: str, *, fine: bool) -> ArraySource:
+    names = _cifar_files(folder, split, option, fine=fine, suffix=".bin")
+    label_bytes = 2 if fine else 1  # CIFAR-100 has a coarse label before the fine one
+    record = label_bytes + _CIFAR_BYTES
+    parts = []
+    for name in names:
+        content = _read_maybe_gzipped(folder / name)
+        if not content or len(content) % record:
+            raise DataError(
+                f"{folder / name} has {len(content):,} bytes, not a multiple of {record}: "
+                "it is cut short, or not CIFAR's binary version."
+            )
+        parts.append(np.frombuffer(content, np.uint8).reshape(-1, record))
+    records = np.concatenate(parts)
+    labels = records[:, label_bytes - 1].astype(np.int64)
+    planes = records[:, label_bytes:].reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE)
+    names_file = folder / ("fine_label_names.txt" if fine else "batches.meta.txt")
+    class_names, named = _class_names(names_file, labels, folder / names[0])
+    files = tuple((name, len(part)) for name, part in zip(names, parts, strict=True))
+    return _cifar_source(planes, labels, files, class_names, named)
+
+
+def _cifar_source(
+    planes: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    files: tuple[tuple[str, int], ...],
+    class_names: tuple[str, ...],
+    named: bool,
+) -> ArraySource:
+    pixels = np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
+    return ArraySource(pixels, labels, class_names, files, named)
+
+
+def _class_names(
+    names_path: Path, labels: NDArray[np.int64], labels_path: Path
+) -> tuple[tuple[str, ...], bool]:
+    """Read class names, one a line; without such a file they are "0", "1", ..."""
+    if not names_path.is_file():
+        return tuple(str(number) for number in range(int(labels.max()) + 1)), False
+    try:
+        lines = names_path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"Cannot read the class names {names_path}: {error}") from None
+    names = tuple(line.strip() for line in lines if line.strip())
+    return _checked_names(names, names_path, labels, labels_path), True
+
+
+def _checked_names(
+    names: tuple[str, ...], names_path: Path, labels: NDArray[np.int64], labels_path: Path
+) -> tuple[str, ...]:
+    if len(set(names)) != len(names):
+        raise DataError(f"{names_path}: the name '{_first_repeated(names)}' stands there twice.")
+    if int(labels.max()) >= len(names):
+        wrong = int(np.argmax(labels >= len(names)))
+        raise DataError(
+            f"{labels_path}: label {labels[wrong]} of image {wrong} is out of range: "
+            f"{names_path.name} names {len(names)} classes."
+        )
+    return names
+
+
+def _first_repeated(names: Sequence[str]) -> str:
+    return next(name for place, name in enumerate(names) if name in names[:place])

@@ -1,0 +1,284 @@
+"""Data sets of Hugging Face: on its hub, saved to a folder, or as Parquet or Arrow files.
+
+The library ``datasets`` maps the files into memory; an image is its encoded bytes, decoded here
+as any other. Labels are read once, as a column.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitbase.errors import DataError, ImageError
+from vitbase.sources.archives import Split
+from vitbase.sources.folders import Labels, list_folder
+
+PREFIX = "hf:"
+SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": ("validation", "val", "valid", "dev", "test"),
+}
+IMAGE_NAMES = ("image", "img", "jpg", "png")
+LABEL_NAMES = ("label", "labels", "fine_label", "class", "classes", "target")
+_SAVED = {"dataset_info.json", "dataset_dict.json"}
+_FILE = re.compile(r"(?P<split>.*?)([-_.]\d+.*)?\.(?P<kind>parquet|arrow)")
+_UNLABELLED = -1
+
+
+@dataclass(frozen=True, eq=False)
+class HuggingFaceSource:
+    """A split of a data set of Hugging Face. Reading is safe from several threads."""
+
+    place: str
+    data: Any  # datasets.Dataset, of the image column alone, not decoded
+    image_column: str
+    rows: NDArray[np.int64]  # of the data set's rows, which are these images
+    labels: Labels
+    class_names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> bytes:
+        image = self.data[int(self.rows[index])][self.image_column]
+        if image is None:
+            raise ImageError("there is no image in this row")
+        if image["bytes"] is not None:
+            return bytes(image["bytes"])
+        try:
+            return Path(image["path"]).read_bytes()
+        except (OSError, TypeError) as error:
+            raise ImageError(f"cannot be read: {error}") from None
+
+    def describe(self, index: int) -> str:
+        return f"{self.place}[{self.rows[index]}]"
+
+    def relative_path(self, index: int) -> str:
+        return str(self.rows[index])
+
+    def read_sizes(self) -> NDArray[np.int64]:
+        """Return the bytes of every image, without reading them; -1 for files of their own."""
+        compute = importlib.import_module("pyarrow.compute")  # comes with datasets
+        images = self.data.with_format("arrow")[:].column(self.image_column)
+        sizes = compute.binary_length(compute.struct_field(images, "bytes"))
+        found: NDArray[np.int64] = compute.fill_null(sizes, -1).to_numpy()[self.rows]
+        return found
+
+    def take(self, indices: NDArray[np.int64]) -> HuggingFaceSource:
+        """Return the part of this source at some indices, in that order."""
+        return replace(self, rows=self.rows[indices], labels=self.labels[indices], notes=())
+
+
+def holds_dataset(folder: Path) -> bool:
+    """Tell whether a folder is a saved data set, or holds Parquet or Arrow files."""
+    folders, files = list_folder(folder)
+    if _SAVED & set(files) or any(_FILE.fullmatch(name) for name in files):
+        return True
+    return "data" in folders and any(map(_FILE.fullmatch, list_folder(folder / "data")[1]))
+
+
+def has_split(place: str, split: Split, option: str) -> bool:
+    """Tell whether a data set has a split by name.
+
+    Args: and Raises: as of :func:`open_dataset`.
+    """
+    return _split_name(_load(place, option), split) is not None
+
+
+def open_dataset(place: str, split: Split, option: str) -> HuggingFaceSource:
+    """Open a split of a data set.
+
+    Args:
+      place: "hf:owner/name", "hf:owner/name:config", or a folder, either saved by
+        ``save_to_disk`` or with files such as ``train-00000-of-00002.parquet``, or with these in
+        its folder ``data``.
+      split: "train" or "val", which is the split validation, or else test; rows of no split are
+        taken for either.
+      option: the option that named it, for messages.
+    Raises: DataError if the library is missing, or there is no such data set, split, image column
+      or label column.
+    """
+    splits = _load(place, option)
+    name = "" if "" in splits else _split_name(splits, split)
+    if name is None:
+        raise DataError(
+            f"--{option} {place}: there is no split {' or '.join(SPLIT_NAMES[split])}; it has "
+            f"{', '.join(splits)}."
+        )
+    data = splits[name]
+    where = f"{place} ({name})" if name else place
+    library = _library(option, place)
+    image = _find_image(data.features, where, option, library)
+    label = _find_label(data.features, where, option, library)
+    labels, class_names = _read_labels(data, label, where, option)
+    undecoded = data.select_columns([image]).cast_column(image, library.Image(decode=False))
+    rows = np.arange(len(data))
+    return HuggingFaceSource(where, undecoded.with_format(None), image, rows, labels, class_names)
+
+
+def _library(option: str, place: str) -> Any:
+    try:
+        return importlib.import_module("datasets")
+    except ImportError as error:
+        raise DataError(
+            f"--{option} {place} is a data set of Hugging Face, which needs the library datasets: "
+            f"pip install 'vitbase[datasets]' ({error})."
+        ) from None
+
+
+def _load(place: str, option: str) -> dict[str, Any]:
+    """Return split name -> rows; the name is empty if they are of no split."""
+    library = _library(option, place)
+    try:
+        with _bars_in_a_terminal(library):
+            return _load_with(library, place, option)
+    except DataError:
+        raise
+    except Exception as error:  # of the network, the hub, pyarrow, or the library itself
+        text = " ".join(str(error).split())[:300]
+        raise DataError(f"--{option} {place} cannot be opened: {text}") from None
+
+
+def _load_with(library: Any, place: str, option: str) -> dict[str, Any]:
+    if place.startswith(PREFIX):
+        name, _, config = place.removeprefix(PREFIX).partition(":")
+        return dict(library.load_dataset(name, config or None))
+    folder = Path(place)
+    if _SAVED & set(list_folder(folder)[1]):
+        found = library.load_from_disk(str(folder))
+        return dict(found) if isinstance(found, dict) else {"": found}
+    kind, files = _files_by_split(folder, option)
+    if files.keys() == {""}:
+        return {"": library.load_dataset(kind, data_files=files[""], split="train")}
+    return dict(library.load_dataset(kind, data_files=files))
+
+
+@contextmanager
+def _bars_in_a_terminal(library: Any) -> Iterator[None]:
+    """Keep the library's progress bars out of log files."""
+    watched = sys.stderr is not None and sys.stderr.isatty()
+    if watched or library.are_progress_bars_disabled():
+        yield
+        return
+    library.disable_progress_bars()
+    try:
+        yield
+    finally:
+        library.enable_progress_bars()
+
+
+def _files_by_split(folder: Path, option: str) -> tuple[str, dict[str, list[str]]]:
+    """Return the kind of a folder's files, and the files by the split that their names begin with.
+
+    Raises: DataError if some say a split and others do not, or there are two kinds.
+    """
+    if not any(map(_FILE.fullmatch, list_folder(folder)[1])):
+        folder = folder / "data"
+    known = {name for names in SPLIT_NAMES.values() for name in names}
+    files: dict[str, list[str]] = {}
+    kinds = set()
+    for name in list_folder(folder)[1]:
+        match = _FILE.fullmatch(name)
+        if match:
+            split = match["split"].lower()
+            kinds.add(match["kind"])
+            files.setdefault(split if split in known else "", []).append(str(folder / name))
+    if "" in files and len(files) > 1:
+        stray = Path(files[""][0]).name
+        raise DataError(
+            f"--{option} {folder}: the name {stray} does not begin with a split "
+            f"({', '.join(sorted(known))}), others do."
+        )
+    if len(kinds) > 1:
+        raise DataError(
+            f"--{option} {folder} holds Parquet and Arrow files; keep one kind in a folder."
+        )
+    return kinds.pop(), files
+
+
+def _split_name(splits: Iterable[str], split: Split) -> str | None:
+    present = set(splits)
+    return next((name for name in SPLIT_NAMES[split] if name in present), None)
+
+
+def _find_image(features: Any, where: str, option: str, library: Any) -> str:
+    images = [name for name, kind in features.items() if isinstance(kind, library.Image)]
+    images = images or [
+        name
+        for name, kind in features.items()
+        if isinstance(kind, dict) and {"bytes", "path"} <= kind.keys()
+    ]
+    chosen = _choose(images, IMAGE_NAMES)
+    if chosen is None:
+        what = f"several columns of images ({', '.join(images)})" if images else "no column of them"
+        raise DataError(
+            f"--{option} {where}: {what}; its columns are {', '.join(features)}. "
+            f"Call that of the images '{IMAGE_NAMES[0]}'."
+        )
+    return chosen
+
+
+def _find_label(features: Any, where: str, option: str, library: Any) -> str:
+    classes = [
+        name for name, kind in features.items() if isinstance(_inner(kind), library.ClassLabel)
+    ]
+    # Numbers and words may be anything; they are labels where the column says so.
+    plain = [name for name in LABEL_NAMES if getattr(_inner(features.get(name)), "dtype", None)]
+    chosen = _choose(classes, LABEL_NAMES) if classes else _choose(plain, LABEL_NAMES)
+    if chosen is None:
+        what = f"several columns of labels ({', '.join(classes)})" if classes else "no labels"
+        raise DataError(
+            f"--{option} {where}: {what}; its columns are {', '.join(features)}. "
+            f"Call that of the labels '{LABEL_NAMES[0]}'."
+        )
+    return chosen
+
+
+def _inner(kind: Any) -> Any:
+    """Return what a list holds, or the thing itself."""
+    if isinstance(kind, list):  # how older versions write it
+        return kind[0]
+    return getattr(kind, "feature", kind)
+
+
+def _choose(names: Sequence[str], preferred: Sequence[str]) -> str | None:
+    if len(names) == 1:
+        return names[0]
+    return next((name for name in preferred if name in names), None)
+
+
+def _read_labels(data: Any, column: str, where: str, option: str) -> tuple[Labels, tuple[str, ...]]:
+    """Read a column of labels: int64 [N], or float32 [N, C] if an image has a list of them."""
+    kind = data.features[column]
+    values = data.select_columns([column]).with_format("arrow")[:].column(column).to_pylist()
+    names = getattr(_inner(kind), "names", None)
+    several = _inner(kind) is not kind
+    flat = [label for labels in values for label in labels or ()] if several else values
+    unlabelled = sum(label is None or label == _UNLABELLED for label in flat)
+    if unlabelled:
+        raise DataError(
+            f"--{option} {where}: {unlabelled} of {len(values)} images have no label in column "
+            f"'{column}', as in a test split whose labels are kept secret. Give another one."
+        )
+    if names is None:
+        present = sorted(set(flat))
+        number = {label: place for place, label in enumerate(present)}
+        names = [str(label) for label in present]
+    else:
+        number = {place: place for place in range(len(names))}
+    if not several:
+        return np.array([number[label] for label in flat], np.int64), tuple(names)
+    hot = np.zeros((len(values), len(names)), np.float32)
+    for row, labels in enumerate(values):
+        hot[row, [number[label] for label in labels or ()]] = 1
+    return hot, tuple(names)

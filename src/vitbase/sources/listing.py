@@ -1,0 +1,139 @@
+"""The listing of many class folders, kept between runs.
+
+Listing a million files takes seconds to minutes (on network storage), asking a thousand folders
+whether they changed does not. The cache is a help, never a need: where it cannot be written,
+read, or trusted, the folders are listed.
+
+A folder's stamp changes when an entry comes or goes, but only as finely as the file system's clock
+ticks: what happens within one tick leaves the stamp as it was. So a listing is kept only if every
+folder had been at rest for some seconds before; else a file that came just after it would stay
+unseen for ever. Stamps hold the time of change beside that of modification, because tar, rsync
+and cp set the latter back to what it was elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from hashlib import blake2b
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from vitbase.files import cache_folder, parse_json, written_whole
+from vitbase.sources.folders import IMAGE_SUFFIXES, FolderSource, Stamp, read_folder, read_stamp
+
+SMALL = 10_000
+"""Fewer files than these are listed in no time; they are not kept."""
+
+_RACY_NS = 2_000_000_000  # FAT's clock ticks every two seconds; no other in use is coarser
+_MAGIC = b"vitbase listing 1\n"
+_DIGEST_BYTES = 16
+
+
+def open_folder(root: Path, option: str) -> FolderSource:
+    """List a folder of class folders as :func:`read_folder` does, or take its listing as kept.
+
+    Args:
+      root: the folder that holds the class folders.
+      option: the option that named it, for messages.
+    Raises: DataError as :func:`read_folder`.
+    """
+    place = _place(root)
+    if place is not None:
+        kept = _read(place, root)
+        if kept is not None:
+            return kept
+    started_ns = time.time_ns()
+    stamps: list[Stamp] = []
+    source = read_folder(root, option, stamps)
+    newest_ns = max(max(stamp.mtime_ns, stamp.ctime_ns) for stamp in stamps)
+    if place is not None and len(source) >= SMALL and newest_ns < started_ns - _RACY_NS:
+        with suppress(OSError):
+            _write(place, source, stamps)
+    return source
+
+
+def _place(root: Path) -> Path | None:
+    """Return the file that keeps a root's listing: another one if what is listed changes."""
+    folder = cache_folder()
+    if folder is None:
+        return None
+    what = [_MAGIC, os.fsencode(os.path.realpath(root)), *sorted(map(str.encode, IMAGE_SUFFIXES))]
+    key = blake2b(b"\0".join(what), digest_size=16)
+    return folder / f"listing-{key.hexdigest()}"
+
+
+def _write(place: Path, source: FolderSource, stamps: Sequence[Stamp]) -> None:
+    """Write a listing so that it appears whole or not at all. Raises: OSError."""
+    head = json.dumps(
+        {
+            "class_names": source.class_names,
+            "notes": source.notes,
+            "stamps": stamps,
+            "files": len(source),
+            "bytes": len(source.paths),
+        }
+    ).encode()
+    parts = (
+        len(head).to_bytes(8, "little"),
+        head,
+        np.bincount(source.labels, minlength=len(source.class_names)).astype("<i8").tobytes(),
+        (source.ends - source.starts).astype("<u2").tobytes(),
+        source.paths,
+    )
+    digest = blake2b(digest_size=_DIGEST_BYTES)
+    for part in parts:
+        digest.update(part)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(place) as beside:
+        beside.touch(mode=0o600)  # names of files may be private
+        with beside.open("wb") as file:
+            file.writelines((_MAGIC, digest.digest(), *parts))
+
+
+def _read(place: Path, root: Path) -> FolderSource | None:
+    """Read a kept listing; None if there is none, it is damaged, or a folder changed since."""
+    try:
+        with open(place, "rb") as file:
+            return _parse(file, os.fstat(file.fileno()).st_size, root)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _parse(file: BinaryIO, size: int, root: Path) -> FolderSource | None:
+    if file.read(len(_MAGIC)) != _MAGIC:
+        return None
+    expected = file.read(_DIGEST_BYTES)
+    digest = blake2b(digest_size=_DIGEST_BYTES)
+
+    def take(count: int) -> bytes:
+        if not 0 <= count <= size:
+            raise ValueError("more bytes than the file has")
+        part = file.read(count)
+        digest.update(part)
+        return part
+
+    head = parse_json(take(int.from_bytes(take(8), "little")))
+    class_names = tuple(head["class_names"])
+    counts = np.frombuffer(take(8 * len(class_names)), "<i8")
+    ends = np.cumsum(np.frombuffer(take(2 * head["files"]), "<u2"), dtype=np.int64)
+    paths = take(head["bytes"])
+    if digest.digest() != expected or file.read(1):
+        return None
+    for stamp in head["stamps"]:  # a thousand questions instead of a million entries
+        if read_stamp(root, stamp[0]) != tuple(stamp):
+            return None
+    return FolderSource(
+        root=root,
+        paths=paths,
+        starts=np.concatenate([np.zeros(1, np.int64), ends[:-1]]),
+        ends=ends,
+        labels=np.repeat(np.arange(len(class_names)), counts).astype(np.int64, copy=False),
+        class_names=class_names,
+        notes=tuple(head["notes"]),
+    )

@@ -1,0 +1,1 @@
+"""File formats of weights: a file -> its tensors, checked before they are read."""

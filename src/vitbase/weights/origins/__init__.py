@@ -1,0 +1,1 @@
+"""Whose weights they are: one file for each origin."""

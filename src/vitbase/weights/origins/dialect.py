@@ -1,0 +1,291 @@
+"""Name tables: how the parameters of other systems are called and laid out here.
+
+A dialect is one table, read both ways. A row joins one parameter of ours to one or several of
+theirs: in names `{i}` stands for a number, `{i+1}` for one that they count from 1; several of
+theirs, such as query, key and value, are concatenated along our first axis; a layout says how
+axes differ. The mechanism is here, the tables are in `tables.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitbase.errors import WeightsError
+from vitbase.model.layers import Gelu
+from vitbase.model.spec import ViTSpec
+from vitbase.weights.files.tensors import StoredTensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How axes differ: a pair of inverse functions. The second is also told the heads.
+
+    `axes` are how many their tensor may have; None: as many as ours.
+    """
+
+    to_ours: Callable[[Tensor], Tensor]
+    to_theirs: Callable[[Tensor, int], Tensor]
+    axes: tuple[int, ...] | None
+
+
+SAME = Layout(lambda t: t, lambda t, heads: t, None)
+# JAX's kernels: [in, out] for [out, in]; [H, W, in, out] for [out, in, H, W].
+DENSE = Layout(lambda t: t.T, lambda t, heads: t.T, (2,))
+CONV = Layout(lambda t: t.permute(3, 2, 0, 1), lambda t, heads: t.permute(2, 3, 1, 0), (4,))
+# flax keeps heads apart: query [D, H, K], its bias [H, K], out [H, K, D].
+HEADS_IN = Layout(lambda t: t.flatten(1).T, lambda t, heads: t.T.unflatten(1, (heads, -1)), (3,))
+HEADS_BIAS = Layout(lambda t: t.flatten(), lambda t, heads: t.unflatten(0, (heads, -1)), (2,))
+HEADS_OUT = Layout(
+    lambda t: t.flatten(0, 1).T, lambda t, heads: t.T.unflatten(0, (heads, -1)), (3,)
+)
+# Published hybrids have norms of shape [1, 1, 1, C], newer ones [C].
+VECTOR = Layout(lambda t: t.reshape(t.shape[-1:]), lambda t, heads: t, (1, 4))
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One parameter: its name, or names, there, and its name here."""
+
+    theirs: tuple[str, ...]
+    ours: str
+    layout: Layout = SAME
+
+
+@dataclasses.dataclass(frozen=True)
+class Dialect:
+    """The names of one origin, and what it computes with them.
+
+    Attributes:
+      name: as users write it; "hf" has several tables.
+      rows: parameters; which of them a file has decides its architecture.
+      signature: patterns that must all match some name of a file, after `spellings`.
+      spellings: (pattern, replacement) for other names of the same parameters, such as those of
+        older versions; tried in order, each once, when reading.
+      left_out: pattern of names that are not of the classifier; read, they are reported.
+      gelu: form of GELU.
+      norm_eps: epsilon of its norms.
+      preprocess: what its published weights were trained on; None for ImageNet's statistics.
+      limits: fields of ViTSpec and the values that it can express.
+      refuses: says what else it cannot express, or None.
+      suffixes: file formats to write; "" is a folder.
+      file_order: parts of names, in the order in which its files have them inside a block.
+      unused: vectors that its code expects, though no classifier reads them; written as zeros.
+      prefix: what stands before every name but the head's in a file with a head.
+    """
+
+    name: str
+    rows: tuple[Row, ...]
+    signature: tuple[str, ...]
+    spellings: tuple[tuple[str, str], ...] = ()
+    left_out: str | None = None
+    gelu: Gelu = "erf"
+    norm_eps: float = 1e-6
+    preprocess: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    limits: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    refuses: Callable[[ViTSpec], str | None] = lambda spec: None
+    suffixes: tuple[str, ...] = (".safetensors", ".pth", ".pt", ".bin")
+    file_order: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    prefix: Callable[[ViTSpec], str] | None = None
+
+    def problems(self, spec: ViTSpec, ignore: Iterable[str] = ()) -> list[str]:
+        """Say what of an architecture this dialect cannot express."""
+        found = [
+            f"{field} {getattr(spec, field)!r}"
+            for field, values in self.limits.items()
+            if field not in ignore
+            and getattr(spec, field) not in _as_expressed(field, values)
+            and (field != "resnet_form" or spec.stem == "resnet")
+        ]
+        other = self.refuses(spec)
+        return [*found, other] if other else found
+
+
+def _as_expressed(field: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Where learned positions can be expressed, so can others, as such; see `save.py`."""
+    if field == "pos_embed" and "learned" in values:
+        return ("learned", "learned_grid", "sincos2d")
+    return values
+
+
+def named(dialect: Dialect, names: Iterable[str]) -> dict[str, str]:
+    """Return the file's names by the spelling that the table has.
+
+    Raises: WeightsError if two names mean the same parameter.
+    """
+    spellings = [(re.compile(pattern), new) for pattern, new in dialect.spellings]
+    found: dict[str, str] = {}
+    for name in names:
+        spelled = name
+        for pattern, new in spellings:
+            spelled = pattern.sub(new, spelled)
+        if spelled in found:
+            raise WeightsError(f"tensors '{found[spelled]}' and '{name}' are the same parameter")
+        found[spelled] = name
+    return found
+
+
+def find_dialect(dialects: Iterable[Dialect], names: Iterable[str]) -> Dialect | None:
+    """Return the first dialect whose signature a file's names have."""
+    names = list(names)
+    for dialect in dialects:
+        signature = [re.compile(pattern) for pattern in dialect.signature]
+        spellings = [(re.compile(pattern), new) for pattern, new in dialect.spellings]
+        spelled = names
+        for pattern, new in spellings:
+            spelled = [pattern.sub(new, name) for name in spelled]
+        if all(any(pattern.fullmatch(name) for name in spelled) for pattern in signature):
+            return dialect
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Mapped:
+    """One of our parameters in a file: where it comes from, its shape, and how to read it.
+
+    `num_heads` is there where the file keeps heads apart.
+    """
+
+    theirs: tuple[str, ...]
+    stored: tuple[StoredTensor, ...]
+    layout: Layout
+    shape: tuple[int, ...]
+    num_heads: int | None = None
+
+    def read(self) -> Tensor:
+        pieces = [self.layout.to_ours(tensor.read()) for tensor in self.stored]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def find_not_finite(self) -> str:
+        """Return the file's name of the part that holds a NaN, or what float32 cannot hold."""
+        parts = zip(self.theirs, self.stored, strict=True)
+        finite = (name for name, part in parts if not part.read().float().isfinite().all())
+        return next(finite, self.theirs[0])
+
+
+def to_ours(
+    dialect: Dialect, tensors: Mapping[str, StoredTensor]
+) -> tuple[dict[str, Mapped], list[str], list[str]]:
+    """Find our parameters in a file, without reading them.
+
+    Returns: our parameters by name; the file's names left out as no weights of the classifier;
+      and its names that the table does not know.
+    Raises: WeightsError naming the first tensor that is missing or has an impossible shape.
+    """
+    patterns = [
+        (row, part, _pattern(name)) for row in dialect.rows for part, name in enumerate(row.theirs)
+    ]
+    left_out = re.compile(dialect.left_out) if dialect.left_out else None
+    parts: dict[tuple[Row, tuple[int, ...]], dict[int, str]] = {}
+    skipped: list[str] = []
+    unknown: list[str] = []
+    for spelled, name in named(dialect, tensors).items():
+        for row, part, pattern in patterns:
+            match = pattern.fullmatch(spelled)
+            if match:
+                numbers = _numbers(row.theirs[part], match)
+                parts.setdefault((row, numbers), {})[part] = name
+                break
+        else:
+            dropped = left_out is not None and left_out.fullmatch(spelled)
+            (skipped if dropped else unknown).append(name)
+    ours = {}
+    for (row, numbers), found in parts.items():
+        for part, theirs in enumerate(row.theirs):
+            if part not in found:
+                raise WeightsError(f"tensor '{_fill(theirs, numbers)}' is missing")
+        names = tuple(found[part] for part in range(len(row.theirs)))
+        ours[_fill(row.ours, numbers)] = _mapped(row, names, [tensors[name] for name in names])
+    return ours, skipped, unknown
+
+
+def to_theirs(dialect: Dialect, name: str, value: Tensor, num_heads: int) -> dict[str, Tensor]:
+    """Give one of our parameters its names and layout in a dialect.
+
+    Raises: KeyError if the dialect has no name for it; `Dialect.problems` says so before.
+    """
+    row, numbers = _find_row(dialect, name)
+    pieces = value.chunk(len(row.theirs)) if len(row.theirs) > 1 else (value,)
+    return {
+        _fill(theirs, numbers): row.layout.to_theirs(piece, num_heads)
+        for theirs, piece in zip(row.theirs, pieces, strict=True)
+    }
+
+
+def their_name(dialect: Dialect, name: str) -> str:
+    """Return what one of our parameters, or the first part of it, is called in a dialect."""
+    try:
+        row, numbers = _find_row(dialect, name)
+    except KeyError:
+        return name
+    return _fill(row.theirs[0], numbers)
+
+
+def _find_row(dialect: Dialect, name: str) -> tuple[Row, tuple[int, ...]]:
+    for row in dialect.rows:
+        match = _pattern(row.ours).fullmatch(name)
+        if match:
+            return row, _numbers(row.ours, match)
+    raise KeyError(name)
+
+
+def order_of(dialect: Dialect, ours: str, theirs: str) -> tuple[int, ...]:
+    """Return a key that sorts parameters as the dialect's table, block by block."""
+    row, numbers = _find_row(dialect, ours)
+    at = dialect.rows.index(row)
+    first = at  # of the rows around it that belong to blocks, too
+    while numbers and first > 0 and _HOLE.search(dialect.rows[first - 1].ours):
+        first -= 1
+    inside = [i for i, part in enumerate(dialect.file_order) if part in theirs]
+    return (first, *numbers, *([0] * (2 - len(numbers))), *(inside[:1] or [99]), at)
+
+
+_HOLE = re.compile(r"\{(\w)(\+1)?\}")
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    """Compile a name with holes; numbers have no leading zeros, so that none has two names."""
+    return re.compile(r"(0|[1-9]\d{0,3})".join(map(re.escape, _HOLE.split(name)[::3])))
+
+
+def _numbers(name: str, match: re.Match[str]) -> tuple[int, ...]:
+    """Return the numbers that fill a name's holes, counted from 0."""
+    return tuple(
+        int(text) - bool(hole[2])
+        for text, hole in zip(match.groups(), _HOLE.finditer(name), strict=True)
+    )
+
+
+def _fill(name: str, numbers: tuple[int, ...]) -> str:
+    remaining = iter(numbers)
+    return _HOLE.sub(lambda hole: str(next(remaining) + bool(hole[2])), name)
+
+
+def _mapped(row: Row, names: tuple[str, ...], stored: list[StoredTensor]) -> Mapped:
+    shapes = []
+    for name, tensor in zip(names, stored, strict=True):
+        if not tensor.dtype.is_floating_point:
+            raise WeightsError(f"tensor '{name}' holds {tensor.dtype} numbers, not weights")
+        try:
+            if len(tensor.shape) not in (row.layout.axes or (1, 2, 3, 4)):
+                raise IndexError
+            # On the meta device a layout is applied to shapes alone.
+            shapes.append(row.layout.to_ours(torch.empty(tensor.shape, device="meta")).shape)
+        except (RuntimeError, IndexError):
+            raise WeightsError(f"tensor '{name}' has an impossible shape: {tensor.shape}") from None
+    usual = max(shapes, key=shapes.count)
+    for name, tensor, shape in zip(names, stored, shapes, strict=True):
+        if shape != usual:
+            raise WeightsError(
+                f"tensor '{name}' has shape {tensor.shape}, which does not go with those of "
+                f"{' and '.join(repr(other) for other in names if other != name)}"
+            )
+    total = (len(names) * usual[0], *usual[1:]) if len(names) > 1 else usual
+    heads = stored[0].shape[1] if row.layout is HEADS_IN else None
+    return Mapped(names, tuple(stored), row.layout, tuple(total), heads)
