@@ -18,6 +18,7 @@ had, for DDP against FSDP2.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import socket
@@ -28,63 +29,74 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
-from vitbase.config.options import OptimizerSection
-from vitbase.model.zoo import build_model, variant_spec
-from vitbase.runtime import opened_runtime
+from vitbase.config.batch import BatchLayout
+from vitbase.config.config import load_config
+from vitbase.data.loader import Batch
+from vitbase.model.zoo import build_model
+from vitbase.runtime import Runtime, joined_runtime
+from vitbase.training.architecture import spec_of
 from vitbase.training.ema import ExponentialMovingAverage
-from vitbase.training.losses import cross_entropy_sum
-from vitbase.training.optim import build_optimizer
-from vitbase.training.parallel import Replicas
+from vitbase.training.objective import Objective
+from vitbase.training.schedule import Schedule
 from vitbase.training.sharded import local_parts
+from vitbase.training.step import Learner
 
 BATCHES = {"ViT-Ti_16": 32, "ViT-B_16": 16}
 
 
 class Bench:
-    """A model that takes updates on made images, as the training loop does."""
+    """A model that takes the updates of training, on made images."""
 
-    def __init__(self, model: str, optimizer: str, parallel: str, runtime: Any) -> None:
+    def __init__(self, model: str, optimizer: str, parallel: str, runtime: Runtime) -> None:
         torch.manual_seed(0)
-        spec = variant_spec(model, num_classes=1000)
-        self.runtime = runtime
-        self.model = build_model(spec).train()
-        self.replicas = Replicas(self.model, runtime, parallel)  # type: ignore[arg-type]
-        options = OptimizerSection(optimizer=optimizer, lr_init=1e-4)
-        self.optimizer = build_optimizer(self.model, options, runtime)
+        config = load_config(
+            "imagenet", model=model, optimizer=optimizer, parallel=parallel, lr_init=1e-4
+        )
+        objective = Objective(config, np.zeros(1, np.int64), 1000, runtime.device)
+        schedule = Schedule(1e-4, "constant", 0, 1_000_000)
+        layout = BatchLayout(1, runtime.num_ranks, 1, 1)  # each update has its own
+        network = build_model(spec_of(config)).to(runtime.device).train()
+        self.learner = Learner(network, config, runtime, layout, schedule, objective)
+        self.updates = 0
 
     def update(self, batch_size: int, passes: int) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        images = torch.rand(batch_size, 3, 224, 224)
-        labels = torch.zeros(batch_size, dtype=torch.int64)
-        total = batch_size * passes * self.runtime.num_ranks
-        for turn in range(passes):
-            with self.replicas.accumulating(last=turn == passes - 1):
-                loss = cross_entropy_sum(self.replicas(images, None), labels)
-                (loss * (self.replicas.loss_factor / total)).backward()
-        self.optimizer.step()
+        ranks = self.learner.runtime.num_ranks
+        self.learner.layout = BatchLayout(batch_size * passes * ranks, ranks, passes, batch_size)
+        batch = Batch(
+            images=torch.randint(0, 256, (batch_size, 224, 224, 3), dtype=torch.uint8),
+            labels=torch.zeros(batch_size, dtype=torch.int64),
+            positions=torch.arange(batch_size),
+            readable=torch.ones(batch_size, dtype=torch.bool),
+            step=0,
+        )
+        mix = self.learner.objective.draw_mix(0, self.updates)
+        self.learner.step(self.updates, itertools.repeat(batch), mix)
+        self.updates += 1
 
 
 def work(task: dict[str, Any]) -> None:
     """Be one process of a group: an update for each line that comes in; then say what was held."""
     torch.set_num_threads(task["threads"])
-    with opened_runtime("CPU") as runtime:
+    with joined_runtime("CPU") as runtime:
         bench = Bench(task["model"], task.get("optimizer", "momentum"), task["parallel"], runtime)
         bench.update(task["batch_size"], 1)  # allocates what later ones use again
         for _ in sys.stdin:
-            runtime.gather(None)  # begin together
+            runtime.all_gather(None)  # begin together
             before = time.perf_counter()
             bench.update(task["batch_size"], 1)
             if runtime.is_first:
                 print(time.perf_counter() - before, flush=True)
+        kept = bench.learner.optimizer.state
         state = [
             tensor
-            for parameter in bench.model.parameters()
+            for parameter in bench.learner.model.parameters()
             for tensor in (
                 parameter.detach(),
                 parameter.grad,
-                *(v for v in bench.optimizer.state[parameter].values() if torch.is_tensor(v)),
+                *(v for v in kept[parameter].values() if torch.is_tensor(v)),
             )
             if tensor is not None
         ]
@@ -161,9 +173,9 @@ def compare_ranks(models: list[str], rounds: int) -> list[dict[str, Any]]:
 
 def compare_steps(model: str, rounds: int) -> list[dict[str, Any]]:
     """Within one process, so that the machine's moods are shared."""
-    with opened_runtime("CPU") as runtime:
+    with joined_runtime("CPU") as runtime:
         bench = Bench(model, "adamw", "ddp", runtime)
-        average = ExponentialMovingAverage(bench.model, decay=0.9999)
+        average = ExponentialMovingAverage(bench.learner.model, decay=0.9999)
 
         def several_updates() -> None:
             for _ in range(4):

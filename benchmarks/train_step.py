@@ -34,7 +34,7 @@ from torch.nn import functional as F
 
 from vitbase.model import ViTSpec, build_model, variant_spec
 from vitbase.model.layers import Gelu
-from vitbase.runtime import Runtime, open_runtime
+from vitbase.runtime import Runtime, local_runtime
 
 PEERS = {
     "ViT-Ti_16": "vit_tiny_patch16_224",
@@ -198,7 +198,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    runtime = open_runtime(args.device_target, precision=args.precision)
+    runtime = local_runtime(args.device_target, precision=args.precision)
     print(f"{runtime.describe()}; torch {torch.__version__}; batch {args.batch}")
     assert use_fused_attn()
     rows = []

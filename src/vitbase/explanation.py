@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from vitbase.config.batch import batch_layout, peak_rate
+from vitbase.config.complete import Facts, complete
 from vitbase.config.config import Config
 from vitbase.config.options import EMBEDDED
 from vitbase.errors import ConfigError, DeviceError
 from vitbase.model.cost import count_flops
 from vitbase.model.spec import ViTSpec
 from vitbase.model.zoo import build_model
-from vitbase.runtime import open_runtime
+from vitbase.runtime import local_runtime
+from vitbase.training.architecture import load_for_training, preprocess_of_weights, spec_of
 from vitbase.training.optim import decay_groups
 from vitbase.training.parallel import freeze_backbone
 from vitbase.training.schedule import Schedule
-from vitbase.training.start import complete_preprocess, load_for_training, spec_of
 
 _OPTIMIZER_COPIES = {"momentum": 1, "adamw": 2, "lamb": 2}  # tensors kept for each parameter
 _MEBI = 2**20
@@ -59,16 +59,18 @@ def explain(config: Config) -> Explanation:
 
     Raises: ConfigError if the number of training images is not known.
     """
-    if config.model.checkpoint_path is not None and config.model.model is None:
-        config = complete_preprocess(config)
+    asked = config
+    # Weights that need not tell the architecture need not be there.
+    tell = config.model.checkpoint_path is not None and config.model.model is None
+    weights = preprocess_of_weights(config) if tell else None
+    devices = config.run.num_devices or 1
+    completed = complete(config, Facts(weights=weights), devices)
+    config, layout, rate = completed.config, completed.layout, completed.rate
     num_images = config.data.num_train_images
     if num_images is None:
         num_images, images_source = _count_images(config)
     else:
         images_source = "num_train_images"
-    devices = config.run.num_devices or 1
-    layout = batch_layout(config, devices)
-    rate = peak_rate(config, layout.global_batch)
     global_batch = layout.global_batch
     steps = num_images // global_batch
     if steps == 0:
@@ -103,7 +105,7 @@ def explain(config: Config) -> Explanation:
         Fact(
             "effective batch",
             f"{global_batch}",
-            layout.describe() if config.data.global_batch is None else "global_batch",
+            layout.describe() if asked.data.global_batch is None else "global_batch",
         ),
         Fact("steps per epoch", f"{steps}", f"floor({num_images} / {global_batch})"),
         Fact(
@@ -180,7 +182,7 @@ def _precision(config: Config) -> str:
     if config.run.precision != "auto":
         return config.run.precision
     try:
-        return open_runtime(config.run.device_target, config.run.device_id).precision
+        return local_runtime(config.run.device_target, config.run.device_id).precision
     except DeviceError:  # explained on another machine than it will run on
         return "fp32"
 

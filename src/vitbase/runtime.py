@@ -109,7 +109,7 @@ class Runtime:
             if self.num_ranks == 1:
                 raise
             error = found
-        for rank, failed in enumerate(self.gather(error)):
+        for rank, failed in enumerate(self.all_gather(error)):
             if failed is not None:
                 if rank:
                     failed.args = (f"On rank {rank}: {failed}",)
@@ -117,7 +117,7 @@ class Runtime:
         result: T = made  # type: ignore[assignment]
         return result
 
-    def gather(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """Return every rank's value, by rank (collective)."""
         if self.num_ranks == 1:
             return [value]
@@ -126,14 +126,14 @@ class Runtime:
             distributed.all_gather_object(values, value)
         return values
 
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """Add a tensor up over the ranks, in place (collective). Returns: the tensor."""
         if self.num_ranks > 1:
             with self.naming_lost_ranks():
                 distributed.all_reduce(tensor)
         return tensor
 
-    def take_from_first(self, tensor: torch.Tensor) -> None:
+    def broadcast(self, tensor: torch.Tensor) -> None:
         """Overwrite a tensor on the device with the first rank's (collective)."""
         if self.num_ranks > 1:
             with self.naming_lost_ranks():
@@ -254,12 +254,12 @@ def is_first_rank() -> bool:
 
 
 @contextlib.contextmanager
-def opened_runtime(
+def joined_runtime(
     device_target: str = "auto", device_id: int = 0, precision: str = "auto", *, tf32: bool = False
 ) -> Iterator[Runtime]:
     """Open this rank's share of the run that torchrun has started, or the one device there is.
 
-    Args and errors: as of :func:`open_runtime`. A rank's device is the one of its number on the
+    Args and errors: as of :func:`local_runtime`. A rank's device is the one of its number on the
       server, or of its place in `VITBASE_DEVICE_IDS` ("2,3"), as a rank table names them.
     Raises: DeviceError, too, if the ranks do not find each other.
     """
@@ -268,7 +268,7 @@ def opened_runtime(
         local = int(os.environ.get("LOCAL_RANK", "0"))
         listed = os.environ.get("VITBASE_DEVICE_IDS")
         device_id = int(listed.split(",")[local]) if listed else local
-    runtime = open_runtime(device_target, device_id, precision, tf32=tf32)
+    runtime = local_runtime(device_target, device_id, precision, tf32=tf32)
     if ranks is None or ranks == 1:
         yield runtime
         return
@@ -304,7 +304,7 @@ def _join(device: torch.device) -> None:
         ) from None
 
 
-def open_runtime(
+def local_runtime(
     device_target: str = "auto", device_id: int = 0, precision: str = "auto", *, tf32: bool = False
 ) -> Runtime:
     """Choose the device and the precision, for this process alone.

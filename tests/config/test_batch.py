@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vitbase
-from vitbase.config.batch import batch_layout, fix_batch, peak_rate
+from vitbase.config.batch import batch_layout, peak_rate
+from vitbase.config.complete import Facts, complete
 from vitbase.config.config import load_config
 from vitbase.errors import ConfigError
 
@@ -84,18 +85,19 @@ def test_shares_are_even_and_add_up(share, ranks, batch_size, mixes):
 @given(ranks=st.integers(1, 8), later=st.integers(1, 8), batch_size=st.integers(1, 32))
 def test_what_a_first_start_fixes_holds_on_other_devices(ranks, later, batch_size):
     asked = load_config("fashion", batch_size=batch_size, lr_by_global_batch=((64, 0.002),))
-    config, rate = fix_batch(asked, ranks)
+    first = complete(asked, Facts(), ranks)
+    config, rate = first.config, first.rate
     assert (config.data.global_batch, config.optimizer.lr_init) == (batch_size * ranks, rate.lr)
-    again, _ = fix_batch(config, ranks)
-    assert again == config
+    assert complete(config, Facts(), ranks).config == config
+    facts = Facts(saved=config, global_batch=config.data.global_batch)
     if batch_size * ranks % later == 0:
-        resumed, later_rate = fix_batch(asked, later, config.data.global_batch)
-        assert resumed.data.global_batch == batch_size * ranks
-        assert resumed == config
-        assert later_rate.lr == rate.lr
+        resumed = complete(asked, facts, later)
+        assert resumed.layout.global_batch == batch_size * ranks
+        assert resumed.config == config
+        assert resumed.rate.lr == rate.lr
     else:
         with pytest.raises(ConfigError, match=f"to {later} devices"):
-            fix_batch(asked, later, config.data.global_batch)
+            complete(asked, facts, later)
 
 
 @pytest.mark.parametrize(

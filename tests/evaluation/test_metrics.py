@@ -22,7 +22,7 @@ from vitbase.evaluation.metrics import (
     average_precision,
 )
 from vitbase.evaluation.run import evaluate_model
-from vitbase.runtime import open_runtime
+from vitbase.runtime import local_runtime
 from vitbase.sources.open import open_source
 
 
@@ -175,7 +175,7 @@ def test_the_batch_size_changes_no_count(tiny_idx, batch_size):
     torch.manual_seed(1)
     model = vitbase.create_model("testing", num_classes=10, image_size=16, in_channels=1)
     torch.nn.init.normal_(model.head.weight)
-    runtime = open_runtime("CPU")
+    runtime = local_runtime("CPU")
     sums = evaluate_model(model, source, preprocess, runtime, batch_size=batch_size)
     alone = evaluate_model(model, source, preprocess, runtime, batch_size=1)
     assert sums.images == 20

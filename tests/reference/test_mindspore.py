@@ -12,7 +12,7 @@ import torch
 import vitbase
 from vitbase.config.config import load_config
 from vitbase.errors import CheckpointError, WeightsError
-from vitbase.runtime import open_runtime
+from vitbase.runtime import local_runtime
 from vitbase.training.losses import cross_entropy_sum
 from vitbase.training.mindspore_state import read_mindspore_state
 from vitbase.training.optim import build_optimizer
@@ -66,7 +66,7 @@ def start(file):
         momentum=META["momentum"],
         weight_decay=META["weight_decay"],
     )
-    return model, build_optimizer(model, config.optimizer, open_runtime("CPU"))
+    return model, build_optimizer(model, config.optimizer, local_runtime("CPU"))
 
 
 def test_training_is_that_of_mindspore(expected):
@@ -85,7 +85,7 @@ def test_training_is_that_of_mindspore(expected):
 
 def take_over(model, optimizer, state):
     """Put the momentum of MindSpore's checkpoint into an optimizer."""
-    run = RunState(model, optimizer, None, open_runtime("CPU"))
+    run = RunState(model, optimizer, None, local_runtime("CPU"))
     run.restore(momentum_tensors(state), state.path)
 
 

@@ -21,7 +21,8 @@ from vitbase.data.loader import TrainLoader
 from vitbase.errors import ConfigError, DataError
 from vitbase.model.cost import count_flops
 from vitbase.model.layers import draw_depth_scales
-from vitbase.runtime import Runtime, open_runtime
+from vitbase.model.zoo import variant_spec
+from vitbase.runtime import Runtime, local_runtime
 from vitbase.sources.open import open_source
 from vitbase.training.guard import DivergedError, Guard
 from vitbase.training.schedule import Schedule
@@ -154,15 +155,31 @@ def test_compiled_blocks_change_no_loss(tiny_config, tmp_path):
     assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "eager"), abs=1e-5)
 
 
-def test_utilisation_is_what_the_model_computes_of_what_the_device_could(tiny_config, monkeypatch):
+@pytest.mark.parametrize("options", [{}, {"freeze_backbone": True}, {"pool": "token"}])
+def test_utilisation_is_the_work_asked_for_of_what_the_device_could(
+    tiny_config, monkeypatch, options
+):
     monkeypatch.setattr(Runtime, "peak_flops", lambda self: 1e10)
-    config = tiny_config()
+    config = tiny_config(**options)
     vitbase.train(config)
-    spec = vitbase.load_model(config.output_dir).spec
+    asked_for = vitbase.explain(config).training_flops  # the log and explain agree
     for row in rows_of(config.output_dir):
         if "loss" in row:
-            used = row["images_per_second"] * count_flops(spec).training / 1e10
+            used = row["images_per_second"] * asked_for / 1e10
             assert row["flops_utilisation"] == pytest.approx(used, abs=1e-3)
+
+
+def test_flops_are_those_of_the_whole_model():
+    base = count_flops(variant_spec("ViT-B_16"))
+    # By hand: projection, twelve blocks, head. Others count 17.58, with the norms' own sums.
+    tokens, width, mlp = 197, 768, 3072
+    block = tokens * width * (4 * width + 2 * mlp) + 2 * tokens * tokens * width
+    macs = 196 * 768 * width + 12 * block + 1000 * width
+    assert base.forward == 2 * macs
+    assert base.forward / 2e9 == pytest.approx(17.58, rel=2e-3)
+    probe = count_flops(variant_spec("ViT-B_16"), head_only=True)
+    assert probe.forward == base.forward
+    assert 2.9 < base.training / probe.training < 3.0
 
 
 def test_a_run_can_be_counted_in_updates(tiny_config):
@@ -226,19 +243,19 @@ def test_the_guard_names_the_very_image(photo_folder):
     source = open_source(str(photo_folder), "train", "data_path")
     transform = TrainTransform(default_preprocess(32, 32, 3), AugmentSection())
     loader = TrainLoader(source, transform, seed=3, batch_size=4, num_workers=1)
-    guard = Guard(open_runtime("CPU"), loader)
+    guard = Guard(local_runtime("CPU"), loader, lambda: "Advice.")
     batches = list(loader.epoch(0))
     for step, batch in enumerate(batches):
         logits = torch.zeros(4, 3)
         if step == 4:
             logits[2, 1] = math.inf
-        guard.watch(step, 0, batch.positions, logits)
+        guard.watch(step, batch.positions, torch.isfinite(logits).all(dim=1))
     place = loader.describe_position(0, int(batches[4].positions[2]))
     assert Path(place).is_file()
     with pytest.raises(DivergedError, match="at update 5") as raised:
-        guard.look(lambda: "Advice.")
+        guard.look()
     assert f"for 1 of its 4 images: {place}. Advice." in str(raised.value)
-    guard.look(lambda: "Nothing has been seen since.")
+    guard.look()  # nothing has been seen since
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 import vitbase
 from vitbase.errors import CheckpointError, ConfigError, DataError, WeightsError
-from vitbase.training import loop
 from vitbase.training.guard import DivergedError
+from vitbase.training.step import Learner
 
 
 def rows_of(folder: Path) -> list[dict[str, object]]:
@@ -38,14 +38,14 @@ class InterruptedRunError(Exception):
 
 
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, updates: int) -> None:
-    update = loop.TrainingLoop._update
+    step = Learner.step
 
-    def counted(self, *arguments, **named):
-        if self.updates == updates:
+    def counted(self, update, *arguments, **named):
+        if update == updates:
             raise InterruptedRunError
-        return update(self, *arguments, **named)
+        return step(self, update, *arguments, **named)
 
-    monkeypatch.setattr(loop.TrainingLoop, "_update", counted)
+    monkeypatch.setattr(Learner, "step", counted)
 
 
 def test_a_run_leaves_what_the_design_says(tiny_config):

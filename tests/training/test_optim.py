@@ -15,7 +15,7 @@ from vitbase.config.options import OptimizerSection, ScheduleSection
 from vitbase.errors import ConfigError
 from vitbase.model.vit import VisionTransformer
 from vitbase.model.zoo import build_model, list_variants, variant_spec
-from vitbase.runtime import open_runtime
+from vitbase.runtime import local_runtime
 from vitbase.training.lamb import Lamb
 from vitbase.training.optim import (
     build_optimizer,
@@ -109,7 +109,7 @@ def test_frozen_parameters_are_left_out_and_keep_the_depth_of_the_rest():
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     with pytest.raises(ConfigError, match="frozen"):
-        build_optimizer(model, OptimizerSection(), open_runtime("CPU"))
+        build_optimizer(model, OptimizerSection(), local_runtime("CPU"))
 
 
 def test_without_layer_decay_there_are_two_groups_with_the_whole_rate():
@@ -157,7 +157,7 @@ def test_momentum_is_mindspores_formula():
     model = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.ones_(model.weight)
     options = OptimizerSection(optimizer="momentum", lr_init=0.1, momentum=0.9, weight_decay=0.5)
-    optimizer = build_optimizer(model, options, open_runtime("CPU"))
+    optimizer = build_optimizer(model, options, local_runtime("CPU"))
     weight, velocity = 1.0, 0.0
     for gradient in (1.0, -2.0, 0.5):
         model.weight.grad = torch.full((1, 1), gradient)

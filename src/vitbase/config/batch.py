@@ -113,28 +113,3 @@ def peak_rate(config: Config, global_batch: int) -> PeakRate:
         lr * factor,
         f"{scaling} scaling: {lr:g} at {batch} images a step, times {root}{global_batch} / {batch}",
     )
-
-
-def fix_batch(
-    config: Config, num_ranks: int, global_batch: int | None = None
-) -> tuple[Config, PeakRate]:
-    """Return a configuration that says what follows from the number of ranks at the first start.
-
-    It alone repeats the run, on any number of devices that can share its global batch.
-
-    Args:
-      num_ranks: of this start.
-      global_batch: of the run that is continued; None for a new run.
-    Returns: the configuration, and the learning rate that is now in it.
-    """
-    if global_batch is not None and config.data.global_batch in (None, global_batch):
-        config = config.replace(global_batch=global_batch, accumulation_steps=None)
-    layout = batch_layout(config, num_ranks)
-    rate = peak_rate(config, layout.global_batch)
-    fixed = config.replace(
-        global_batch=layout.global_batch,
-        accumulation_steps=None,
-        lr_init=rate.lr,
-        lr_by_global_batch=(),
-    )
-    return fixed, rate

@@ -29,7 +29,7 @@ from vitbase.config.options import (
     ScheduleSection,
     Section,
 )
-from vitbase.config.preprocess import Preprocess
+from vitbase.config.preprocess import OPTION_OF, Preprocess
 from vitbase.errors import ConfigError, nearest
 
 
@@ -54,14 +54,7 @@ class Config(BaseModel):
     def with_preprocess(self, preprocess: Preprocess) -> Config:
         """Return a copy in which every option of the preprocessing is set."""
         return self.replace(
-            image_height=preprocess.height,
-            image_width=preprocess.width,
-            image_channels=preprocess.channels,
-            mean=preprocess.mean,
-            std=preprocess.std,
-            crop_ratio=preprocess.crop_ratio,
-            crop_mode=preprocess.crop_mode,
-            interpolation=preprocess.interpolation,
+            **{option: getattr(preprocess, field) for field, option in OPTION_OF.items()}
         )
 
     @property

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from vitbase.config.preprocess import Preprocess, default_preprocess
+from vitbase.config.preprocess import OPTION_OF, Preprocess, default_preprocess
 
 EMBEDDED = "embedded"
 """The ``data_path`` that names the images shipped inside the package."""
@@ -161,16 +161,7 @@ class DataSection(Section):
             base = default_preprocess(224, 224, channels)
             if weights is not None:
                 base = base.model_copy(update={"height": weights.height, "width": weights.width})
-        given = {
-            "height": self.image_height,
-            "width": self.image_width,
-            "channels": self.image_channels,
-            "mean": self.mean,
-            "std": self.std,
-            "crop_ratio": self.crop_ratio,
-            "crop_mode": self.crop_mode,
-            "interpolation": self.interpolation,
-        }
+        given = {field: getattr(self, option) for field, option in OPTION_OF.items()}
         return base.model_copy(update={k: v for k, v in given.items() if v is not None})
 
 

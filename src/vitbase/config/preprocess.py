@@ -26,9 +26,16 @@ class Preprocess(BaseModel):
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
 
+OPTION_OF = {
+    field: f"image_{field}" if field in {"height", "width", "channels"} else field
+    for field in Preprocess.model_fields
+}
+"""Field of the preprocessing -> the option that sets it."""
+
+
 def describe_differences(weights: Preprocess, run: Preprocess) -> list[tuple[str, object, object]]:
     """List (option, the weights' value, the run's) where they differ; the size may."""
-    names = ("mean", "std", "interpolation", "crop_ratio", "crop_mode")
+    names = [field for field, option in OPTION_OF.items() if field == option]
     pairs = [(name, getattr(weights, name), getattr(run, name)) for name in names]
     return [pair for pair in pairs if pair[1] != pair[2]]
 

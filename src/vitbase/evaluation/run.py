@@ -19,7 +19,7 @@ from vitbase.data.augment import EvalTransform, normalize
 from vitbase.data.loader import EvalLoader
 from vitbase.errors import ConfigError, DataError
 from vitbase.evaluation.metrics import ClassificationSums, MultiLabelSums
-from vitbase.runtime import Runtime, opened_runtime
+from vitbase.runtime import Runtime, joined_runtime
 from vitbase.sources.open import Source, open_val
 from vitbase.weights.find import find_weights
 from vitbase.weights.load import LoadedModel, load_model, read_preprocess
@@ -94,7 +94,7 @@ def evaluate_model(
             with runtime.autocast():
                 model(normalize(images, preprocess))
     model.train(was_training)
-    visits = runtime.sum(visits.to(runtime.device)).cpu()
+    visits = runtime.all_reduce(visits.to(runtime.device)).cpu()
     if not (visits == 1).all():
         raise RuntimeError(
             f"evaluation visited {int((visits > 0).sum())} of {len(source)} images, "
@@ -102,7 +102,7 @@ def evaluate_model(
         )
     empty: Any = MultiLabelSums() if several else ClassificationSums()
     own = functools.reduce(operator.add, parts, empty)
-    total: Sums = functools.reduce(operator.add, runtime.gather(own))
+    total: Sums = functools.reduce(operator.add, runtime.all_gather(own))
     return total
 
 
@@ -121,7 +121,7 @@ def evaluate_each(
     if config.model.checkpoint_path is None:
         raise ConfigError("Nothing to evaluate: give --checkpoint_path.")
     options = config.run
-    with opened_runtime(
+    with joined_runtime(
         options.device_target, options.device_id, options.precision, tf32=options.tf32
     ) as runtime:
         yield from _evaluate_each(config, runtime, on_unreadable)

@@ -11,7 +11,7 @@ import torch
 
 from vitbase.data.augment import EvalTransform, normalize
 from vitbase.errors import DataError, ImageError
-from vitbase.runtime import open_runtime
+from vitbase.runtime import local_runtime
 from vitbase.weights.find import find_weights
 from vitbase.weights.load import LoadedModel, load_model
 
@@ -81,7 +81,7 @@ def predict_each(
 ) -> Iterator[Prediction]:
     """As :func:`predict`, on a loaded model, yielding results as they come."""
     # Half precision would be faster on some devices, and move probabilities in the third digit.
-    runtime = open_runtime(device_target, precision="fp32")
+    runtime = local_runtime(device_target, precision="fp32")
     preprocess = loaded.preprocess
     transform = EvalTransform(preprocess)
     model = loaded.model.to(runtime.device).eval()

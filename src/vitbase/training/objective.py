@@ -9,7 +9,8 @@ from vitbase.config.config import Config
 from vitbase.data.balance import balanced_class_weights, balanced_positive_weights
 from vitbase.data.mix import Mix, draw_mix
 from vitbase.errors import ConfigError
-from vitbase.sources.source import Source, class_counts
+from vitbase.sources.folders import Labels
+from vitbase.sources.source import class_counts
 from vitbase.training.losses import build_loss
 
 
@@ -17,30 +18,30 @@ class Objective:
     """The loss of a run, and what it does to the images and labels of a step before.
 
     Args:
-      source: the training images, whose labels decide about class weights.
+      labels: of the training images; they decide about class weights.
       num_classes: outputs of the model.
     Raises: ConfigError if the loss does not fit the labels.
     """
 
     def __init__(
-        self, config: Config, source: Source, num_classes: int, device: torch.device
+        self, config: Config, labels: Labels, num_classes: int, device: torch.device
     ) -> None:
         self.config = config
         self.num_classes = num_classes
         options = config.loss
         self.smoothing = options.label_smoothing
-        if source.labels.ndim == 2 and options.loss == "softmax":
+        if labels.ndim == 2 and options.loss == "softmax":
             raise ConfigError(
                 "The images have several labels each, which loss softmax cannot learn: give "
                 "--loss sigmoid."
             )
         weights = None
         if options.class_weights == "balanced":
-            counts_C = class_counts(source.labels, num_classes)
+            counts_C = class_counts(labels, num_classes)
             if options.loss == "softmax":
                 weights_C = balanced_class_weights(counts_C)
             else:
-                weights_C = balanced_positive_weights(counts_C, len(source))
+                weights_C = balanced_positive_weights(counts_C, len(labels))
             weights = torch.from_numpy(weights_C).float().to(device)
         self._loss = build_loss(
             options.loss,

@@ -4,30 +4,30 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vitbase.config.batch import BatchLayout, batch_layout
+from vitbase.config.batch import BatchLayout
+from vitbase.config.complete import complete, complete_from_data
 from vitbase.config.config import Config
 from vitbase.console import say
 from vitbase.data.augment import TrainTransform
 from vitbase.data.loader import TrainLoader
 from vitbase.errors import ConfigError
 from vitbase.files import write_whole
+from vitbase.runs.checkpoints import STATE_FILE
 from vitbase.runs.folder import RunFolder
 from vitbase.runs.journal import Board, Journal
-from vitbase.runs.result import TrainResult, report_finished
-from vitbase.runtime import Runtime, launched_ranks, opened_runtime
-from vitbase.sources.open import TrainVal, open_train_val
-from vitbase.training.loop import TrainingLoop
+from vitbase.runs.result import TrainResult, report_finished, result_of, say_result
+from vitbase.runtime import Runtime, joined_runtime, launched_ranks
+from vitbase.sources.open import Source, open_train_val
+from vitbase.training.agreement import check_agreement, check_same_images
+from vitbase.training.guard import Guard
+from vitbase.training.loop import Run, fit
 from vitbase.training.objective import Objective
-from vitbase.training.start import (
-    check_agreement,
-    check_same_images,
-    complete_from_data,
-    find_run,
-    open_model,
-    read_position,
-    with_own_places,
-)
-from vitbase.training.state import momentum_tensors
+from vitbase.training.progress import Reporter
+from vitbase.training.saver import Saver, advice_for
+from vitbase.training.schedule import Place, Schedule
+from vitbase.training.start import check_start, find_run, open_model, read_position
+from vitbase.training.state import momentum_tensors, stored_tensors
+from vitbase.training.step import Learner
 
 
 def train(config: Config) -> TrainResult:
@@ -43,7 +43,7 @@ def train(config: Config) -> TrainResult:
             f"`vitbase train RECIPE --num_devices {devices}`, or this program with torchrun."
         )
     options = config.run
-    with opened_runtime(
+    with joined_runtime(
         options.device_target, options.device_id, options.precision, tf32=options.tf32
     ) as runtime:
         return _train(config, runtime)
@@ -52,22 +52,23 @@ def train(config: Config) -> TrainResult:
 def _train(config: Config, runtime: Runtime) -> TrainResult:
     folder = RunFolder(config.output_dir)
     check_agreement(runtime, config)
-    found = runtime.from_first(lambda: find_run(config, folder, runtime.num_ranks))
-    config = with_own_places(found.config, config)
-    checkpoint, progress = found.checkpoint, found.progress
+    found = runtime.from_first(lambda: find_run(config, folder))
+    completed = runtime.everywhere(lambda: complete(config, found.facts, runtime.num_ranks))
+    runtime.from_first(lambda: check_start(completed, folder))
+    checkpoint, progress, layout = found.checkpoint, found.progress, completed.layout
     if progress is not None and progress.finished:
         return runtime.from_first(lambda: report_finished(folder, progress))
-    layout = batch_layout(config, runtime.num_ranks)
-    data = runtime.everywhere(lambda: open_train_val(config))
+    data = runtime.everywhere(lambda: open_train_val(completed.config))
     check_same_images(runtime, data)
-    config = complete_from_data(config, data.train.class_names)
-    loader = runtime.everywhere(lambda: _build_loader(config, runtime, layout, data))
+    config = complete_from_data(completed.config, data.train.class_names)
+    loader = runtime.everywhere(lambda: _build_loader(config, runtime, layout, data.train))
     objective = runtime.everywhere(
-        lambda: Objective(config, data.train, config.data.num_classes or 0, runtime.device)
+        lambda: Objective(config, data.train.labels, config.data.num_classes or 0, runtime.device)
     )
+    schedule = Schedule.of(config.optimizer.lr_init, config.schedule, loader.steps_per_epoch)
     begun = None
     if checkpoint is None:
-        begun = runtime.from_first(lambda: read_position(config, loader.steps_per_epoch))
+        begun = runtime.from_first(lambda: read_position(config, schedule, loader.steps_per_epoch))
     model, notes = open_model(config, data.train.class_names, checkpoint, runtime)
     runtime.from_first(lambda: folder.start(config))
     board = _open_board(folder.path) if config.run.tensorboard and runtime.is_first else None
@@ -77,15 +78,29 @@ def _train(config: Config, runtime: Runtime) -> TrainResult:
     if data.held_out and runtime.is_first:
         write_whole(folder.path / "held_out.txt", "".join(f"{path}\n" for path in data.held_out))
         say(f"The held-out images are listed in {folder.path / 'held_out.txt'}")
-    run = TrainingLoop(config, runtime, folder, data, model, loader, layout, objective, journal)
+    learner = Learner(model, config, runtime, layout, schedule, objective)
+    updates, continued = 0, None
     if checkpoint is not None and progress is not None:
-        run.restore(checkpoint, progress)
+        read = stored_tensors(checkpoint.path / STATE_FILE)
+        learner.restore(read, checkpoint.path, progress.loss_scaler)
+        updates, continued = progress.updates, checkpoint.path
     elif begun is not None:
-        run.state.restore(momentum_tensors(begun), begun.path)
-        run.updates = begun.updates
+        learner.restore(momentum_tensors(begun), begun.path)
+        updates, continued = begun.updates, begun.path
+    place = Place(updates, loader.steps_per_epoch, schedule.total_steps)
+    guard = Guard(runtime, loader, lambda: advice_for(folder, runtime))
+    reporter = Reporter(journal, guard, learner, loader, config)
+    best = progress.best if progress else None
+    saver = Saver(folder, learner, guard, journal, config, data.train.class_names, best)
     with runtime.naming_lost_ranks():
-        run.announce(found.rate, checkpoint.path if checkpoint else begun.path if begun else None)
-        return run.go()
+        reporter.announce(data, completed.rate, place, continued)
+        runtime.from_first(lambda: folder.cut_metrics_back(place.updates))
+        sums = fit(Run(config, loader, data.val, learner, reporter, saver), place)
+    assert saver.best is not None
+    result = result_of(folder, schedule.total_steps, sums.to_row(), saver.best)
+    if runtime.is_first:
+        say_result(result)
+    return result
 
 
 def _open_board(folder: Path) -> Board:
@@ -100,10 +115,10 @@ def _open_board(folder: Path) -> Board:
 
 
 def _build_loader(
-    config: Config, runtime: Runtime, layout: BatchLayout, data: TrainVal
+    config: Config, runtime: Runtime, layout: BatchLayout, source: Source
 ) -> TrainLoader:
     return TrainLoader(
-        data.train,
+        source,
         TrainTransform(config.data.preprocess, config.augment),
         seed=config.run.seed,
         batch_size=layout.batch_size,

@@ -1,4 +1,4 @@
-"""The learning rate over time, as a function of the update's number."""
+"""Where a run stands, and the learning rate there: functions of the update's number."""
 
 from __future__ import annotations
 
@@ -44,3 +44,51 @@ class Schedule:
         else:
             return self.peak
         return self.final + (self.peak - self.final) * share
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A place in a run, between two updates: what comes next depends on it alone.
+
+    Attributes:
+      updates: taken so far.
+      steps_per_epoch: updates of an epoch.
+      total_steps: updates of the run, which may end inside an epoch.
+    """
+
+    updates: int
+    steps_per_epoch: int
+    total_steps: int
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next update, counted from 0."""
+        return self.updates // self.steps_per_epoch
+
+    @property
+    def step(self) -> int:
+        """The place of the next update within its epoch, counted from 0."""
+        return self.updates % self.steps_per_epoch
+
+    @property
+    def taken(self) -> tuple[int, int]:
+        """Epoch and step within it of the last update, counted from 1, as checkpoints are named."""
+        epoch, step = divmod(self.updates - 1, self.steps_per_epoch)
+        return epoch + 1, step + 1
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the run."""
+        return math.ceil(self.total_steps / self.steps_per_epoch)
+
+    @property
+    def ends_epoch(self) -> bool:
+        return self.step == 0 or self.ends_run
+
+    @property
+    def ends_run(self) -> bool:
+        return self.updates == self.total_steps
+
+    def after_update(self) -> Place:
+        """Return the place that one more update leads to."""
+        return dataclasses.replace(self, updates=self.updates + 1)

@@ -126,7 +126,7 @@ class RunState:
                 tensor = readers[name]().to(self.runtime.device).contiguous()
             else:
                 tensor = torch.empty(shape, dtype=dtype, device=self.runtime.device)
-            self.runtime.take_from_first(tensor)
+            self.runtime.broadcast(tensor)
             yield name, tensor
 
 
@@ -159,7 +159,7 @@ def momentum_tensors(state: MindSporeState) -> Callable[[], Readers]:
 def share_model(runtime: Runtime, model: VisionTransformer) -> None:
     """Give every rank the first one's weights (collective). The model is on the device."""
     for parameter in model.parameters():
-        runtime.take_from_first(parameter.data)
+        runtime.broadcast(parameter.data)
 
 
 def named_parameters(optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:

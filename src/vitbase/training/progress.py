@@ -1,0 +1,169 @@
+"""What a run says of itself while it trains: log lines, rows of `metrics.jsonl`, a live display."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitbase.config.batch import PeakRate
+from vitbase.config.config import Config
+from vitbase.data.loader import TrainLoader
+from vitbase.evaluation.run import Sums
+from vitbase.model.cost import count_flops
+from vitbase.runs.journal import Journal
+from vitbase.sources.open import TrainVal
+from vitbase.training.guard import Guard
+from vitbase.training.schedule import Place
+from vitbase.training.step import Learner, Taken
+
+
+@dataclasses.dataclass
+class _Window:
+    """Sums since the last log line. Tensors stay on the device until they are read."""
+
+    loss_sum: torch.Tensor
+    images: int = 0
+    unreadable: int = 0
+    started: float = dataclasses.field(default_factory=time.perf_counter)
+
+
+class Reporter:
+    """Adds up what updates have seen, and says it. Every rank has one; the first one talks.
+
+    Args:
+      journal: where it is written.
+      guard: looks, and may end the run, whenever the device is asked for numbers anyway.
+    """
+
+    def __init__(
+        self, journal: Journal, guard: Guard, learner: Learner, loader: TrainLoader, config: Config
+    ) -> None:
+        self.journal, self.guard, self.learner, self.loader = journal, guard, learner, loader
+        self.runtime, self.config = learner.runtime, config
+        self._peak_flops = self.runtime.peak_flops()
+        self._flops_per_image = 0
+        if self._peak_flops:
+            head_only = config.model.freeze_backbone
+            self._flops_per_image = count_flops(learner.model.spec, head_only=head_only).training
+        self._window = self._new_window()
+        self._waited = 0.0  # seconds, up to the last log line; the loader counts anew in each epoch
+        self._epoch_started, self._epoch_images = time.perf_counter(), 0
+
+    def announce(
+        self, data: TrainVal, rate: PeakRate, place: Place, continued: Path | None
+    ) -> None:
+        """Say what will be done, on what, and from where on."""
+        learner, say = self.learner, self.journal.say
+        preprocess, spec = self.config.data.preprocess, learner.model.spec
+        parameters = sum(parameter.numel() for parameter in learner.model.parameters())
+        how = learner.replicas.describe()
+        say(
+            f"{spec.name}, {parameters:,} parameters, "
+            f"{preprocess.height}x{preprocess.width} px, {spec.num_classes} classes, "
+            f"on {self.runtime.describe()}{', ' if how else ''}{how}"
+        )
+        say(
+            f"{len(data.train)} training and {len(data.val)} evaluation images; "
+            f"{place.total_steps} updates, {place.steps_per_epoch} an epoch, of "
+            f"{learner.layout.global_batch} images ({learner.layout.describe()}); "
+            f"{self.config.optimizer.optimizer}, lr {rate.lr:g} ({rate.rule}), "
+            f"{self.config.schedule.schedule}"
+        )
+        where = f"Continuing from {continued}, update {place.updates}" if continued else "Starting"
+        say(f"{where}; run folder {self.config.output_dir}")
+
+    @contextlib.contextmanager
+    def live(self, place: Place) -> Iterator[None]:
+        """Show the live display, from a place on, if the output is a terminal."""
+        with self.journal.live(place.updates, place.total_steps):
+            yield
+
+    def begin_epoch(self) -> None:
+        """Count anew."""
+        self.guard.begin_epoch()
+        self._window, self._waited = self._new_window(), 0.0
+        self._epoch_started, self._epoch_images = time.perf_counter(), 0
+
+    def is_due(self, place: Place) -> bool:
+        """Whether the update that leads to a place gets a log line."""
+        _, step = place.taken
+        return step % self.config.run.log_every_steps == 0 or place.ends_epoch or place.updates == 1
+
+    def saw(self, place: Place, taken: Taken) -> None:
+        """Take in an update, which has led to a place."""
+        for positions, finite in taken.passes:
+            self.guard.watch(place.updates - 1, positions, finite)
+        for image in taken.bad:
+            self.journal.warn(
+                f"Unreadable training image {image.place}: {image.cause}; left out of the loss"
+            )
+        self._window.loss_sum += taken.loss_sum
+        self._window.images += self.learner.layout.global_batch
+        self._window.unreadable += len(taken.bad)
+        self._epoch_images += self.learner.layout.global_batch
+        self.journal.show(place.updates)
+
+    def log(self, place: Place, taken: Taken) -> None:
+        """Add up over the ranks what was seen since the last line, and write it (collective)."""
+        self.guard.look()
+        window, runtime = self._window, self.runtime
+        sums = torch.stack([window.loss_sum, torch.full_like(window.loss_sum, window.unreadable)])
+        loss_sum, unreadable = runtime.all_reduce(sums).tolist()
+        self.guard.check_readable(round(unreadable))
+        seconds = time.perf_counter() - window.started
+        epoch, step = place.taken
+        loss = loss_sum / max(window.images - round(unreadable), 1)
+        speed = window.images / seconds
+        wait = (self.loader.seconds_waited - self._waited) / seconds
+        row: dict[str, Any] = {
+            "step": place.updates,
+            "epoch": epoch,
+            "loss": loss,
+            "lr": taken.lr,
+            "images_per_second": round(speed, 1),
+            "data_wait_fraction": round(wait, 4),
+            "unreadable_images": round(unreadable),
+        }
+        line = f"loss {loss:.4f}  lr {taken.lr:.3g}"
+        if taken.gradient_norm is not None:
+            norm = float(taken.gradient_norm)
+            row["gradient_norm"] = norm
+            line += f"  gradient {norm:.3g}"
+        line += f"  {speed:.0f} images/s"
+        if self._peak_flops:
+            used = speed * self._flops_per_image / (self._peak_flops * runtime.num_ranks)
+            row["flops_utilisation"] = round(used, 4)
+            line += f"  {used:.0%} of peak FLOPs"
+        if (memory := runtime.peak_memory()) is not None:
+            row["peak_memory_mib"] = round(memory / 2**20)
+        self.journal.record(**row)
+        self.journal.show(place.updates, f"epoch {epoch}, loss {loss:.4f}, {speed:.0f} images/s")
+        epochs, steps = place.epochs, place.steps_per_epoch
+        self.journal.say(
+            f"epoch {epoch:{len(str(epochs))}}/{epochs}  step {step:{len(str(steps))}}/{steps}"
+            f"  {line}  data wait {wait:.0%}"
+        )
+        self._window, self._waited = self._new_window(), self.loader.seconds_waited
+
+    def end_epoch(self) -> None:
+        """Say what held the epoch up, if something did."""
+        seconds = time.perf_counter() - self._epoch_started
+        slow = self.loader.describe_bottleneck(self._epoch_images, seconds)
+        if slow is not None:
+            self.journal.say(slow)
+
+    def evaluated(self, place: Place, sums: Sums, seconds: float) -> None:
+        """Say how good the model is at the end of an epoch."""
+        epoch, _ = place.taken
+        row = {**sums.to_row(), "eval_seconds": round(seconds, 3)}
+        self.journal.record(step=place.updates, epoch=epoch, **row)
+        self.journal.say(f"epoch {epoch}/{place.epochs}  {sums.describe()}")
+
+    def _new_window(self) -> _Window:
+        return _Window(torch.zeros((), dtype=torch.float64, device=self.runtime.device))

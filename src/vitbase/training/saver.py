@@ -1,0 +1,83 @@
+"""Checkpoints of a run, and which of them did best."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vitbase.config.config import Config
+from vitbase.evaluation.run import Sums
+from vitbase.runs.checkpoints import STATE_FILE, WEIGHTS_FILE, checkpoint_name
+from vitbase.runs.folder import Best, Progress, RunFolder
+from vitbase.runs.journal import Journal
+from vitbase.runtime import Runtime
+from vitbase.training.guard import Guard
+from vitbase.training.schedule import Place
+from vitbase.training.step import Learner
+from vitbase.weights.files.open import write_safetensors
+from vitbase.weights.save import save_weights
+
+
+class Saver:
+    """Writes the checkpoints of a run.
+
+    Args:
+      guard: looks first, so that nothing is stored that is no number.
+      labels: the class names, which go with the weights.
+      best: of the run so far.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        learner: Learner,
+        guard: Guard,
+        journal: Journal,
+        config: Config,
+        labels: tuple[str, ...],
+        best: Best | None,
+    ) -> None:
+        self.folder, self.learner, self.guard, self.journal = folder, learner, guard, journal
+        self.config, self.labels, self.best = config, labels, best
+
+    def save(self, place: Place, sums: Sums | None) -> None:
+        """Write a checkpoint, unless the run has lost its way (collective).
+
+        Args:
+          sums: what an evaluation at this place has counted, if there was one.
+        """
+        learner = self.learner
+        self.guard.look()
+        self.guard.check_weights(learner.model, place.updates)
+        name = checkpoint_name(self.config.run.name, *place.taken)
+        if sums is not None:
+            score_name, score = sums.score
+            if self.best is None or score > self.best.score:
+                self.best = Best(name, score, score_name)
+        weights, tensors = learner.state.collect()
+
+        def write_tensors(folder: Path) -> None:
+            model = learner.state.filled(weights)
+            preprocess = self.config.data.preprocess
+            save_weights(model, folder / WEIGHTS_FILE, preprocess=preprocess, labels=self.labels)
+            write_safetensors(folder / STATE_FILE, tensors, {})
+
+        def write() -> None:
+            self.journal.sync()
+            progress = Progress(
+                updates=place.updates,
+                global_batch=learner.layout.global_batch,
+                loss_scaler=learner.scaler.state_dict(),
+                best=self.best,
+                finished=place.ends_run,
+            )
+            self.folder.save(name, write_tensors, progress)
+            self.folder.prune(self.config.checkpoint.keep_checkpoint_max, self.best)
+
+        learner.runtime.from_first(write)
+
+
+def advice_for(folder: RunFolder, runtime: Runtime) -> str:
+    """Say what to do about a run that has lost its way."""
+    whole = folder.newest_whole()[0] if runtime.is_first else None
+    kept = f"Checkpoint {whole.path} is from before. " if whole else "There is no checkpoint. "
+    return f"{kept}Try a lower --lr_init, a longer --warmup_epochs, or --clip_norm 1."

@@ -1,0 +1,167 @@
+"""One update: forward and backward passes over the global batch, and the optimizer's step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitbase.config.batch import BatchLayout
+from vitbase.config.config import Config
+from vitbase.data.augment import normalize
+from vitbase.data.loader import BadImage, Batch
+from vitbase.data.mix import Mix
+from vitbase.model.layers import draw_depth_scales
+from vitbase.model.vit import VisionTransformer
+from vitbase.runtime import Runtime, seed_generators
+from vitbase.training.ema import ExponentialMovingAverage
+from vitbase.training.objective import Objective
+from vitbase.training.optim import build_optimizer, set_learning_rate
+from vitbase.training.parallel import (
+    Replicas,
+    checkpoint_activations,
+    compile_blocks,
+    freeze_backbone,
+)
+from vitbase.training.schedule import Schedule
+from vitbase.training.state import Readers, RunState
+
+_STEP_STREAM = 1  # first part of the key of torch's generators; 0 is initialisation's
+
+
+@dataclasses.dataclass
+class Taken:
+    """An update that was taken: its learning rate, and what this rank has seen of it.
+
+    Attributes:
+      loss_sum: float64, on the device; over this rank's readable images.
+      gradient_norm: of all ranks, before clipping; None where nobody needed it.
+      passes: of each forward pass the images' positions [B], and whether their outputs are
+        numbers [B], on the device.
+      bad: images that could not be read.
+    """
+
+    lr: float
+    loss_sum: Tensor
+    gradient_norm: Tensor | None = None
+    passes: list[tuple[Tensor, Tensor]] = dataclasses.field(default_factory=list)
+    bad: list[BadImage] = dataclasses.field(default_factory=list)
+
+
+class Learner:
+    """A model and what changes it. Knows updates by their number, and nothing of logs or files.
+
+    Args:
+      model: on the device, the same on every rank.
+      config: complete.
+      layout: how the images of an update are dealt out.
+      schedule: the learning rate of every update.
+      objective: the loss.
+    """
+
+    def __init__(
+        self,
+        model: VisionTransformer,
+        config: Config,
+        runtime: Runtime,
+        layout: BatchLayout,
+        schedule: Schedule,
+        objective: Objective,
+    ) -> None:
+        self.model, self.runtime, self.layout = model, runtime, layout
+        self.schedule, self.objective = schedule, objective
+        self.preprocess = config.data.preprocess
+        self.seed, self.clip_norm = config.run.seed, config.optimizer.clip_norm
+        if config.model.freeze_backbone:
+            freeze_backbone(model)
+        if config.model.activation_checkpointing:
+            checkpoint_activations(model)
+        if config.run.compile:
+            compile_blocks(model)
+        self.replicas = Replicas(model, runtime, config.run.parallel)
+        self.optimizer = build_optimizer(model, config.optimizer, runtime)
+        self.average: ExponentialMovingAverage | None = None
+        if config.optimizer.ema_decay is not None:
+            self.average = ExponentialMovingAverage(
+                model,
+                decay=config.optimizer.ema_decay,
+                every_steps=config.optimizer.ema_every_steps,
+            )
+        self.state = RunState(model, self.optimizer, self.average, runtime)
+        self.scaler = runtime.build_loss_scaler()
+
+    def restore(
+        self,
+        read: Callable[[], Readers],
+        origin: Path,
+        loss_scaler: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Put the state of a checkpoint back, on a model that has its weights (collective).
+
+        Args: as of :meth:`RunState.restore`; the state of the loss scaler, where there is one.
+        """
+        self.state.restore(read, origin)
+        if loss_scaler is not None:
+            self.scaler.load_state_dict(dict(loss_scaler))
+
+    def step(
+        self, update: int, batches: Iterator[Batch], mix: Mix, *, measure: bool = False
+    ) -> Taken:
+        """Take one update over the global batch (collective).
+
+        Args:
+          update: its number, counted from 0: learning rate and randomness depend on it alone.
+          batches: give this rank's micro-batches.
+          mix: what is done to the images of this update.
+          measure: whether the norm of the gradient is asked for.
+        """
+        set_learning_rate(self.optimizer, lr := self.schedule.at(update))
+        seed_generators(self.seed, _STEP_STREAM, update)
+        self.optimizer.zero_grad(set_to_none=True)
+        depth_scales = self._draw_depth_scales()
+        if self.runtime.rank:  # dropout, unlike all else, is drawn by each rank for itself
+            seed_generators(self.seed, _STEP_STREAM, update, self.runtime.rank)
+        taken = Taken(lr, torch.zeros((), dtype=torch.float64, device=self.runtime.device))
+        last = self.layout.accumulation_steps - 1
+        share = self.replicas.loss_factor / self.layout.global_batch
+        for micro in range(self.layout.accumulation_steps):
+            batch = next(batches)
+            images, labels = self.runtime.send(batch.images, batch.labels)
+            inputs = mix.images(normalize(images, self.preprocess), labels)
+            scales = None if depth_scales is None else depth_scales[micro]
+            with self.replicas.accumulating(last=micro == last):
+                with self.runtime.autocast():
+                    logits = self.replicas(inputs, scales)
+                    loss_sum = self.objective.loss_sum(logits, labels, mix)
+                self.scaler.scale(loss_sum * share).backward()
+            taken.loss_sum += loss_sum.detach()
+            taken.passes.append((batch.positions, torch.isfinite(logits.detach()).all(dim=1)))
+            taken.bad += batch.bad
+        if self.clip_norm is not None or measure:
+            self.scaler.unscale_(self.optimizer)
+            taken.gradient_norm = self.replicas.clip(self.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update(update + 1)
+        return taken
+
+    def _draw_depth_scales(self) -> tuple[Tensor, ...] | None:
+        """Draw stochastic depth for the global batch, and cut out this rank's micro-batches."""
+        spec, layout = self.model.spec, self.layout
+        if spec.stochastic_depth == 0:
+            return None
+        scales_L2B = draw_depth_scales(
+            spec.stochastic_depth,
+            spec.depth,
+            layout.global_batch,
+            rule=spec.stochastic_depth_rule,
+            device=self.runtime.device,
+        )
+        first = self.runtime.rank * layout.accumulation_steps
+        parts = torch.split(scales_L2B, layout.batch_size, dim=2)
+        return parts[first : first + layout.accumulation_steps]
