@@ -80,7 +80,7 @@ class Bench:
 def work(task: dict[str, Any]) -> None:
     """Be one process of a group: an update for each line that comes in; then say what was held."""
     torch.set_num_threads(task["threads"])
-    with joined_runtime("CPU") as runtime:
+    with joined_runtime("CPU", precision="fp32") as runtime:
         bench = Bench(task["model"], task.get("optimizer", "momentum"), task["parallel"], runtime)
         bench.update(task["batch_size"], 1)  # allocates what later ones use again
         for _ in sys.stdin:
@@ -173,7 +173,7 @@ def compare_ranks(models: list[str], rounds: int) -> list[dict[str, Any]]:
 
 def compare_steps(model: str, rounds: int) -> list[dict[str, Any]]:
     """Within one process, so that the machine's moods are shared."""
-    with joined_runtime("CPU") as runtime:
+    with joined_runtime("CPU", precision="fp32") as runtime:
         bench = Bench(model, "adamw", "ddp", runtime)
         average = ExponentialMovingAverage(bench.learner.model, decay=0.9999)
 

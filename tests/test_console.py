@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 
 import pytest
 
 from vitbase import console
-from vitbase.console import counting, printable, printable_lines, say, warn
+from vitbase.console import counting, printable, printable_lines, say, say_json, warn
 
 
 @pytest.mark.parametrize(
@@ -65,3 +66,12 @@ def test_progress_in_a_file_is_a_line_now_and_then(monkeypatch, capsys):
     with counting() as show:
         show("tr\x1bain", 1, 4)
     assert capsys.readouterr().err == "tr\\x1bain: 1 of 4 images (25.0%)\n"
+
+
+@pytest.mark.parametrize("name", ["é漢", "a\xa0b", "\x1b[2J", "\x7f", "latin\udce9", "two\nlines"])
+def test_json_stays_json_whatever_is_in_it(capsys, name):
+    say_json({"class": name})
+    line = capsys.readouterr().out
+    assert json.loads(line) == {"class": name}
+    assert line.rstrip("\n").isprintable()
+    assert ("é" in line) == ("é" in name)

@@ -8,6 +8,7 @@ nobody reads.
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -40,6 +41,14 @@ def printable_lines(text: str) -> str:
 def say(line: str) -> None:
     """Write one line to standard output at once, readable in a file."""
     _write(sys.stdout, line)
+
+
+def say_json(value: object) -> None:
+    """Write a value as one line of JSON to standard output: readable, and still JSON if escaped."""
+    text = json.dumps(value, ensure_ascii=False)
+    if not text.isprintable():
+        text = json.dumps(value).replace("\x7f", "\\u007f")
+    say(text)
 
 
 def warn(line: str) -> None:

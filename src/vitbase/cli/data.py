@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Annotated, Any, Literal, TypedDict
 
 import tyro
 
 from vitbase.cli.arguments import parse_places, take_switch
-from vitbase.console import counting, say
+from vitbase.console import counting, say, say_json
 from vitbase.errors import ConfigError
 
 _USAGE = """usage: vitbase data check PATH [--val_data_path PATH] [--json]
@@ -79,7 +78,7 @@ def _check(words: list[str]) -> None:
     with counting() as progress:
         report = check_data(place, **options, progress=progress)
     if as_json:
-        say(json.dumps(report.to_dict(), ensure_ascii=False))
+        say_json(report.to_dict())
     else:
         show_report(report)
     if report.wrong:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 from vitbase.cli.arguments import has_recipe, parse_config, take_switch
-from vitbase.console import say, warn
+from vitbase.console import say, say_json, warn
 from vitbase.errors import ConfigError
 from vitbase.launch.words import find_value
 
@@ -38,6 +36,6 @@ def run_eval(words: list[str]) -> None:
         place = result.weights.parent if result.weights.name == "weights.safetensors" else None
         name = (place or result.weights).name
         if as_json:
-            say(json.dumps({"checkpoint": str(place or result.weights), **result.sums.to_row()}))
+            say_json({"checkpoint": str(place or result.weights), **result.sums.to_row()})
         else:
             say(f"{name}: {result.sums.describe()}  ({result.seconds:.1f} s)")

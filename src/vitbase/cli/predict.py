@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, TypedDict
 
 import tyro
 
 from vitbase.cli.arguments import TYRO, image_size_of, refuse_unknown, take_switch
 from vitbase.config.config import Config
-from vitbase.console import say
+from vitbase.console import say, say_json
 from vitbase.errors import ConfigError, VitbaseError
 
 
@@ -56,31 +55,21 @@ def run_predict(words: list[str]) -> None:
     image_size = image_size_of(options["image_height"], options["image_width"])
     device_target = Config().replace(device_target=options["device_target"]).run.device_target
     from vitbase.shipping.predict import expand, predict_each
-    from vitbase.weights.find import find_weights
     from vitbase.weights.load import load_model
 
     images = expand(options["images"])
-    weights = find_weights(options["checkpoint_path"])[-1]
-    loaded = load_model(weights, num_heads=options["num_heads"], image_size=image_size)
+    loaded = load_model(
+        options["checkpoint_path"], num_heads=options["num_heads"], image_size=image_size
+    )
     if not as_json:
-        say(f"Weights: {weights}")
+        say(f"Weights: {loaded.path}")
     failed = 0
     for found in predict_each(images, loaded, top=options["top"], device_target=device_target):
-        if found.error is not None:
-            failed += 1
+        failed += found.error is not None
         if as_json:
-            row: dict[str, Any] = {"image": str(found.image)}
-            if found.error is not None:
-                row["error"] = found.error
-            else:
-                row["classes"] = [{"class": c, "probability": p} for c, p in found.classes]
-            say(json.dumps(row, ensure_ascii=False))
-        elif found.error is not None:
-            say(f"{found.image}: {found.error}")
+            say_json(found.to_dict())
         else:
-            say(str(found.image))
-            width = max(len(name) for name, _ in found.classes)
-            for name, probability in found.classes:
-                say(f"  {name:<{width}}  {probability:7.2%}")
+            for line in found.lines():
+                say(line)
     if failed:
         raise VitbaseError(f"{failed} of {len(images)} images could not be read.")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, TypedDict
 
 import tyro
 
 from vitbase.cli.arguments import image_size_of, parse_places, take_switch
-from vitbase.console import say
+from vitbase.console import say, say_json
 from vitbase.errors import ConfigError, VitbaseError
 
 
@@ -54,7 +53,7 @@ def _show_weights(words: list[str]) -> None:
     size = image_size_of(options.pop("image_height", None), options.pop("image_width", None))
     shown = show_weights(places[0], image_size=size, **options)
     if as_json:
-        say(json.dumps(shown.to_dict(), ensure_ascii=False))
+        say_json(shown.to_dict())
     else:
         for line in shown.lines():
             say(line)

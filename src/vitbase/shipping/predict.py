@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,23 @@ class Prediction:
     image: Path
     classes: tuple[tuple[str, float], ...] = ()
     error: str | None = None
+
+    def lines(self) -> Iterator[str]:
+        """Yield what a person wants to read of it."""
+        if self.error is not None:
+            yield f"{self.image}: {self.error}"
+            return
+        yield str(self.image)
+        width = max(len(name) for name, _ in self.classes)
+        for name, probability in self.classes:
+            yield f"  {name:<{width}}  {probability:7.2%}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain values, for JSON."""
+        if self.error is not None:
+            return {"image": str(self.image), "error": self.error}
+        classes = [{"class": name, "probability": share} for name, share in self.classes]
+        return {"image": str(self.image), "classes": classes}
 
 
 def predict(
