@@ -131,8 +131,13 @@ def config() -> Callable[..., Config]:
 
 
 @pytest.fixture
-def vitbase_command(capsys, tmp_path, monkeypatch) -> Callable[..., tuple[int, str, str]]:
-    """Return a function that runs a command: exit code, standard output, standard error."""
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder where vitbase keeps what it has found out, of this test alone."""
     monkeypatch.setenv("VITBASE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
+
+@pytest.fixture
+def vitbase_command(capsys, cache) -> Callable[..., tuple[int, str, str]]:
+    """Return a function that runs a command: exit code, standard output, standard error."""
     return partial(run_command, capsys)

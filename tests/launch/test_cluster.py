@@ -5,21 +5,21 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import ROOT, environment_of_commands
 from made_images import encode, photo
+from made_runs import losses_of
+from ranks import free_port
 
 import vitbase
 
-ROOT = Path(__file__).parents[2]
 SERVERS = ("127.0.0.1", "127.0.0.2")
 OPTIONS: dict[str, Any] = {
     "model": "testing",
@@ -81,18 +81,11 @@ def start_server(server: str, table: Path, port: int, data: Path, **options: Any
         f"--data_path={data / 'ILSVRC2012_train'}",
         f"--val_data_path={data / 'ILSVRC2012_val'}",
     ]
-    path = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")]))
-    environment = {
-        **os.environ,
-        "PYTHONPATH": path,
-        "PYTHON": sys.executable,
-        "OMP_NUM_THREADS": "1",
-        "LAUNCH_OPTIONS": f"--server_id {server} --port {port}",
-    }
+    launch_options = f"--server_id {server} --port {port}"
     started = subprocess.run(
         ["bash", str(ROOT / "scripts" / "run_train.sh"), str(table), "imagenet", *words],
         cwd=folder,
-        env=environment,
+        env=environment_of_commands(OMP_NUM_THREADS="1", LAUNCH_OPTIONS=launch_options),
         capture_output=True,
         text=True,
         timeout=120,
@@ -109,16 +102,6 @@ def wait_until(condition: Callable[[], bool], log: Path, seconds: float = 120) -
     while not condition():
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.1)
-
-
-def free_port() -> int:
-    with closing(socket.create_server(("", 0))) as probe:
-        return int(probe.getsockname()[1])
-
-
-def losses(folder: Path) -> list[float]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row["loss"] for row in rows if "loss" in row]
 
 
 def rank_processes(folder: Path) -> list[int]:
@@ -156,4 +139,4 @@ def test_two_servers_train_as_one_process_does_and_survive_a_killed_rank(imagene
         str(run / "config.toml"), output_dir=str(tmp_path / "alone"), batch_size=8, resume=False
     )
     vitbase.train(alone)
-    assert losses(run) == pytest.approx(losses(tmp_path / "alone"), abs=1e-5)
+    assert losses_of(run) == pytest.approx(losses_of(tmp_path / "alone"), abs=1e-5)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_runs import TINY
+from made_runs import TINY, losses_of, rows_of
 from ranks import command, start_ranks, train, train_on, wait_for
 
 from vitbase import runtime
@@ -35,14 +35,6 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-def rows_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(folder: Path) -> list[float]:
-    return [row["loss"] for row in rows_of(folder) if "loss" in row]
-
-
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory, tiny_idx: Path) -> Path:
     """The run of one process."""
@@ -54,7 +46,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, tiny_idx: Path) -> Path:
 def assert_same_run(folder: Path, other: Path) -> None:
     found, wanted = rows_of(folder), rows_of(other)
     assert [row["step"] for row in found] == [row["step"] for row in wanted]
-    assert losses(folder) == pytest.approx(losses(other), abs=1e-5)
+    assert losses_of(folder) == pytest.approx(losses_of(other), abs=1e-5)
     for name in ("eval_top1", "eval_top5", "eval_images"):
         assert found[-1][name] == wanted[-1][name]
     assert found[-1]["eval_loss"] == pytest.approx(wanted[-1]["eval_loss"], abs=1e-5)
@@ -173,7 +165,7 @@ def test_half_precision_on_shards_passes_over_the_same_updates(tiny_idx, tmp_pat
     norms = [[row["gradient_norm"] for row in rows if "loss" in row] for rows in (found, wanted)]
     if first_scale > 2.0**20:
         assert norms == [[None] * 6, [None] * 6]
-    assert losses(tmp_path / "fsdp") == pytest.approx(losses(tmp_path / "ddp"), abs=2e-3)
+    assert losses_of(tmp_path / "fsdp") == pytest.approx(losses_of(tmp_path / "ddp"), abs=2e-3)
 
 
 def with_first_scale(scale: float, words: list[str]) -> None:
