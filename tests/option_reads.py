@@ -21,7 +21,7 @@ from vitbase.config import config
 from vitbase.config.options import Section
 
 PACKAGE = str(Path(vitbase.__file__).parent)
-_ALL_OPTIONS = {"FIELDS", "model_fields", "model_dump"}
+_ALL_OPTIONS = {"FIELDS", "section_of", "model_fields", "model_dump"}
 """Names by which a function goes over every option there is."""
 
 
