@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import tomllib
 
 import pytest
+from commands import ROOT
 from import_graph import FILES, MODULES, PACKAGE, circles, import_graph, reached_from, room_of
 
 import vitbase
@@ -90,6 +92,13 @@ def test_only_one_file_parses_json(path):
 def test_files_stay_small_and_say_what_they_are(path):
     assert path.stem not in {"utils", "common", "helpers", "misc"}
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 420
+
+
+def test_every_optional_dependency_is_asked_for_where_it_is_needed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    sources = "".join(path.read_text(encoding="utf-8") for path in FILES)
+    for extra in set(project["optional-dependencies"]) - {"dev"}:
+        assert f"pip install 'vitbase[{extra}]'" in sources, extra
 
 
 def test_the_public_api_is_there():

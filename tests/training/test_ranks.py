@@ -16,7 +16,7 @@ from vitbase import runtime
 OPTIONS: dict[str, Any] = {
     **TINY,
     "epoch_size": 100,
-    "total_steps": 20,
+    "total_steps": 12,
     "log_every_steps": 1,
     "num_workers": 1,
     "global_batch": 16,
@@ -73,7 +73,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(alone, tiny_idx, tmp_path, b
     folder = tmp_path / "run"
     options = {**OPTIONS, "data_path": str(tiny_idx), "checkpoint_every_steps": 8}
     train_on(folder, before[0], "fashion", parallel=before[1], **options)
-    # As if it had been stopped after update 10: what came later is not there.
+    # As if it had been stopped after update 8: what came later is not there.
     for path in (folder / "checkpoints").iterdir():
         if path.name != "train_vit_fashion-3_2":
             path.rename(tmp_path / path.name)
