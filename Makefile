@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	$(BIN)/vitbase eval --checkpoint_path runs/fashion
 
 test: lint types
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow

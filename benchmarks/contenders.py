@@ -182,10 +182,16 @@ def decode_batches(folder: str, workers: int) -> Iterator[int]:
 
     import simplejpeg
 
-    files = [path.read_bytes() for path in sorted(Path(folder).rglob("*.JPEG"))]
+    from vitbase.data.decode import decode as decode_any
+
+    files = [path.read_bytes() for path in image_files(folder)]
 
     def decode(number: int) -> None:
-        simplejpeg.decode_jpeg(files[number % len(files)])
+        data = files[number % len(files)]
+        if data.startswith(b"\xff\xd8"):
+            simplejpeg.decode_jpeg(data)
+        else:
+            decode_any(data)
 
     at = 0
     with ThreadPoolExecutor(workers) as pool:
@@ -193,6 +199,13 @@ def decode_batches(folder: str, workers: int) -> Iterator[int]:
             list(pool.map(decode, range(at, at + BATCH)))
             at += BATCH
             yield BATCH
+
+
+def image_files(folder: str) -> list[Path]:
+    """Return the image files below a folder, by the suffixes that vitbase takes, sorted."""
+    from vitbase.sources.folders import is_image_name
+
+    return sorted(path for path in Path(folder).rglob("*.*") if is_image_name(path.name))
 
 
 def batches_of(name: str, folder: str, pipeline: str, workers: int) -> Iterator[int]:

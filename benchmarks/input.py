@@ -33,7 +33,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from contenders import batches_of
+from contenders import batches_of, image_files
 from photos import make_corpus
 
 OURS, UINT8 = "vitbase", "vitbase uint8"
@@ -105,7 +105,8 @@ def run_one(name: str, folder: str, pipeline: str, cores: int, seconds: float) -
     environment = {**os.environ, "OMP_NUM_THREADS": str(cores)}
     done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
-        sys.stderr.write(f"{name}, {pipeline}: {done.stderr.strip().splitlines()[-1:]}\n")
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        sys.stderr.write(f"{name}, {pipeline}: no result: {reason}\n")
         return {}
     result: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
     return result
@@ -164,7 +165,7 @@ def _ratio(rates: list[float], others: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", help="class folders of JPEGs; none: made photographs")
+    parser.add_argument("--folder", help="class folders of images; none: made photographs")
     parser.add_argument("--kilobytes", type=int, nargs="*", default=[70, 110])
     parser.add_argument("--pipelines", nargs="*", default=list(PIPELINES), choices=PIPELINES)
     parser.add_argument("--cores", type=int, nargs="*", default=[2])
@@ -178,6 +179,8 @@ def main() -> None:
         result = measure(args.run, args.folder, args.pipelines[0], args.cores[0], args.seconds)
         print(json.dumps(result), flush=True)
         os._exit(0)  # the workers of some contenders do not end by themselves
+    if args.folder and not image_files(args.folder):
+        parser.error(f"--folder {args.folder} holds no images; give a folder of class folders")
     rows = []
     with tempfile.TemporaryDirectory() as made:
         corpora = {"folder": args.folder} if args.folder else {}

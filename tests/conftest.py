@@ -30,6 +30,30 @@ settings.load_profile("vitbase")
 torch.set_num_threads(1)
 
 
+# With --dist loadfile and --no-loadscope-reorder, a file that takes long and comes late would be
+# alone at the end: these come first, the longest before all others.
+LONGEST_FILES = (
+    "test_cluster.py",
+    "test_ranks.py",
+    "test_launch.py",
+    "test_agreement.py",
+    "test_features.py",
+    "test_golden_losses.py",
+    "test_weights_fuzz.py",
+    "test_cli.py",
+    "test_lost_ranks.py",
+    "test_recipes.py",
+    "test_damaged_shards.py",
+    "test_sharded_parameters.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the files that take longest come first."""
+    rank = {name: number for number, name in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
 def write_idx(path: Path, array: np.ndarray) -> None:
     header = struct.pack(">BBBB", 0, 0, 8, array.ndim) + struct.pack(
         f">{array.ndim}I", *array.shape
@@ -131,8 +155,13 @@ def config() -> Callable[..., Config]:
 
 
 @pytest.fixture
-def vitbase_command(capsys, tmp_path, monkeypatch) -> Callable[..., tuple[int, str, str]]:
-    """Return a function that runs a command: exit code, standard output, standard error."""
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder where vitbase keeps what it has found out, of this test alone."""
     monkeypatch.setenv("VITBASE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
+
+@pytest.fixture
+def vitbase_command(capsys, cache) -> Callable[..., tuple[int, str, str]]:
+    """Return a function that runs a command: exit code, standard output, standard error."""
     return partial(run_command, capsys)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from made_runs import rows_of
 
 import vitbase
 
@@ -62,15 +63,13 @@ RUNS: dict[str, dict[str, Any]] = {
 """Recipe -> what is scaled down besides."""
 
 
-def losses_of(recipe: str, folder: Path) -> list[float]:
+def losses_of_recipe(recipe: str, folder: Path) -> list[float]:
     """Train some steps of a recipe in a folder; the loss of each, and of the evaluation after."""
     config = vitbase.load_config(
         recipe, **{**_COMMON, **RUNS[recipe], "output_dir": str(folder / recipe)}
     )
     output = vitbase.train(config).output_dir
-    lines = (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
-    return [row["loss"] if "loss" in row else row["eval_loss"] for row in rows]
+    return [row["loss"] if "loss" in row else row["eval_loss"] for row in rows_of(output)]
 
 
 def path_of(recipe: str) -> Path:
@@ -83,7 +82,7 @@ def write_all() -> None:
     torch.set_num_threads(1)
     for recipe in RUNS:
         with tempfile.TemporaryDirectory() as folder:
-            losses = losses_of(recipe, Path(folder))
+            losses = losses_of_recipe(recipe, Path(folder))
         text = json.dumps({"recipe": recipe, "losses": losses}, indent=1)
         path_of(recipe).write_text(text + "\n", encoding="utf-8")
 

@@ -1,5 +1,9 @@
-"""Options of runs that take a second."""
+"""Runs that take a second: their options, and what stands in their folders."""
 
+from __future__ import annotations
+
+import json
+from pathlib import Path
 from typing import Any
 
 TINY: dict[str, Any] = {
@@ -18,3 +22,14 @@ TINY: dict[str, Any] = {
     "num_workers": 2,
 }
 """Options that turn recipe `fashion` into a run of a second on `tiny_idx`."""
+
+
+def rows_of(run: Path) -> list[dict[str, Any]]:
+    """Read the rows of a run's metrics, of training and of evaluation."""
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def losses_of(run: Path) -> list[float]:
+    """Read the losses that training has logged."""
+    return [row["loss"] for row in rows_of(run) if "loss" in row]

@@ -21,6 +21,11 @@ def write_tar(path: Path, members: list[tuple[str, bytes]], kind: int = tarfile.
     return path
 
 
+def contents_of(folder: Path) -> dict[str, bytes]:
+    """Read the files of a packed folder, but the index, which holds the times of the shards."""
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.suffix != ".index"}
+
+
 def samples(count: int, prefix: str = "", classes: int = 3) -> list[tuple[str, bytes]]:
     """Members jpg and cls; image i is different from all others."""
     found = []

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
+from made_runs import rows_of
 
 import vitbase
 from vitbase.config.config import load_config
@@ -18,8 +17,7 @@ def test_the_steps_and_rates_are_those_of_the_run(tiny_config):
     explained = explain(config)
     result = vitbase.train(config)
     assert explained.total_steps == result.updates
-    lines = (result.output_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
+    rows = rows_of(result.output_dir)
     rates = {row["step"] - 1: row["lr"] for row in rows if "loss" in row}
     assert {step: rates[step] for step, _ in explained.learning_rates} == dict(
         explained.learning_rates

@@ -1,19 +1,18 @@
-"""The house: imports run downward, devices are named in one file, every option is read."""
+"""The house: rooms on floors, files and folders of a size, devices and JSON named in one file."""
 
 from __future__ import annotations
 
 import ast
 import importlib
 import re
-from pathlib import Path
+import tomllib
 
 import pytest
+from commands import ROOT
+from import_graph import FILES, MODULES, PACKAGE, circles, import_graph, reached_from, room_of
 
 import vitbase
-from vitbase.config.config import FIELDS
 
-PACKAGE = Path(vitbase.__file__).parent
-FILES = sorted(PACKAGE.rglob("*.py"))
 # From the top of the house down; a room may import rooms of a later row only, or itself.
 FLOORS = (
     ("cli", "__main__"),
@@ -34,43 +33,43 @@ FLOORS = (
     ("errors", "_version"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+ALL_IMPORTS = import_graph(everywhere=True)
+
+each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 
 
-def room_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
-def imported_rooms(path: Path) -> set[str]:
-    rooms = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names = []
-        if isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            names = [node.module or ""]
-            if node.module == "vitbase":
-                names = [f"vitbase.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        for name in names:
-            parts = name.split(".")
-            if parts[0] == "vitbase" and len(parts) > 1 and not parts[1].startswith("__"):
-                rooms.add(parts[1])
-    return rooms
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_run_downward(path):
-    room = room_of(path)
-    if room == "__init__":
-        return
+@pytest.mark.parametrize("module", [module for module in MODULES if room_of(module)])
+def test_imports_run_downward(module):
+    """In functions and for type checkers, too."""
+    room = room_of(module)
     assert room in FLOOR_OF, f"{room} is no room of the house"
-    for other in imported_rooms(path):
+    for other in map(room_of, ALL_IMPORTS[module]):
         below = FLOOR_OF[other] > FLOOR_OF[room]
         beside = (room, other) == ("__main__", "cli")
         assert below or other == room or beside, f"{room} imports {other}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_modules_import_each_other():
+    assert circles(import_graph(everywhere=False)) == []
+
+
+def test_circles_are_found():
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"d"}, "e": {"a", "d"}}
+    assert circles(graph) == [["b", "c"], ["d"]]
+
+
+@pytest.mark.parametrize(
+    ("room", "stranger"),
+    [("sources", "weights"), ("weights", "sources"), ("config", "runtime")],
+)
+def test_rooms_that_do_not_know_each_other(room, stranger):
+    for module in MODULES:
+        if room_of(module) == room:
+            met = [other for other in reached_from(module, ALL_IMPORTS) if room_of(other)]
+            assert stranger not in map(room_of, met), f"{module} reaches {stranger}"
+
+
+@each_file
 def test_only_the_runtime_names_devices(path):
     if path.name == "runtime.py":
         return
@@ -78,28 +77,33 @@ def test_only_the_runtime_names_devices(path):
     assert not re.findall(r"\b(cuda|npu|nccl|hccl|gloo|mps|xpu)\b", text)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+@each_file
+def test_only_one_file_parses_json(path):
+    """That one bounds what comes from outside before it is parsed."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == "json":
+            assert not {"load", "loads", "JSONDecoder"} & {alias.name for alias in node.names}
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "json":
+            parses = node.attr in {"load", "loads", "JSONDecoder"}
+            assert not parses or path == PACKAGE / "files.py", f"line {node.lineno}"
+
+
+@each_file
 def test_files_stay_small_and_say_what_they_are(path):
     assert path.stem not in {"utils", "common", "helpers", "misc"}
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 420
 
 
-def test_every_option_is_read():
-    read = set()
-    for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-                read.add(node.attr)
-            # spec_of() passes the model's options on by name.
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                read.add(node.value) if path.name == "start.py" else None
-    assert sorted(set(FIELDS) - read) == []
+def test_every_optional_dependency_is_asked_for_where_it_is_needed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    sources = "".join(path.read_text(encoding="utf-8") for path in FILES)
+    for extra in set(project["optional-dependencies"]) - {"dev"}:
+        assert f"pip install 'vitbase[{extra}]'" in sources, extra
 
 
 def test_the_public_api_is_there():
-    for path in FILES:  # a module of the same name would take a function's place
-        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
-        if parts[-1] not in {"__main__", "__init__"}:
-            importlib.import_module(".".join(parts))
+    for module in MODULES:  # a module of the same name would take a function's place
+        if not module.endswith("__main__"):
+            importlib.import_module(module)
     for name in vitbase.__all__:
         assert callable(getattr(vitbase, name)), name

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from datetime import timedelta
@@ -36,16 +37,31 @@ _INITIAL_LOSS_SCALE = 2.0**16
 _COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 # Servers of a cluster may start minutes apart.
 _JOIN_TIMEOUT = timedelta(minutes=5)
-# Dense half-precision FLOPs per second, of the makers' data sheets.
+# Dense half-precision FLOPs per second of the tensor cores, summed in fp32, by the makers' data
+# sheets (which often print twice as much, of sparse matrices) and for GeForce their white papers.
 _PEAK_FLOPS = {
+    "B200": 2250e12,
+    "GH200": 989e12,
     "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
+    "H200 NVL": 835e12,
+    "H100 HBM3": 989e12,  # the SXM form says its memory instead
+    "H100 NVL": 835e12,
+    "H100 PCIE": 756e12,
+    "A100 SXM4": 312e12,
+    "A100 PCIE": 312e12,
+    "A40": 149.7e12,
+    "A30": 165e12,
+    "A10": 125e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
-    "V100": 125e12,
+    "V100 SXM2": 125e12,
+    "V100 PCIE": 112e12,
+    "V100S PCIE": 130e12,
+    "RTX 4090": 165.2e12,
+    "RTX 3090": 71e12,
 }
+_NO_PART_OF_A_NAME = re.compile(r"NVIDIA|TESLA|GEFORCE|\d+GB")  # makers, lines, sizes of memory
 
 
 # What gloo, and the libraries of GPUs and NPUs, say of a rank that is no longer there.
@@ -159,8 +175,7 @@ class Runtime:
         """Return what the device could do at its best, in FLOPs per second, where that is known."""
         if self.device.type != "cuda" or self.precision == "fp32":
             return None
-        name = torch.cuda.get_device_name(self.device)
-        return next((flops for part, flops in _PEAK_FLOPS.items() if part in name), None)
+        return peak_flops_of(torch.cuda.get_device_name(self.device))
 
     def peak_memory(self) -> int | None:
         """Return the most bytes that tensors took on the device so far; None on a CPU."""
@@ -213,6 +228,16 @@ class Runtime:
             return f"{ranks}CPU, {torch.get_num_threads()} threads, {self.precision}"
         place = self.device.type if self.num_ranks > 1 else self.device
         return f"{ranks}{place}, {self.precision}"
+
+
+def peak_flops_of(device_name: str) -> float | None:
+    """Return the half-precision FLOPs per second of a device by its whole name, as torch tells it.
+
+    None for one that is not known, which a name that only begins like a known one's is, too.
+    """
+    words = device_name.upper().replace("-", " ").split()
+    name = " ".join(word for word in words if not _NO_PART_OF_A_NAME.fullmatch(word))
+    return _PEAK_FLOPS.get(name)
 
 
 @functools.lru_cache(maxsize=1)

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import socket
 import subprocess
 import sys
 import time
-from contextlib import closing
 from pathlib import Path
 
 import pytest
+from commands import ROOT, environment_of_commands
 from commands import run_command as run
+from made_runs import rows_of
 from PIL import Image
+from ranks import free_port
 
 from vitbase.cli.main import main
 from vitbase.config.config import recipe_names
 
-ROOT = Path(__file__).parents[2]
 TINY = [
     *("--model", "testing", "--pool", "gap", "--image_height", "16", "--image_width", "16"),
     *("--num_train_images", "60", "--num_val_images", "20", "--batch_size", "10"),
@@ -76,8 +75,7 @@ def test_eval_takes_everything_from_the_run(capsys, trained):
     rows = [json.loads(line) for line in out.splitlines()]
     names = [Path(row["checkpoint"]).name for row in rows]
     assert names == ["train_vit_fashion-1_6", "train_vit_fashion-2_6"]
-    metrics = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
-    expected = [row["eval_top1"] for row in metrics if "eval_top1" in row]
+    expected = [row["eval_top1"] for row in rows_of(trained) if "eval_top1" in row]
     assert [row["eval_top1"] for row in rows] == expected
 
 
@@ -167,19 +165,12 @@ def test_the_data_may_not_have_more_classes_than_the_model(capsys, trained, phot
 
 
 def shell(*words, **options) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")]))
-    environment = {
-        **os.environ,
-        "PYTHONPATH": path,
-        "OMP_NUM_THREADS": "1",
-        "PYTHON": sys.executable,
-    }
     return subprocess.run(
         [str(word) for word in words],
         capture_output=True,
         text=True,
         timeout=120,
-        env=environment,
+        env=environment_of_commands(OMP_NUM_THREADS="1"),
         check=False,
         **options,
     )
@@ -193,13 +184,10 @@ def test_the_entry_points_of_the_seed(tmp_path, tiny_idx):
     assert "\x1b" not in trained.stdout  # no control codes in a log file
     folder = tmp_path / "ckpt_0"
     assert (folder / "checkpoints" / "train_vit_imagenet-2_6").is_dir()
-    evaluated = shell(
-        sys.executable, ROOT / "eval.py", "--checkpoint_path", "./ckpt_0", cwd=tmp_path
-    )
+    # The script is `python eval.py --checkpoint_path ./ckpt_0`, which it fills in.
+    evaluated = shell("bash", ROOT / "scripts" / "run_eval.sh", cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr
     assert evaluated.stdout.count("evaluated 20 of 20") == 2
-    script = shell("bash", ROOT / "scripts" / "run_eval.sh", cwd=tmp_path)
-    assert script.stdout.count("evaluated 20 of 20") == 2
 
 
 def test_run_train_sh_starts_in_the_background_and_shows_mistakes(tmp_path, tiny_idx):
@@ -224,9 +212,7 @@ def test_run_train_sh_takes_a_rank_table(tmp_path, tiny_idx, monkeypatch):
     servers = [{"server_id": "127.0.0.1", "host_nic_ip": "reserve", "device": devices}]
     rows = {"version": "1.0", "server_count": "1", "status": "completed", "server_list": servers}
     table.write_text(json.dumps(rows))
-    with closing(socket.create_server(("", 0))) as probe:
-        port = probe.getsockname()[1]
-    monkeypatch.setenv("LAUNCH_OPTIONS", f"--port {port} --server_id 127.0.0.1")
+    monkeypatch.setenv("LAUNCH_OPTIONS", f"--port {free_port()} --server_id 127.0.0.1")
     words = [*TINY, "--data_path", tiny_idx]
     started = shell("bash", script, table, "fashion", *words, cwd=tmp_path)
     assert started.returncode == 0, started.stdout

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from made_images import write_folder
+from made_runs import losses_of
 from safetensors.torch import load_file
 
 import vitbase
@@ -97,11 +97,6 @@ def run(
     return take_two_steps
 
 
-def losses(folder: Path) -> list[float]:
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [row["loss"] for row in map(json.loads, lines) if "loss" in row]
-
-
 def loss_of_a_new_head(recipe: str) -> float:
     """The loss while every class is as likely, whatever was done to images and labels."""
     options = load_config(recipe)
@@ -116,7 +111,7 @@ def loss_of_a_new_head(recipe: str) -> float:
 
 @pytest.mark.parametrize("recipe", recipe_names())
 def test_two_steps_on_a_folder_like_imagenets(recipe, run):
-    first, second = losses(run(recipe))
+    first, second = losses_of(run(recipe))
     if recipe not in AFTER:
         # To the digit where the head starts at zero.
         near = 0.2 if load_config(recipe).model.head_init_std else 1e-5

@@ -12,6 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_images import encode, photo, write_folder, write_idx
+from made_shards import contents_of
 
 from vitbase.config.options import AugmentSection
 from vitbase.config.preprocess import default_preprocess
@@ -94,11 +95,6 @@ def test_what_goes_in_comes_out(data, tmp_path_factory):
     assert packed.notes == ()
 
 
-def contents(folder) -> dict[str, bytes]:
-    """Files but the index, which holds the times of the shards."""
-    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.suffix != ".index"}
-
-
 def test_the_number_of_threads_changes_no_byte(tmp_path):
     write_folder(tmp_path / "photos", {"a": 21, "b": 12}, size=(40, 60))
     (tmp_path / "photos" / "a" / "5x.jpg").write_bytes(b"no image")
@@ -112,8 +108,8 @@ def test_the_number_of_threads_changes_no_byte(tmp_path):
             short_side=32,
             num_workers=workers,
         )
-    assert contents(tmp_path / "1") == contents(tmp_path / "4")
-    assert len(contents(tmp_path / "1")) > 4
+    assert contents_of(tmp_path / "1") == contents_of(tmp_path / "4")
+    assert len(contents_of(tmp_path / "1")) > 4
     with tarfile.open(tmp_path / "1" / "train-000000.tar") as tar:
         for member in tar:
             assert (member.mtime, member.uid, member.gid, member.uname) == (0, 0, 0, "")
@@ -219,7 +215,7 @@ def test_nothing_readable(tmp_path):
 def test_started_again_it_keeps_what_is_whole(tmp_path):
     source = list_source(30)
     pack_source(source, tmp_path / "whole", "train", shard_images=4)
-    expected = contents(tmp_path / "whole")
+    expected = contents_of(tmp_path / "whole")
     seen = []
 
     def stop(done: int, images: int) -> None:
@@ -236,7 +232,7 @@ def test_started_again_it_keeps_what_is_whole(tmp_path):
     finished = sum(name.endswith(".tar") for name in names)
     report = pack_source(source, tmp_path / "out", "train", shard_images=4)
     assert report.kept_shards == finished
-    assert contents(tmp_path / "out") == expected
+    assert contents_of(tmp_path / "out") == expected
     assert not list((tmp_path / "out").glob("*.partial"))
 
 
@@ -244,7 +240,7 @@ def test_started_again_it_keeps_what_is_whole(tmp_path):
 def test_a_damaged_shard_is_found_and_made_again(tmp_path, damage):
     source = list_source(30)
     pack_source(source, tmp_path, "train", shard_images=4)
-    expected = contents(tmp_path)
+    expected = contents_of(tmp_path)
     shard = tmp_path / ("train-000007.tar" if damage == "last" else "train-000002.tar")
     content = bytearray(shard.read_bytes())
     content[1000] ^= 1
@@ -259,7 +255,7 @@ def test_a_damaged_shard_is_found_and_made_again(tmp_path, damage):
     assert len(seen) == (7 if damage == "last" else 2)
     report = pack_source(source, tmp_path, "train", shard_images=4)
     assert report.kept_shards == 7
-    assert contents(tmp_path) == expected
+    assert contents_of(tmp_path) == expected
     assert verify_shards(tmp_path) == 8
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import subprocess
@@ -15,6 +14,8 @@ from pathlib import Path
 
 import pytest
 from made_images import encode, photo, write_folder
+from made_runs import rows_of
+from made_shards import contents_of
 
 from vitbase import console
 from vitbase.cli.main import main
@@ -39,15 +40,10 @@ def photos(tmp_path_factory) -> Path:
     return root
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """Files but the index, which holds the times of the shards."""
-    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.suffix != ".index"}
-
-
-def losses(run: Path) -> list[tuple[float, ...]]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+def losses_and_scores(run: Path) -> list[tuple[float, ...]]:
     return [
-        (row["loss"],) if "loss" in row else (row["eval_loss"], row["eval_top1"]) for row in rows
+        (row["loss"],) if "loss" in row else (row["eval_loss"], row["eval_top1"])
+        for row in rows_of(run)
     ]
 
 
@@ -64,8 +60,10 @@ def test_both_splits_are_packed_and_at_once_trained_on(vitbase_command, tmp_path
     for name, path in (("files", photos), ("shards", out)):
         words = ("--data_path", path, "--output_dir", tmp_path / f"run of {name}")
         assert vitbase_command("train", "finetune", *words, *TINY)[0] == 0
-    assert losses(tmp_path / "run of shards") == losses(tmp_path / "run of files")
-    assert len(losses(tmp_path / "run of files")) == 8 + 2
+    assert losses_and_scores(tmp_path / "run of shards") == losses_and_scores(
+        tmp_path / "run of files"
+    )
+    assert len(losses_and_scores(tmp_path / "run of files")) == 8 + 2
 
 
 def test_one_split_after_the_other_gets_the_same_class_numbers(vitbase_command, tmp_path, photos):
@@ -74,7 +72,7 @@ def test_one_split_after_the_other_gets_the_same_class_numbers(vitbase_command, 
     assert vitbase_command("data", "pack", photos, out, "--split", "train")[0] == 0
     words = ("--split", "val", "--val_data_path", photos / "val")
     assert vitbase_command("data", "pack", photos / "train", out, *words)[0] == 0
-    assert contents(out) == contents(both)
+    assert contents_of(out) == contents_of(both)
 
 
 def test_short_side_and_quality(vitbase_command, tmp_path, photos):
@@ -100,7 +98,7 @@ def test_killed_it_continues_to_the_same_shards(vitbase_command, tmp_path):
     assert (
         vitbase_command("data", "pack", tmp_path / "photos", tmp_path / "whole", *options)[0] == 0
     )
-    expected = contents(tmp_path / "whole")
+    expected = contents_of(tmp_path / "whole")
     assert len(expected) > 4
     out = tmp_path / "out"
     words = [sys.executable, "-m", "vitbase", "data", "pack", str(tmp_path / "photos"), str(out)]
@@ -108,7 +106,7 @@ def test_killed_it_continues_to_the_same_shards(vitbase_command, tmp_path):
         while process.poll() is None and not list(out.glob("train-000001.tar*")):
             time.sleep(0.0005)
         process.kill()
-    left = contents(out)
+    left = contents_of(out)
     assert left["train-000000.tar"] == expected["train-000000.tar"]
     assert set(left) != set(expected)
     code, _, err = vitbase_command("train", "finetune", "--data_path", out, *TINY)
@@ -117,7 +115,7 @@ def test_killed_it_continues_to_the_same_shards(vitbase_command, tmp_path):
     code, told, _ = vitbase_command("data", "pack", tmp_path / "photos", out, *options)
     assert code == 0
     assert "of the shards were there already" in told
-    assert contents(out) == expected
+    assert contents_of(out) == expected
 
 
 def test_a_full_disk_is_told_and_packing_continues(vitbase_command, tmp_path, photos, monkeypatch):
@@ -196,11 +194,11 @@ def test_bad_images_are_named_and_bounded(vitbase_command, tmp_path):
     ],
 )
 def test_other_and_impossible_options(vitbase_command, photos, packed, options, message):
-    before = contents(packed)
+    before = contents_of(packed)
     code, _, err = vitbase_command("data", "pack", photos, packed, *options)
     assert code == 2
     assert message in err
-    assert contents(packed) == before
+    assert contents_of(packed) == before
 
 
 @pytest.fixture(scope="module")
@@ -320,7 +318,7 @@ def test_folders_shards_a_table_and_parquet_give_the_same_losses(
         words = ("--data_path", place, "--output_dir", run)
         code, _, err = vitbase_command("train", "finetune", *words, *TINY)
         assert code == 0, err
-        found[name] = losses(run)
+        found[name] = losses_and_scores(run)
     assert len(found["folders"]) == 10
     for name in places:
         assert found[name] == found["folders"], name
@@ -341,5 +339,5 @@ def test_a_single_folder_its_shards_and_its_table_hold_out_the_same_images(
         words = ("--data_path", place, "--output_dir", run)
         code, _, err = vitbase_command("train", "finetune", *words, *TINY)
         assert code == 0, err
-        found.append((losses(run), (run / "held_out.txt").read_text()))
+        found.append((losses_and_scores(run), (run / "held_out.txt").read_text()))
     assert found[0] == found[1] == found[2]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 from made_images import FAULTS, bomb, encode, photo, write_folder
+from made_runs import rows_of
 
 import vitbase
 from vitbase.config.config import load_config
@@ -50,10 +50,6 @@ def config_of(root: Path, **options: object) -> vitbase.Config:
     )
 
 
-def rows_of(root: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (root / "run" / "metrics.jsonl").read_text().splitlines()]
-
-
 @pytest.mark.parametrize("fault", BAD)
 def test_a_bad_image_is_named_and_counted_and_nothing_takes_its_place(fault, tmp_path, capsys):
     train_place, val_place = folders_with(tmp_path, *BAD[fault])
@@ -61,7 +57,7 @@ def test_a_bad_image_is_named_and_counted_and_nothing_takes_its_place(fault, tmp
     output = capsys.readouterr().out
     assert f"Unreadable training image {train_place}: " in output
     assert f"Unreadable evaluation image {val_place}: " in output
-    rows = rows_of(tmp_path)
+    rows = rows_of(tmp_path / "run")
     training = [row for row in rows if "loss" in row]
     assert sum(row["unreadable_images"] for row in training) == 2  # once in each epoch
     evaluation = [row for row in rows if "eval_top1" in row]
@@ -90,4 +86,4 @@ def test_odd_images_are_used_without_a_word(fault, tmp_path, capsys):
     folders_with(tmp_path, *FAULTS[fault])
     vitbase.train(config_of(tmp_path, on_bad_image="raise"))
     assert "nreadable" not in capsys.readouterr().out
-    assert all(row.get("unreadable_images", 0) == 0 for row in rows_of(tmp_path))
+    assert all(row.get("unreadable_images", 0) == 0 for row in rows_of(tmp_path / "run"))

@@ -5,7 +5,6 @@ Each through `vitbase train`, and `vitbase data check` says the same.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 from commands import run_command
 from made_images import write_folder
+from made_runs import losses_of
 from made_server import Server, serving
 
 from vitbase.sources.shards import store as remote
@@ -29,8 +29,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(capsys, tmp_path, monkeypatch) -> Run:
-    monkeypatch.setenv("VITBASE_CACHE", str(tmp_path / "cache"))
+def run(capsys, tmp_path, cache, monkeypatch) -> Run:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
     return partial(run_command, capsys)
 
@@ -63,11 +62,6 @@ def shards(run, tmp_path, photos) -> Path:
     return tmp_path / "shards"
 
 
-def losses(output: Path) -> list[float]:
-    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [row["loss"] for row in rows if "loss" in row]
-
-
 # Shards
 
 
@@ -93,8 +87,8 @@ def test_a_stale_index_is_made_again(run, tmp_path, photos, shards):
     code, out, _ = run("train", "finetune", *options, tmp_path / "after")
     assert code == 0
     assert "1 of 1 shards have changed since they were indexed" in out
-    assert len(losses(tmp_path / "before")) == 4
-    assert len(losses(tmp_path / "after")) == 6
+    assert len(losses_of(tmp_path / "before")) == 4
+    assert len(losses_of(tmp_path / "after")) == 6
 
 
 # A remote store
@@ -118,7 +112,7 @@ def test_a_store_that_fails_for_a_while_changes_nothing(run, tmp_path, shards, s
     assert code == 0, err
     assert server.failures == []
     assert "nreadable" not in out
-    assert losses(tmp_path / "far") == losses(tmp_path / "near")
+    assert losses_of(tmp_path / "far") == losses_of(tmp_path / "near")
 
 
 @pytest.mark.parametrize("done", [0, 3, 14])

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_images import encode, photo, write_folder
+from made_shards import contents_of
 
 from vitbase.config.options import AugmentSection
 from vitbase.config.preprocess import default_preprocess
@@ -31,10 +32,7 @@ from vitbase.sources.shards.source import open_shards
 JPEG = encode(photo(20, 24))
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("VITBASE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def write_shard(path: Path, count: int = 4, prefix: str = "", tail: bytes = b"") -> Path:
@@ -252,10 +250,6 @@ pack_source(source, sys.argv[2], "train", shard_images=3, short_side=48, num_wor
 """
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.suffix != ".index"}
-
-
 def test_killed_at_any_time_packing_goes_on_to_the_same_bytes(tmp_path):
     write_folder(tmp_path / "photos", {"a": 30, "b": 31}, size=(160, 200))
     source = read_folder(tmp_path / "photos", "data_path")
@@ -272,7 +266,7 @@ def test_killed_at_any_time_packing_goes_on_to_the_same_bytes(tmp_path):
             assert path.read_bytes() == (tmp_path / "whole" / path.name).read_bytes()
     report = pack_source(source, out, "train", shard_images=3, short_side=48)
     assert report.kept_shards > 0
-    assert contents(out) == contents(tmp_path / "whole")
+    assert contents_of(out) == contents_of(tmp_path / "whole")
 
 
 def test_a_full_disk_keeps_what_is_finished(tmp_path, monkeypatch):
@@ -300,7 +294,7 @@ def test_a_full_disk_keeps_what_is_finished(tmp_path, monkeypatch):
     assert verify_shards(tmp_path / "out") == 3
     report = pack_source(source, tmp_path / "out", "train", shard_images=4)
     assert report.kept_shards == 3
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert contents_of(tmp_path / "out") == contents_of(tmp_path / "whole")
 
 
 def test_a_packed_shard_of_another_size_is_refused(tmp_path):

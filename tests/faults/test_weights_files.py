@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from made_protobuf import field, varint
+from made_weights import State, read_state, write_bare, write_whole_network
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -29,15 +31,9 @@ from vitbase.weights.files.mindspore import write_mindspore
 from vitbase.weights.files.open import open_tensors, write_npz
 from vitbase.weights.save import save_weights
 
-State = dict[str, Tensor]
-
 QKV = "blocks.0.attn.qkv.weight"
 MOST_BYTES = 64 << 20
 """What Python and numpy may allocate to refuse a file, whatever it claims."""
-
-
-def write_bare(path: Path, state: Any) -> None:
-    torch.save(state, path, _use_new_zipfile_serialization=False)
 
 
 def write_sharded(path: Path, state: State) -> None:
@@ -69,12 +65,9 @@ both_torch = pytest.mark.parametrize("name", ["w.pth", "w.pt"])
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> State:
-    torch.manual_seed(0)
-    model = vitbase.create_model("testing", num_classes=7, image_size=32, gelu="erf")
-    path = tmp_path_factory.mktemp("whole") / "w.safetensors"
-    save_weights(model, path, dialect="timm")
+    path = write_whole_network(tmp_path_factory.mktemp("whole") / "w.safetensors")
     vitbase.load_model(path)  # what is imported on the way is not to be counted later
-    return {name: stored.read() for name, stored in open_tensors(path).tensors.items()}
+    return read_state(path)
 
 
 @pytest.fixture
@@ -716,18 +709,6 @@ def test_a_header_of_safetensors_that_is_too_long_is_not_read(tmp_path, there):
 
 
 # ------------------------------------------------------------------------ claims: MindSpore
-
-
-def varint(value: int) -> bytes:
-    out = b""
-    while value > 0x7F:
-        out += bytes([value & 0x7F | 0x80])
-        value >>= 7
-    return out + bytes([value])
-
-
-def field(number: int, content: bytes) -> bytes:
-    return varint(number << 3 | 2) + varint(len(content)) + content
 
 
 def value(

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from made_protobuf import field, varint
 
 import vitbase
 from vitbase.config.preprocess import default_preprocess
@@ -67,15 +68,6 @@ class HangError(BaseException):
 # ---------------------------------------------------------------------------------------- damage
 
 
-def varint(value: int) -> bytes:
-    value &= 2**70 - 1
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
-
-
 def damaged(rng: random.Random, data: bytes) -> bytes:
     """Do to some bytes what disks, networks and attackers do."""
     out = bytearray(data)
@@ -107,10 +99,6 @@ def damaged(rng: random.Random, data: bytes) -> bytes:
             at = rng.choice(digits)
             out[at : at + 1] = str(number).encode()
     return bytes(out)
-
-
-def field(number: int, content: bytes) -> bytes:
-    return varint(number << 3 | 2) + varint(len(content)) + content
 
 
 def odd_mindspore(rng: random.Random, tensors: dict[str, np.ndarray]) -> bytes:

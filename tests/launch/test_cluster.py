@@ -5,21 +5,21 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import ROOT, environment_of_commands
 from made_images import encode, photo
+from made_runs import losses_of
+from ranks import free_port
 
 import vitbase
 
-ROOT = Path(__file__).parents[2]
 SERVERS = ("127.0.0.1", "127.0.0.2")
 OPTIONS: dict[str, Any] = {
     "model": "testing",
@@ -72,8 +72,21 @@ def table(tmp_path: Path) -> Path:
     return path
 
 
-def start_server(server: str, table: Path, port: int, data: Path, **options: Any) -> Path:
-    """Start the seed's script on a server; return its log. Each server has a folder of its own."""
+def start_servers(table: Path, data: Path, **options: Any) -> list[Path]:
+    """Start the seed's script on all servers at once; return their logs."""
+    port = free_port()
+    started = [start_server(server, table, port, data, **options) for server in SERVERS]
+    for server, script in zip(SERVERS, started, strict=True):
+        out, err = script.communicate(timeout=120)
+        assert script.returncode == 0, out + err
+        assert f"train_{server}.log" in out
+    return [data / server / f"train_{server}.log" for server in SERVERS]
+
+
+def start_server(
+    server: str, table: Path, port: int, data: Path, **options: Any
+) -> subprocess.Popen[str]:
+    """Start the seed's script on a server, which has a folder of its own."""
     folder = data / server
     folder.mkdir(exist_ok=True)
     words = [f"--{name}={value}" for name, value in {**OPTIONS, **options}.items()]
@@ -81,44 +94,22 @@ def start_server(server: str, table: Path, port: int, data: Path, **options: Any
         f"--data_path={data / 'ILSVRC2012_train'}",
         f"--val_data_path={data / 'ILSVRC2012_val'}",
     ]
-    path = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")]))
-    environment = {
-        **os.environ,
-        "PYTHONPATH": path,
-        "PYTHON": sys.executable,
-        "OMP_NUM_THREADS": "1",
-        "LAUNCH_OPTIONS": f"--server_id {server} --port {port}",
-    }
-    started = subprocess.run(
+    launch_options = f"--server_id {server} --port {port}"
+    return subprocess.Popen(
         ["bash", str(ROOT / "scripts" / "run_train.sh"), str(table), "imagenet", *words],
         cwd=folder,
-        env=environment,
-        capture_output=True,
+        env=environment_of_commands(OMP_NUM_THREADS="1", LAUNCH_OPTIONS=launch_options),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=120,
-        check=False,
     )
-    log = folder / f"train_{server}.log"
-    assert started.returncode == 0, started.stdout + started.stderr
-    assert log.name in started.stdout
-    return log
 
 
 def wait_until(condition: Callable[[], bool], log: Path, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.1)
-
-
-def free_port() -> int:
-    with closing(socket.create_server(("", 0))) as probe:
-        return int(probe.getsockname()[1])
-
-
-def losses(folder: Path) -> list[float]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row["loss"] for row in rows if "loss" in row]
+        time.sleep(0.02)
 
 
 def rank_processes(folder: Path) -> list[int]:
@@ -137,8 +128,7 @@ def rank_processes(folder: Path) -> list[int]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 and /proc are Linux's")
 def test_two_servers_train_as_one_process_does_and_survive_a_killed_rank(imagenet, table, tmp_path):
-    port, options = free_port(), {"epoch_size": 20, "checkpoint_every_steps": 1}
-    logs = [start_server(server, table, port, imagenet, **options) for server in SERVERS]
+    logs = start_servers(table, imagenet, epoch_size=10, checkpoint_every_steps=1)
     run = imagenet / SERVERS[0] / "ckpt_0"
     metrics = run / "metrics.jsonl"
     wait_until(lambda: metrics.is_file() and '"epoch": 2' in metrics.read_text(), logs[0])
@@ -151,9 +141,8 @@ def test_two_servers_train_as_one_process_does_and_survive_a_killed_rank(imagene
     assert "Continuing from" in told
     assert "evaluated 6 of 6, each once" in told
     assert not (imagenet / SERVERS[1] / "ckpt_0").exists()
-    assert (run / "checkpoints" / "train_vit_imagenet-20_3").is_dir()
-    alone = vitbase.load_config(
-        str(run / "config.toml"), output_dir=str(tmp_path / "alone"), batch_size=8, resume=False
-    )
-    vitbase.train(alone)
-    assert losses(run) == pytest.approx(losses(tmp_path / "alone"), abs=1e-5)
+    assert (run / "checkpoints" / "train_vit_imagenet-10_3").is_dir()
+    alone: dict[str, Any] = {"output_dir": str(tmp_path / "alone"), "batch_size": 8}
+    alone |= {"checkpoint_every_steps": None, "resume": False}
+    vitbase.train(vitbase.load_config(str(run / "config.toml"), **alone))
+    assert losses_of(run) == pytest.approx(losses_of(tmp_path / "alone"), abs=1e-5)

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import run_command
+from commands import environment_of_commands, run_command
 from hypothesis import given
 from hypothesis import strategies as st
+from ranks import free_port
 from torch.distributed import TCPStore
 
 from vitbase.errors import LaunchError
@@ -25,7 +26,6 @@ from vitbase.launch import plan as launch
 from vitbase.launch import ranks, watch
 from vitbase.launch.ranktable import is_own_address, read_rank_table
 
-ROOT = Path(__file__).parents[2]
 SERVERS = ("127.0.0.1", "127.0.0.2")
 
 # What a rank does: each program gets the folder it may write to.
@@ -105,12 +105,6 @@ def write(folder: Path, table: Any, name: str = "table.json") -> Path:
     return path
 
 
-def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
-
-
 def program(folder: Path, text: str) -> Path:
     path = folder / "rank.py"
     path.write_text(text)
@@ -127,11 +121,10 @@ def start(
         for number in numbers
     )
     wrapper += "os.execv(sys.executable, [sys.executable, '-m', 'vitbase', *sys.argv[1:]])"
-    path = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
         [sys.executable, "-c", wrapper, "launch", *map(str, words)],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": path},
+        env=environment_of_commands(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -19,12 +19,11 @@ NOW = time.time_ns
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """A cache of its own, which keeps small folders too, at a time when nothing is fresh."""
-    monkeypatch.setenv("VITBASE_CACHE", str(tmp_path / "cache"))
+def cache(cache, monkeypatch):
+    """A cache that keeps small folders too, at a time when nothing is fresh."""
     monkeypatch.setattr(listing, "SMALL", 3)
     monkeypatch.setattr(listing.time, "time_ns", lambda: NOW() + 10**10)
-    return tmp_path / "cache"
+    return cache
 
 
 @pytest.fixture

@@ -16,11 +16,7 @@ from vitbase.errors import DataError, ImageError
 from vitbase.sources.shards.source import has_split, open_shards
 from vitbase.sources.shards.store import Backoff, FileFacts, is_transient, is_url, open_store
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("VITBASE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture

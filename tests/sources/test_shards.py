@@ -8,7 +8,6 @@ import tarfile
 import threading
 import zlib
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,11 +28,7 @@ from vitbase.sources.shards.index import (
 from vitbase.sources.shards.readers import LocalReader
 from vitbase.sources.shards.source import has_split, holds_shards, open_shards
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("VITBASE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def test_shards_are_read_at_any_place(tmp_path):

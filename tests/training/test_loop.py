@@ -9,16 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_runs import rows_of
 from safetensors.torch import load_file
 
 import vitbase
 from vitbase.errors import CheckpointError, ConfigError, DataError, WeightsError
 from vitbase.training.guard import DivergedError
 from vitbase.training.step import Learner
-
-
-def rows_of(folder: Path) -> list[dict[str, object]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def final_weights(folder: Path) -> dict[str, torch.Tensor]:

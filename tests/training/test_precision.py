@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from made_runs import losses_of, rows_of
 from safetensors.torch import load_file
 
 import vitbase
-
-
-def rows_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(folder: Path) -> list[float]:
-    return [row["loss"] for row in rows_of(folder) if "loss" in row]
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.02), ("fp16", 0.005)])
@@ -31,8 +22,8 @@ def test_a_few_steps_in_half_precision_follow_those_in_single(
     vitbase.train(single)
     half = single.replace(output_dir=str(tmp_path / "half"), precision=precision)
     vitbase.train(half)
-    assert losses(half.output_dir) == pytest.approx(losses(single.output_dir), abs=tolerance)
-    assert losses(half.output_dir) != losses(single.output_dir)
+    assert losses_of(half.output_dir) == pytest.approx(losses_of(single.output_dir), abs=tolerance)
+    assert losses_of(half.output_dir) != losses_of(single.output_dir)
     (checkpoint,) = (half.output_dir / "checkpoints").glob("train_vit_*")
     for file in ("weights.safetensors", "training_state.safetensors"):
         kinds = {tensor.dtype for tensor in load_file(checkpoint / file).values()}

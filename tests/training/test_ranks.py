@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_runs import TINY
+from made_runs import TINY, losses_of, rows_of
 from ranks import command, start_ranks, train, train_on, wait_for
 
 from vitbase import runtime
@@ -16,7 +16,7 @@ from vitbase import runtime
 OPTIONS: dict[str, Any] = {
     **TINY,
     "epoch_size": 100,
-    "total_steps": 20,
+    "total_steps": 12,
     "log_every_steps": 1,
     "num_workers": 1,
     "global_batch": 16,
@@ -35,14 +35,6 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-def rows_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(folder: Path) -> list[float]:
-    return [row["loss"] for row in rows_of(folder) if "loss" in row]
-
-
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory, tiny_idx: Path) -> Path:
     """The run of one process."""
@@ -54,7 +46,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, tiny_idx: Path) -> Path:
 def assert_same_run(folder: Path, other: Path) -> None:
     found, wanted = rows_of(folder), rows_of(other)
     assert [row["step"] for row in found] == [row["step"] for row in wanted]
-    assert losses(folder) == pytest.approx(losses(other), abs=1e-5)
+    assert losses_of(folder) == pytest.approx(losses_of(other), abs=1e-5)
     for name in ("eval_top1", "eval_top5", "eval_images"):
         assert found[-1][name] == wanted[-1][name]
     assert found[-1]["eval_loss"] == pytest.approx(wanted[-1]["eval_loss"], abs=1e-5)
@@ -81,7 +73,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(alone, tiny_idx, tmp_path, b
     folder = tmp_path / "run"
     options = {**OPTIONS, "data_path": str(tiny_idx), "checkpoint_every_steps": 8}
     train_on(folder, before[0], "fashion", parallel=before[1], **options)
-    # As if it had been stopped after update 10: what came later is not there.
+    # As if it had been stopped after update 8: what came later is not there.
     for path in (folder / "checkpoints").iterdir():
         if path.name != "train_vit_fashion-3_2":
             path.rename(tmp_path / path.name)
@@ -173,7 +165,7 @@ def test_half_precision_on_shards_passes_over_the_same_updates(tiny_idx, tmp_pat
     norms = [[row["gradient_norm"] for row in rows if "loss" in row] for rows in (found, wanted)]
     if first_scale > 2.0**20:
         assert norms == [[None] * 6, [None] * 6]
-    assert losses(tmp_path / "fsdp") == pytest.approx(losses(tmp_path / "ddp"), abs=2e-3)
+    assert losses_of(tmp_path / "fsdp") == pytest.approx(losses_of(tmp_path / "ddp"), abs=2e-3)
 
 
 def with_first_scale(scale: float, words: list[str]) -> None:

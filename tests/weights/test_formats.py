@@ -10,28 +10,20 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_protobuf import field
+from made_weights import State, read_state, write_bare, write_whole_network
 from safetensors.torch import save_file
-from torch import Tensor
 
 import vitbase
 from vitbase.weights.files import mindspore
 from vitbase.weights.files.mindspore import write_mindspore
 from vitbase.weights.files.open import open_tensors, write_npz, write_safetensors
-from vitbase.weights.save import save_weights
-
-State = dict[str, Tensor]
-
-
-def write_bare(path: Path, content: Any) -> None:
-    torch.save(content, path, _use_new_zipfile_serialization=False)
-
 
 WRITERS: dict[str, Callable[[Path, State], None]] = {
     "mindspore": write_mindspore,
@@ -47,15 +39,7 @@ both_torch = pytest.mark.parametrize("kind", ["torch", "bare torch"])
 @pytest.fixture(scope="module")
 def state(tmp_path_factory: pytest.TempPathFactory) -> State:
     """A whole network, by timm's names."""
-    torch.manual_seed(0)
-    model = vitbase.create_model("testing", num_classes=7, image_size=32, gelu="erf")
-    path = tmp_path_factory.mktemp("whole") / "w.safetensors"
-    save_weights(model, path, dialect="timm")
-    return read(path)
-
-
-def read(path: Path) -> State:
-    return {name: stored.read() for name, stored in open_tensors(path).tensors.items()}
+    return read_state(write_whole_network(tmp_path_factory.mktemp("whole") / "w.safetensors"))
 
 
 def assert_same(found: State, expected: State) -> None:
@@ -82,7 +66,7 @@ def test_the_format_is_found_by_content_whatever_the_suffix(state, tmp_path, kin
 def test_other_floats_load_as_float32(state, tmp_path, kind, dtype):
     stored = {name: value.to(dtype) for name, value in state.items()}
     WRITERS[kind](tmp_path / "w", stored)
-    assert_same(read(tmp_path / "w"), stored)
+    assert_same(read_state(tmp_path / "w"), stored)
     loaded = vitbase.load_model(tmp_path / "w").model.state_dict()
     for name in ("norm.weight", "pos_embed", "blocks.0.attn.qkv.weight"):
         assert loaded[name].dtype == torch.float32
@@ -124,7 +108,7 @@ def test_what_is_written_is_read_back_bit_for_bit(kind, data):
         first, second = Path(folder) / "first", Path(folder) / "second"
         WRITERS[kind](first, tensors)
         # Names that a prefix has in common belong to a wrapper; see below.
-        assert_same(read(first), tensors)
+        assert_same(read_state(first), tensors)
         WRITERS[kind](second, tensors)
         if "torch" not in kind:  # torch writes the file's name into it
             assert first.read_bytes() == second.read_bytes()
@@ -165,7 +149,7 @@ def test_the_order_of_the_tensors_is_that_of_the_file(tmp_path, kind):
 )
 def test_weights_are_found_in_what_training_scripts_save(state, tmp_path, kind, wrap, note):
     WRITERS[kind](tmp_path / "w.pth", wrap(state))
-    assert_same(read(tmp_path / "w.pth"), state)
+    assert_same(read_state(tmp_path / "w.pth"), state)
     report = vitbase.load_model(tmp_path / "w.pth").report
     assert any(note in said for said in report.notes) if note else report.notes == ()
 
@@ -183,7 +167,7 @@ def test_tensors_may_share_storage_and_be_parts_of_it(tmp_path, kind):
         "one": base[7],
     }
     WRITERS[kind](tmp_path / "w.pth", tensors)
-    found = read(tmp_path / "w.pth")
+    found = read_state(tmp_path / "w.pth")
     assert_same(found, {name: value.detach() for name, value in tensors.items()})
     assert not any(value.requires_grad for value in found.values())
 
@@ -200,7 +184,7 @@ def test_shards_are_one_file(state, tmp_path, suffix):
         weight_map |= dict.fromkeys(part, shard)
     index = tmp_path / f"{kind}.index.json"
     index.write_text(json.dumps({"weight_map": {name: weight_map[name] for name in state}}))
-    assert_same(read(index), state)
+    assert_same(read_state(index), state)
     assert vitbase.load_model(index).report.notes == ("3 shards",)
     (tmp_path / "config.json").write_text('{"num_classes": 7}')
     assert open_tensors(index).config == {"num_classes": 7}
@@ -238,7 +222,7 @@ EXAMPLE = np.arange(6, dtype=np.float32).reshape(2, 3)
 )
 def test_arrays_of_any_order_and_age_are_read(tmp_path, content):
     write_npy(tmp_path / "w.npz", content)
-    assert_same(read(tmp_path / "w.npz"), {"a": torch.from_numpy(EXAMPLE)})
+    assert_same(read_state(tmp_path / "w.npz"), {"a": torch.from_numpy(EXAMPLE)})
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -249,7 +233,7 @@ def test_numpy_may_pack_an_archive_and_store_scalars(tmp_path, save):
         "a": torch.from_numpy(EXAMPLE),
         "zeros": torch.zeros(300, 300, dtype=torch.float64),
     }
-    assert_same(read(tmp_path / "w.npz"), expected)
+    assert_same(read_state(tmp_path / "w.npz"), expected)
 
 
 def test_an_npz_is_written_as_numpy_does(state, tmp_path):
@@ -259,16 +243,6 @@ def test_an_npz_is_written_as_numpy_does(state, tmp_path):
 
 
 # ----------------------------------------------------------------------------------- MindSpore
-
-
-def varint(value: int) -> bytes:
-    return bytes([value]) if value < 0x80 else bytes([value & 0x7F | 0x80]) + varint(value >> 7)
-
-
-def field(number: int, content: bytes | int) -> bytes:
-    if isinstance(content, int):
-        return varint(number << 3) + varint(content)
-    return varint(number << 3 | 2) + varint(len(content)) + content
 
 
 def entry(tag: str, tensor: bytes) -> bytes:
@@ -300,14 +274,14 @@ def test_all_that_protobuf_may_write_for_a_checkpoint_is_read(tmp_path, data, ch
     if checked:
         data += b"crc_num" + zlib.crc32(data).to_bytes(10, "big")
     (tmp_path / "w.ckpt").write_bytes(data)
-    assert_same(read(tmp_path / "w.ckpt"), {"a": torch.from_numpy(EXAMPLE)})
+    assert_same(read_state(tmp_path / "w.ckpt"), {"a": torch.from_numpy(EXAMPLE)})
 
 
 @pytest.mark.parametrize("dims", [b"", field(1, 0)], ids=["no dims", "MindSpore 1"])
 def test_scalars_of_mindspore_have_no_dims(tmp_path, dims):
     data = entry("step", dims + field(2, b"Int32") + field(3, (7).to_bytes(4, "little")))
     (tmp_path / "w.ckpt").write_bytes(data)
-    assert_same(read(tmp_path / "w.ckpt"), {"step": torch.tensor(7, dtype=torch.int32)})
+    assert_same(read_state(tmp_path / "w.ckpt"), {"step": torch.tensor(7, dtype=torch.int32)})
 
 
 def test_large_tensors_of_mindspore_are_written_in_parts(state, tmp_path, monkeypatch):
@@ -316,4 +290,4 @@ def test_large_tensors_of_mindspore_are_written_in_parts(state, tmp_path, monkey
     data = (tmp_path / "w.ckpt").read_bytes()
     parts = state["patch_embed.proj.weight"].numel() * 4 / 1000
     assert data.count(b"patch_embed.proj.weight") == int(parts) + 1
-    assert_same(read(tmp_path / "w.ckpt"), state)
+    assert_same(read_state(tmp_path / "w.ckpt"), state)

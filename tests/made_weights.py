@@ -1,0 +1,32 @@
+"""A small network in files: as they are written, and as they are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import vitbase
+from vitbase.weights.files.open import open_tensors
+from vitbase.weights.save import save_weights
+
+State = dict[str, Tensor]
+
+
+def write_bare(path: Path, content: Any) -> None:
+    """Write as torch did before its files were zip archives."""
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+
+
+def read_state(path: Path) -> State:
+    return {name: stored.read() for name, stored in open_tensors(path).tensors.items()}
+
+
+def write_whole_network(path: Path) -> Path:
+    """Write a whole network, by timm's names."""
+    torch.manual_seed(0)
+    model = vitbase.create_model("testing", num_classes=7, image_size=32, gelu="erf")
+    save_weights(model, path, dialect="timm")
+    return path

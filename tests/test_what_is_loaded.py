@@ -1,0 +1,60 @@
+"""What a process need not have, or wait for, to use a part of the package."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from commands import environment_of_commands
+from import_graph import MODULES, room_of
+
+HEAVY = ("torch", "numpy", "safetensors", "PIL", "simplejpeg")
+
+
+def run_python(program: str, *words: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment_of_commands(),
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["--version"], ["recipes"]], ids=" ".join)
+def test_the_command_line_answers_without_torch(words):
+    program = f"""
+import json, sys
+from vitbase.cli.main import main
+try:
+    main(sys.argv[1:])
+except SystemExit as stopped:
+    assert not stopped.code, stopped.code
+print(json.dumps([name for name in {HEAVY} if name in sys.modules]))
+"""
+    *told, loaded = run_python(program, *words).splitlines()
+    assert told
+    assert json.loads(loaded) == []
+
+
+@pytest.mark.parametrize("room", ["runs", "config"])
+def test_runs_and_configurations_are_read_where_torch_is_not(room):
+    modules = [module for module in MODULES if room_of(module) == room]
+    assert len(modules) > 3
+    program = f"""
+import importlib, sys
+sys.modules |= dict.fromkeys({HEAVY})  # each import of one of these now fails
+for module in sys.argv[1:]:
+    importlib.import_module(module)
+"""
+    run_python(program, *modules)
+
+
+def test_what_is_not_there_cannot_be_imported():
+    """What the test before rests on."""
+    with pytest.raises(AssertionError, match="import of torch halted"):
+        run_python("import sys; sys.modules['torch'] = None; import vitbase.runtime")
