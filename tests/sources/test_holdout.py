@@ -27,7 +27,7 @@ def test_share_of_every_class(tmp_path):
     part = hold_out(source, 0.1, seed=0)
     assert np.bincount(source.labels[part.val]).tolist() == [10, 4, 1]
     assert np.array_equal(np.sort(np.r_[part.train, part.val]), np.arange(144))
-    assert part.held_out == tuple(source.relative_path(int(i)) for i in part.val)
+    assert part.held_out == tuple(source.name(int(i)) for i in part.val)
     assert part.notes == ("15 of 144 images are held out for evaluation, from every class alike.",)
 
 
@@ -156,7 +156,7 @@ def test_several_labels_an_image(tmp_path):
     first = np.where(labels.any(1), labels.argmax(1), 4)
     assert np.bincount(first[part.val]).tolist() == [4, 4, 2, 0, 2]
     assert np.array_equal(np.sort(np.r_[part.train, part.val]), np.arange(60))
-    assert part.held_out == tuple(source.relative_path(int(i)) for i in part.val)
+    assert part.held_out == tuple(source.name(int(i)) for i in part.val)
     assert source.take(part.val).labels.shape == (12, 4)
     assert part.notes == ("12 of 60 images are held out for evaluation, from every class alike.",)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vitbase.errors import DataError
-from vitbase.sources.layouts import describe_layout
+from vitbase.sources.layouts import recognise
 
 SYNSET = "n01440764/x.JPEG"
 
@@ -38,7 +38,7 @@ def test_folders(tmp_path, files, layout):
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert describe_layout(str(tmp_path), "data_path") == layout
+    assert recognise(str(tmp_path), "data_path").describe() == layout
 
 
 @pytest.mark.parametrize(
@@ -51,9 +51,9 @@ def test_folders(tmp_path, files, layout):
     ],
 )
 def test_what_is_no_folder(path, layout):
-    assert describe_layout(path, "data_path") == layout
+    assert recognise(path, "data_path").describe() == layout
 
 
 def test_nothing_there():
     with pytest.raises(DataError, match="--val_data_path /no/such: there is no such folder"):
-        describe_layout("/no/such", "val_data_path")
+        recognise("/no/such", "val_data_path")

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vitbase.data.augment import EvalTransform, normalize
+from vitbase.data.augment import EvalTransform
+from vitbase.data.normalize import normalize
 from vitbase.errors import DataError, ImageError
 from vitbase.runtime import open_runtime
 from vitbase.weights.find import find_weights

@@ -14,8 +14,8 @@ import torch
 
 from vitbase.config.batch import BatchLayout, PeakRate
 from vitbase.config.config import Config
-from vitbase.data.augment import normalize
 from vitbase.data.loader import Batch, TrainLoader
+from vitbase.data.normalize import normalize
 from vitbase.errors import DataError
 from vitbase.evaluation.run import Sums, evaluate_model
 from vitbase.model.cost import count_flops
