@@ -38,7 +38,7 @@ def test_folders(tmp_path, files, layout):
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert recognise(str(tmp_path), "data_path").describe() == layout
+    assert recognise(str(tmp_path), "data_path").words == layout
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_folders(tmp_path, files, layout):
     ],
 )
 def test_what_is_no_folder(path, layout):
-    assert recognise(path, "data_path").describe() == layout
+    assert recognise(path, "data_path").words == layout
 
 
 def test_nothing_there():

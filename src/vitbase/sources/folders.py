@@ -82,21 +82,13 @@ class Listing(NamedTuple):
 
     def source(self, root: Path) -> Source:
         """Return these files as a source."""
+        files = Files(root, self.paths, _bounds(self.lengths))
         labels = np.repeat(np.arange(len(self.class_names)), self.counts)
-        return _source(root, self.paths, self.lengths, labels, self.class_names, self.notes)
+        return Source(files, np.arange(len(labels)), labels, self.class_names, self.notes)
 
 
-def _source(
-    root: Path,
-    paths: bytes,
-    lengths: NDArray[np.int64],
-    labels: Labels,
-    class_names: tuple[str, ...],
-    notes: tuple[str, ...],
-) -> Source:
-    bounds = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=bounds[1:])
-    return Source(Files(root, paths, bounds), np.arange(len(lengths)), labels, class_names, notes)
+def _bounds(lengths: NDArray[np.int64] | Sequence[int]) -> NDArray[np.int64]:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
 
 
 def list_folder(folder: Path) -> tuple[list[str], list[str]]:
@@ -144,8 +136,8 @@ def build_source(
       notes: what is remarkable.
     """
     encoded = [os.fsencode(name) for name in names]
-    lengths = np.array([len(name) for name in encoded], np.int64)
-    return _source(root, b"".join(encoded), lengths, labels, class_names, notes)
+    files = Files(root, b"".join(encoded), _bounds([len(name) for name in encoded]))
+    return Source(files, np.arange(len(labels)), labels, class_names, notes)
 
 
 def read_folder(root: Path, option: str) -> Source:

@@ -35,30 +35,27 @@ NESTED = (
 class Layout:
     """What a path names."""
 
-    describe: Callable[[], str]  # in words
+    words: str  # what it is called
     open: Callable[[Split], Source]
     """Opens a split. Raises: DataError naming the option, the path, and what was expected there."""
     has_val: Callable[[], bool] = lambda: False
     """Tells whether there are evaluation images, apart from the others."""
 
 
-@dataclass(frozen=True)
-class Given:
+class Given(NamedTuple):
     """The evaluation images are those of ``val_data_path``."""
 
     layout: Layout
     place: str
 
 
-@dataclass(frozen=True)
-class Beside:
+class Beside(NamedTuple):
     """The evaluation images are beside the training images: test files, or a split ``val``."""
 
     layout: Layout
 
 
-@dataclass(frozen=True)
-class HeldOut:
+class HeldOut(NamedTuple):
     """There are none: a part of the training images is to be held out."""
 
     layout: Layout  # of the training images
@@ -101,7 +98,7 @@ def recognise(data_path: str, option: str) -> Layout:
     """
     if data_path == EMBEDDED:
         return Layout(
-            lambda: "IDX files inside the package",
+            "IDX files inside the package",
             lambda split: _open_embedded(split, option),
             lambda: True,
         )
@@ -112,7 +109,7 @@ def recognise(data_path: str, option: str) -> Layout:
     path = Path(data_path).expanduser()
     if path.suffix.lower() in tables.TABLE_SUFFIXES and not os.path.isdir(path):
         return Layout(
-            lambda: "table of paths and labels",
+            "table of paths and labels",
             lambda split: tables.read_table(path, split, option),
             lambda: tables.has_split(path, "val", option),
         )
@@ -126,7 +123,7 @@ def _open_embedded(split: Split, option: str) -> Source:
 
 def _dataset(place: str, option: str, words: str) -> Layout:
     return Layout(
-        lambda: words,
+        words,
         lambda split: huggingface.open_dataset(place, split, option),
         lambda: huggingface.has_split(place, "val", option),
     )
@@ -134,7 +131,7 @@ def _dataset(place: str, option: str, words: str) -> Layout:
 
 def _tars(place: str, option: str, words: str) -> Layout:
     return Layout(
-        lambda: words,
+        words,
         lambda split: shards.open_shards(place, split, option),
         lambda: shards.has_split(place, "val", option),
     )
@@ -173,7 +170,7 @@ def _as_archive(here: _Folder, option: str) -> Layout | None:
     if kind is None:
         return None
     return Layout(
-        lambda: kind.replace("idx", "IDX files").replace("cifar", "CIFAR-"),
+        kind.replace("idx", "IDX files").replace("cifar", "CIFAR-"),
         lambda split: read_archive(here.path, split, option),
         lambda: True,
     )
@@ -196,23 +193,23 @@ def _as_shards(here: _Folder, option: str) -> Layout | None:
 
 def _as_splits(here: _Folder, option: str) -> Layout | None:
     """Take a folder for the splits in it, each of any layout."""
-    inside = _split_folders(here, option)
-    if not inside:
+    folders = _split_folders(here, option)
+    if not folders:
         return None
+    inside = {split: _recognise(path, option) for split, path in folders.items()}
 
     def open_split(split: Split) -> Source:
         if split not in inside:
             names = " or ".join(SPLIT_NAMES[split])
             raise DataError(f"--{option} {here.path}: there is no folder {names}.")
-        return _recognise(inside[split], option).open(split)
+        return inside[split].open(split)
 
-    def describe() -> str:
-        described = {path.name: _recognise(path, option).describe() for path in inside.values()}
-        if len({*described.values()}) == 1:
-            return f"{next(iter(described.values()))} in {' and '.join(described)}"
-        return ", ".join(f"{name}: {layout}" for name, layout in described.items())
-
-    return Layout(describe, open_split, lambda: "val" in inside)
+    told = {folders[split].name: layout.words for split, layout in inside.items()}
+    if len({*told.values()}) == 1:
+        words = f"{next(iter(told.values()))} in {' and '.join(told)}"
+    else:
+        words = ", ".join(f"{name}: {layout}" for name, layout in told.items())
+    return Layout(words, open_split, lambda: "val" in inside)
 
 
 def _split_folders(here: _Folder, option: str) -> dict[Split, Path]:
@@ -239,21 +236,21 @@ def _as_unpacked(here: _Folder, option: str) -> Layout | None:
     if name is None:
         return None
     inside = _recognise(here.path / name, option)
-    return Layout(lambda: f"{name}: {inside.describe()}", inside.open, inside.has_val)
+    return Layout(f"{name}: {inside.words}", inside.open, inside.has_val)
 
 
 def _as_flat_images(here: _Folder, option: str) -> Layout | None:
     if not holds_flat_images(here.folders, here.files):
         return None
     return Layout(
-        lambda: "ImageNet's images side by side, labels in a file",
+        "ImageNet's images side by side, labels in a file",
         lambda split: read_flat_images(here.path, option),
     )
 
 
 def _as_classes(here: _Folder, option: str) -> Layout:
     """Take what is left for class folders; opening says where they are not there."""
-    return Layout(lambda: "class folders", lambda split: open_folder(here.path, option))
+    return Layout("class folders", lambda split: open_folder(here.path, option))
 
 
 _OF_FILES = (_as_archive, _as_dataset, _as_shards)

@@ -44,7 +44,10 @@ class Images(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Labelled images by index. Other labels, names or notes for them: `dataclasses.replace`."""
+    """Labelled images by index, its methods those of :class:`Images`.
+
+    The same images with other labels, class names or notes: `dataclasses.replace`.
+    """
 
     images: Images
     rows: NDArray[np.int64]  # [N]: which of the stored images these are
@@ -58,15 +61,12 @@ class Source:
         return len(self.rows)
 
     def read(self, index: int) -> bytes | NDArray[np.uint8]:
-        """Return an image file's bytes, or pixels uint8 [H, W, C]. Raises: ImageError."""
         return self.images.read(int(self.rows[index]))
 
     def name(self, index: int) -> str:
-        """Return an image's name within the data set, which lasts wherever that lies."""
         return self.images.name(int(self.rows[index]))
 
     def describe(self, index: int) -> str:
-        """Name an image so that a person finds it: its path, or a file and a number."""
         return self.images.describe(int(self.rows[index]))
 
     def take(self, indices: NDArray[np.int64]) -> Source:

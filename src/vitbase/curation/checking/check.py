@@ -51,14 +51,14 @@ def check_data(
     Config().replace(holdout_fraction=holdout_fraction, seed=seed)  # as a run would take them
     layout = recognise(data_path, "data_path")
     train = layout.open("train")
-    described = layout.describe()
+    described = layout.words
     val: Source | None = None
     val_place = data_path
     notes: tuple[str, ...] = ()
     match find_val(data_path, val_data_path):
         case Given(other, val_place):
             val = other.open("val")
-            described += f"; for evaluation {other.describe()}"
+            described += f"; for evaluation {other.words}"
         case Beside(other):
             val = other.open("val")
         case HeldOut():
