@@ -54,24 +54,6 @@ class Pixels(Images):
         return self.name(row)
 
 
-def _source(
-    pixels: NDArray[np.uint8],
-    labels: NDArray[np.int64],
-    files: tuple[tuple[str, int], ...],
-    names: tuple[str, ...] | None,
-) -> Source:
-    """Return a source of decoded images; without class names, the labels are counted."""
-    class_names = counted_names(int(labels.max()) + 1) if names is None else names
-    return Source(
-        images=Pixels(pixels, files),
-        rows=np.arange(len(labels)),
-        labels=labels,
-        class_names=class_names,
-        named=names is not None,
-        decoded=True,
-    )
-
-
 def find_archive(names: Iterable[str]) -> Archive | None:
     """Tell by the names of its files which archive a folder holds, if any."""
     names = set(names)
@@ -97,11 +79,11 @@ def read_archive(folder: Path, split: Split, option: str) -> Source:
     """
     _, names = list_folder(folder)
     kind = find_archive(names)
+    assert kind is not None
     if kind == "idx":
         return _read_idx(folder, names, split, option)
-    if kind in ("cifar10 pickles", "cifar100 pickles"):
-        return _read_cifar_pickles(folder, split, option, fine=kind == "cifar100 pickles")
-    return _read_cifar(folder, split, option, fine=kind == "cifar100")
+    pickled, fine = kind.endswith("pickles"), kind.startswith("cifar100")
+    return _read_cifar(folder, split, option, fine=fine, pickled=pickled)
 
 
 def _read_idx(folder: Path, names: Sequence[str], split: Split, option: str) -> Source:
@@ -112,7 +94,8 @@ def _read_idx(folder: Path, names: Sequence[str], split: Split, option: str) -> 
         raise DataError(
             f"{images_path} holds {len(pixels)} images but {labels_path.name} {len(labels)} labels."
         )
-    class_names = _class_names(folder / "labels.txt", labels, labels_path)
+    names_path = folder / "labels.txt"
+    class_names = _checked(_listed_names(names_path), names_path, labels, labels_path)
     return _source(pixels, labels, ((images_path.name, len(labels)),), class_names)
 
 
@@ -173,31 +156,40 @@ def _read_maybe_gzipped(path: Path) -> bytes:
         raise DataError(f"Cannot read {path}: {error}") from None
 
 
-def _cifar_files(folder: Path, split: Split, option: str, *, fine: bool, suffix: str) -> list[str]:
-    """Return the names of a split's files. Raises: DataError if one is missing."""
+def _read_cifar(folder: Path, split: Split, option: str, *, fine: bool, pickled: bool) -> Source:
     if fine:
-        names = ["train" if split == "train" else "test"]
+        files = ["train" if split == "train" else "test"]
     elif split == "train":
-        names = [f"data_batch_{number}" for number in range(1, 6)]
+        files = [f"data_batch_{number}" for number in range(1, 6)]
     else:
-        names = ["test_batch"]
-    names = [name + suffix for name in names]
-    missing = [name for name in names if not (folder / name).is_file()]
+        files = ["test_batch"]
+    files = [name if pickled else f"{name}.bin" for name in files]
+    missing = [name for name in files if not (folder / name).is_file()]
     if missing:
         raise DataError(f"--{option} {folder}: there is no file {', '.join(missing)}.")
-    return names
-
-
-def _read_cifar_pickles(folder: Path, split: Split, option: str, *, fine: bool) -> Source:
-    names = _cifar_files(folder, split, option, fine=fine, suffix="")
-    batches = [_read_cifar_pickle(folder / name, fine=fine) for name in names]
+    read_batch = _read_pickled_batch if pickled else _read_binary_batch
+    batches = [read_batch(folder / name, fine=fine) for name in files]
+    planes = np.concatenate([rows for rows, _ in batches]).reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE)
     labels = np.concatenate([numbers for _, numbers in batches])
-    class_names = _pickled_names(folder, labels, folder / names[0], fine=fine)
-    return _cifar_source(names, [rows for rows, _ in batches], labels, class_names)
+    if pickled:
+        names_path = folder / ("meta" if fine else "batches.meta")
+        names = _pickled_names(names_path, fine=fine)
+    else:
+        names_path = folder / ("fine_label_names.txt" if fine else "batches.meta.txt")
+        names = _listed_names(names_path)
+    return _source(
+        np.ascontiguousarray(planes.transpose(0, 2, 3, 1)),
+        labels,
+        tuple((name, len(numbers)) for name, (_, numbers) in zip(files, batches, strict=True)),
+        _checked(names, names_path, labels, folder / files[0]),
+    )
 
 
-def _read_cifar_pickle(path: Path, *, fine: bool) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Read the pixels, [N, 3072], and labels of a file."""
+_Batch = tuple[NDArray[np.uint8], NDArray[np.int64]]
+"""Pixels [N, 3072], and labels."""
+
+
+def _read_pickled_batch(path: Path, *, fine: bool) -> _Batch:
     batch = _read_dict(path)
     rows = batch.get("data")
     numbers = batch.get("fine_labels" if fine else "labels")
@@ -220,20 +212,17 @@ def _read_cifar_pickle(path: Path, *, fine: bool) -> tuple[NDArray[np.uint8], ND
     return rows, np.array(numbers, np.int64)
 
 
-def _pickled_names(
-    folder: Path, labels: NDArray[np.int64], labels_path: Path, *, fine: bool
-) -> tuple[str, ...] | None:
-    path = folder / ("meta" if fine else "batches.meta")
-    if not path.is_file():
-        return None
-    found = _read_dict(path).get("fine_label_names" if fine else "label_names")
-    if not isinstance(found, list) or not all(isinstance(name, str | bytes) for name in found):
-        raise DataError(f"{path} has no list of class names.")
-    names = tuple(
-        name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in found
-    )
-    refuse_repeated(names, path)
-    return _checked_names(names, path, labels, labels_path)
+def _read_binary_batch(path: Path, *, fine: bool) -> _Batch:
+    label_bytes = 2 if fine else 1  # CIFAR-100 has a coarse label before the fine one
+    record = label_bytes + _CIFAR_BYTES
+    content = _read_maybe_gzipped(path)
+    if not content or len(content) % record:
+        raise DataError(
+            f"{path} has {len(content):,} bytes, not a multiple of {record}: "
+            "it is cut short, or not CIFAR's binary version."
+        )
+    records = np.frombuffer(content, np.uint8).reshape(-1, record)
+    return records[:, label_bytes:], records[:, label_bytes - 1].astype(np.int64)
 
 
 def _read_dict(path: Path) -> dict[str, Any]:
@@ -246,57 +235,51 @@ def _read_dict(path: Path) -> dict[str, Any]:
     }
 
 
-def _read_cifar(folder: Path, split: Split, option: str, *, fine: bool) -> Source:
-    names = _cifar_files(folder, split, option, fine=fine, suffix=".bin")
-    label_bytes = 2 if fine else 1  # CIFAR-100 has a coarse label before the fine one
-    record = label_bytes + _CIFAR_BYTES
-    parts = []
-    for name in names:
-        content = _read_maybe_gzipped(folder / name)
-        if not content or len(content) % record:
-            raise DataError(
-                f"{folder / name} has {len(content):,} bytes, not a multiple of {record}: "
-                "it is cut short, or not CIFAR's binary version."
-            )
-        parts.append(np.frombuffer(content, np.uint8).reshape(-1, record))
-    labels = np.concatenate([part[:, label_bytes - 1] for part in parts]).astype(np.int64)
-    names_file = folder / ("fine_label_names.txt" if fine else "batches.meta.txt")
-    class_names = _class_names(names_file, labels, folder / names[0])
-    return _cifar_source(names, [part[:, label_bytes:] for part in parts], labels, class_names)
+def _pickled_names(path: Path, *, fine: bool) -> tuple[str, ...] | None:
+    """Read pickled class names; None if there is no such file."""
+    if not path.is_file():
+        return None
+    found = _read_dict(path).get("fine_label_names" if fine else "label_names")
+    if not isinstance(found, list) or not all(isinstance(name, str | bytes) for name in found):
+        raise DataError(f"{path} has no list of class names.")
+    names = [name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in found]
+    refuse_repeated(names, path)
+    return tuple(names)
 
 
-def _cifar_source(
-    files: Sequence[str],
-    rows: Sequence[NDArray[np.uint8]],  # of each file, [N, 3072]
-    labels: NDArray[np.int64],
-    class_names: tuple[str, ...] | None,
-) -> Source:
-    planes = np.concatenate(rows).reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE)
-    pixels = np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
-    counts = tuple((name, len(part)) for name, part in zip(files, rows, strict=True))
-    return _source(pixels, labels, counts, class_names)
-
-
-def _class_names(
-    names_path: Path, labels: NDArray[np.int64], labels_path: Path
-) -> tuple[str, ...] | None:
+def _listed_names(path: Path) -> tuple[str, ...] | None:
     """Read class names, one a line; None if there is no such file."""
-    if not names_path.is_file():
+    if not path.is_file():
         return None
     try:
-        text = names_path.read_text(encoding="utf-8")
+        return parse_names(path.read_text(encoding="utf-8"), path)
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"Cannot read the class names {names_path}: {error}") from None
-    return _checked_names(parse_names(text, names_path), names_path, labels, labels_path)
+        raise DataError(f"Cannot read the class names {path}: {error}") from None
 
 
-def _checked_names(
-    names: tuple[str, ...], names_path: Path, labels: NDArray[np.int64], labels_path: Path
-) -> tuple[str, ...]:
-    if int(labels.max()) >= len(names):
+def _checked(
+    names: tuple[str, ...] | None, names_path: Path, labels: NDArray[np.int64], labels_path: Path
+) -> tuple[str, ...] | None:
+    if names is not None and int(labels.max()) >= len(names):
         wrong = int(np.argmax(labels >= len(names)))
         raise DataError(
             f"{labels_path}: label {labels[wrong]} of image {wrong} is out of range: "
             f"{names_path.name} names {len(names)} classes."
         )
     return names
+
+
+def _source(
+    pixels: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    files: tuple[tuple[str, int], ...],
+    names: tuple[str, ...] | None,
+) -> Source:
+    return Source(
+        images=Pixels(pixels, files),
+        rows=np.arange(len(labels)),
+        labels=labels,
+        class_names=counted_names(int(labels.max()) + 1) if names is None else names,
+        named=names is not None,
+        decoded=True,
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -202,14 +202,7 @@ def _find_image(features: Any, where: str, option: str, library: Any) -> str:
         for name, kind in features.items()
         if isinstance(kind, dict) and {"bytes", "path"} <= kind.keys()
     ]
-    chosen = _choose(images, IMAGE_NAMES)
-    if chosen is None:
-        what = f"several columns of images ({', '.join(images)})" if images else "no column of them"
-        raise DataError(
-            f"--{option} {where}: {what}; its columns are {', '.join(features)}. "
-            f"Call that of the images '{IMAGE_NAMES[0]}'."
-        )
-    return chosen
+    return _choose("images", images, IMAGE_NAMES, features, f"--{option} {where}")
 
 
 def _find_label(features: Any, where: str, option: str, library: Any) -> str:
@@ -218,14 +211,7 @@ def _find_label(features: Any, where: str, option: str, library: Any) -> str:
     ]
     # Numbers and words may be anything; they are labels where the column says so.
     plain = [name for name in LABEL_NAMES if getattr(_inner(features.get(name)), "dtype", None)]
-    chosen = _choose(classes, LABEL_NAMES) if classes else _choose(plain, LABEL_NAMES)
-    if chosen is None:
-        what = f"several columns of labels ({', '.join(classes)})" if classes else "no labels"
-        raise DataError(
-            f"--{option} {where}: {what}; its columns are {', '.join(features)}. "
-            f"Call that of the labels '{LABEL_NAMES[0]}'."
-        )
-    return chosen
+    return _choose("labels", classes or plain, LABEL_NAMES, features, f"--{option} {where}")
 
 
 def _inner(kind: Any) -> Any:
@@ -235,10 +221,22 @@ def _inner(kind: Any) -> Any:
     return getattr(kind, "feature", kind)
 
 
-def _choose(names: Sequence[str], preferred: Sequence[str]) -> str | None:
-    if len(names) == 1:
-        return names[0]
-    return next((name for name in preferred if name in names), None)
+def _choose(
+    what: str, found: Sequence[str], preferred: Sequence[str], columns: Iterable[str], where: str
+) -> str:
+    """Return the only column found, or the most preferred. Raises: DataError if neither is."""
+    if len(found) == 1:
+        return found[0]
+    chosen = next((name for name in preferred if name in found), None)
+    if chosen is None:
+        told = (
+            f"several columns of {what} ({', '.join(found)})" if found else f"no column of {what}"
+        )
+        raise DataError(
+            f"{where}: {told}; its columns are {', '.join(columns)}. "
+            f"Call that of the {what} '{preferred[0]}'."
+        )
+    return chosen
 
 
 def _read_labels(data: Any, column: str, where: str, option: str) -> tuple[Labels, tuple[str, ...]]:

@@ -9,7 +9,7 @@ import csv
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -93,18 +93,16 @@ def read_table(path: Path, split: Split, option: str) -> Source:
         table = _read_rows(path, option, rows)
     labels, class_names, notes = _read_labels(table)
     _refuse_repeated(table)
-    chosen = range(len(table.names))
+    names = table.names
     if table.splits:
         word = _split_word(table, split)
         if word is None:
             raise DataError(
                 f"--{option} {path}: no row is of split {' or '.join(SPLIT_NAMES[split])}."
             )
-        kept = [place for place in chosen if table.splits[place] == word]
-        labels = labels[kept]
-        names = _find_files(table, [table.names[place] for place in kept])
-    else:
-        names = _find_files(table, table.names)
+        kept = [place for place, cell in enumerate(table.splits) if cell == word]
+        labels, names = labels[kept], [names[place] for place in kept]
+    names = _find_files(table, names)
     return build_source(path.parent, names, labels, class_names, (*table.notes, *notes))
 
 
@@ -263,11 +261,10 @@ def _refuse_repeated(table: _Table) -> None:
         return
     first: dict[str, int] = {}
     for line, name in zip(table.lines, table.names, strict=True):
-        before = first.setdefault(name, line)
-        if before != line:
+        if first.setdefault(name, line) != line:
             raise DataError(
-                f"{table.path}:{line}: '{name}' stands in line {before} already. An image has one "
-                f"row; write several labels with '{SEPARATORS[0]}' between them."
+                f"{table.path}:{line}: '{name}' stands in line {first[name]} already. An image has "
+                f"one row; write several labels with '{SEPARATORS[0]}' between them."
             )
 
 
@@ -283,10 +280,9 @@ def _find_files(table: _Table, names: Sequence[str]) -> list[str]:
     for name in names:
         folder, file = os.path.split(name)
         if folder not in listed:
-            try:
-                listed[folder] = set(list_folder(root / folder)[1])
-            except DataError:
-                listed[folder] = set()
+            listed[folder] = set()
+            with suppress(DataError):
+                listed[folder].update(list_folder(root / folder)[1])
         matches = [file] if file in listed[folder] else []
         if not matches and not is_image_name(file):
             matches = [file + suffix for suffix in _SUFFIXES if file + suffix in listed[folder]]
