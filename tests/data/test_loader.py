@@ -327,6 +327,12 @@ def test_ranks_evaluate_every_image_once(source, ranks):
     assert torch.cat(seen).tolist() == list(range(24))
 
 
+def test_tolerated_bad_images_are_counted_by_who_knows_those_of_all_ranks(tmp_path):
+    source = read_folder(write_folder(tmp_path, {"a": 8, "b": 8}), "data_path")
+    spoil(tmp_path, "a/1.JPEG", "b/1.JPEG", "b/2.JPEG")
+    assert sum(len(b.bad) for b in train_loader(source, max_bad_images=1).epoch(0)) == 3
+
+
 def test_no_bad_image_is_tolerated_where_none_is_allowed(tmp_path):
     source = read_folder(write_folder(tmp_path, {"a": 8, "b": 8}), "data_path")
     spoil(tmp_path, "a/1.JPEG")
