@@ -240,15 +240,20 @@ _MEANINGFUL = 0.9
 """The share of class names that have to be ImageNet's words to be taken for these."""
 
 
-def _as_many_labels(val: Source, train: Source) -> Source:
-    """Return evaluation images with labels of the kind that the training images have."""
-    if val.labels.ndim == train.labels.ndim:
-        return val
-    if val.labels.ndim == 2:
+def refuse_fewer_labels(train: Source, val: Source) -> None:
+    """Raise a DataError if only the evaluation images may have several labels each."""
+    if val.labels.ndim > train.labels.ndim:
         raise DataError(
             "The evaluation images have several labels each, the training images one: give both "
             "the same way."
         )
+
+
+def _as_many_labels(val: Source, train: Source) -> Source:
+    """Return evaluation images with labels of the kind that the training images have."""
+    refuse_fewer_labels(train, val)
+    if val.labels.ndim == train.labels.ndim:
+        return val
     hot = np.zeros((len(val), len(val.class_names)), np.float32)
     hot[np.arange(len(val)), val.labels] = 1
     return replace(val, labels=hot)

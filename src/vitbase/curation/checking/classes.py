@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from vitbase.curation.checking.report import Place, SplitReport
-from vitbase.errors import DataError, first_few
+from vitbase.errors import first_few
 from vitbase.sources.imagenet.classes import NUM_CLASSES, imagenet_synsets, readable_name
 from vitbase.sources.imagenet.order import class_order_problem, find_synset
-from vitbase.sources.open import match_classes
+from vitbase.sources.open import match_classes, refuse_fewer_labels
 from vitbase.sources.source import Source, class_counts
 
 IMBALANCE = 10
@@ -129,11 +129,7 @@ def check_classes_match(train: Source, val: Source, report: SplitReport) -> None
     """
     if val.class_names == train.class_names:
         return
-    if val.labels.ndim != train.labels.ndim and val.labels.ndim == 2:
-        raise DataError(
-            "The evaluation images have several labels each, the training images one: give both "
-            "the same way."
-        )
+    refuse_fewer_labels(train, val)
     present = class_counts(val.labels, len(val.class_names))
     table, notes = match_classes(val, present > 0, train.class_names)
     report.notes += notes

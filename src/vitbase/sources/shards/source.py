@@ -13,7 +13,6 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -220,25 +219,23 @@ def index_name(key: str) -> str:
     return f"shards-{key}.index"
 
 
-def _cached_index(group: Group) -> Path | None:
+def _index_places(group: Group) -> list[tuple[Store, str]]:
+    """Return where an index may be: beside the shards, and in the folder for caches."""
+    places: list[tuple[Store, str]] = [(group.store, index_name(group.key))]
     root = cache_folder()
-    if root is None:
-        return None
-    place = group.store.place
-    if isinstance(group.store, LocalStore):
-        place = str(group.store.folder.resolve())
-    digest = sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:24]
-    return root / "shards" / f"{digest}-{group.key}.index"
+    if root is not None:
+        place = group.store.place
+        if isinstance(group.store, LocalStore):
+            place = str(group.store.folder.resolve())
+        digest = sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:24]
+        places.append((LocalStore(root / "shards"), f"{digest}-{group.key}.index"))
+    return places
 
 
 def _read_indexes(group: Group) -> tuple[list[dict[str, Shard]], list[str]]:
     """Return what the index beside the shards and that in the cache know, and remarks."""
     indexes, notes = [], []
-    cached = _cached_index(group)
-    places: list[tuple[Store, str]] = [(group.store, index_name(group.key))]
-    if cached is not None:
-        places.append((LocalStore(cached.parent), cached.name))
-    for store, name in places:
+    for store, name in _index_places(group):
         content = store.read_whole(name)
         if content is None:
             continue
@@ -250,22 +247,20 @@ def _read_indexes(group: Group) -> tuple[list[dict[str, Shard]], list[str]]:
 
 
 def _write_index(group: Group, shards: Sequence[Shard]) -> list[str]:
-    """Keep an index for the next time; return remarks."""
-    cached = _cached_index(group)
-    paths = [] if cached is None else [cached]
-    if isinstance(group.store, LocalStore):
-        paths.insert(0, group.store.folder / index_name(group.key))
+    """Keep an index for the next time, beside the shards if that can be; return remarks."""
     cause = "no folder for caches"
-    for path in paths:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, encode_index(shards))
-        except OSError as error:
-            cause = f"{path}: {error.strerror or error}"
-            continue
-        if path != cached:
-            return []
-        return [f"{group.store.place}: the index of its shards is kept in {path}."]
+    for store, name in _index_places(group):
+        if isinstance(store, LocalStore):
+            path = store.folder / name
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(path, encode_index(shards))
+            except OSError as error:
+                cause = f"{path}: {error.strerror or error}"
+                continue
+            if store is group.store:
+                return []
+            return [f"{group.store.place}: the index of its shards is kept in {path}."]
     return [
         f"The index of the shards cannot be kept ({cause}), and is made at every start. Set "
         "VITBASE_CACHE to a folder that can be written."
