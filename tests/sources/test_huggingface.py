@@ -164,8 +164,8 @@ def test_the_label_among_several_columns(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda rows: rows.remove_columns("image"), r"no column of images; its columns are label"),
-        (lambda rows: rows.remove_columns("label"), r"no column of labels; its columns are image"),
+        (lambda rows: rows.remove_columns("image"), r"no column of them; its columns are label"),
+        (lambda rows: rows.remove_columns("label"), r"no labels; its columns are image"),
         (
             lambda rows: rows.rename_columns({"label": "a"}).add_column("b", [1] * 6),
             None,  # one column of classes is the label's, whatever it is called

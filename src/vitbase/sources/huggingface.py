@@ -229,9 +229,8 @@ def _choose(
         return found[0]
     chosen = next((name for name in preferred if name in found), None)
     if chosen is None:
-        told = (
-            f"several columns of {what} ({', '.join(found)})" if found else f"no column of {what}"
-        )
+        none = "no column of them" if what == "images" else f"no {what}"
+        told = f"several columns of {what} ({', '.join(found)})" if found else none
         raise DataError(
             f"{where}: {told}; its columns are {', '.join(columns)}. "
             f"Call that of the {what} '{preferred[0]}'."
