@@ -35,10 +35,10 @@ from vitbase.config.preprocess import default_preprocess
 from vitbase.curation.packing.split import pack_source
 from vitbase.data.augment import TrainTransform
 from vitbase.data.loader import TrainLoader
-from vitbase.sources.folders import FolderSource, read_folder
-from vitbase.sources.shards.source import ShardSource, open_shards
+from vitbase.sources.folders import read_folder
+from vitbase.sources.shards.source import open_shards
+from vitbase.sources.source import Source
 
-Either = FolderSource | ShardSource
 SIZE, BATCH = 224, 64
 
 
@@ -52,7 +52,7 @@ def make_folder(folder: Path, kilobytes: int, count: int) -> Path:
     return folder
 
 
-def time_reads(source: Either, threads: int, seed: int) -> float:
+def time_reads(source: Source, threads: int, seed: int) -> float:
     """Read every image once, in shuffled order. Returns: images per second."""
     order = np.random.default_rng(seed).permutation(len(source))
     parts = [part.tolist() for part in np.array_split(order, threads)]
@@ -70,7 +70,7 @@ def time_reads(source: Either, threads: int, seed: int) -> float:
     return len(source) / (time.perf_counter() - started)
 
 
-def time_loader(source: Either, threads: int, seed: int, images: int) -> float:
+def time_loader(source: Source, threads: int, seed: int, images: int) -> float:
     """Prepare so many images for training. Returns: images per second."""
     transform = TrainTransform(default_preprocess(SIZE, SIZE, 3), AugmentSection())
     loader = TrainLoader(source, transform, seed=0, batch_size=BATCH, num_workers=threads)
@@ -85,7 +85,7 @@ def time_loader(source: Either, threads: int, seed: int, images: int) -> float:
 
 
 def compare(
-    name: str, measure: Callable[[Either, int], float], files: Either, shards: Either, rounds: int
+    name: str, measure: Callable[[Source, int], float], files: Source, shards: Source, rounds: int
 ) -> dict[str, Any]:
     """Let both take turns; return and print a row."""
     measure(files, 0), measure(shards, 0)  # into the page cache, and shards open

@@ -12,7 +12,7 @@ import json
 import os
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Self
 
 
@@ -64,6 +64,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the closest known name, or an empty string."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" Did you mean '{match[0]}'?" if match else ""
+
+
+def first_few(names: Sequence[str], most: int = 3, *, count: bool = True) -> str:
+    """Return the first of some names, and how many there are, if they are more."""
+    if len(names) <= most:
+        return ", ".join(names)
+    return ", ".join(names[:most]) + ", …" + (f" ({len(names)} in all)" if count else "")
 
 
 LAUNCHED = "VITBASE_LAUNCHED"

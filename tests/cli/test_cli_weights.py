@@ -380,7 +380,8 @@ def test_predict_takes_names_and_preprocessing_from_a_folder(
     told = {found["class"]: found["probability"] for found in json.loads(out)["classes"]}
     assert set(told) == set(LABELS)
     # The same as by hand, from what the folder says.
-    from vitbase.data.augment import EvalTransform, normalize
+    from vitbase.data.augment import EvalTransform
+    from vitbase.data.normalize import normalize
 
     row = np.zeros((1, 32, 32, 3), np.uint8)
     EvalTransform(PREPROCESS)(photo.read_bytes(), None, row[0])

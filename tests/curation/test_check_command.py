@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from made_images import FAULTS, bomb, encode, photo, write_folder, write_idx
 
+from vitbase.curation.checking.classes import FIRST_VAL
 from vitbase.curation.checking.report import KINDS
 from vitbase.sources.imagenet.classes import challenge_synsets, imagenet_synsets, readable_name
-from vitbase.sources.imagenet.order import FIRST_VAL
 
 SYNSETS = imagenet_synsets()
 WORDS = [readable_name(synset) for synset in SYNSETS]

@@ -3,8 +3,6 @@ from __future__ import annotations
 import json
 import os
 import tarfile
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_images import encode, photo, write_folder, write_idx
 from made_shards import contents_of
+from made_sources import given as made_source
 
 from vitbase.config.options import AugmentSection
 from vitbase.config.preprocess import default_preprocess
@@ -22,32 +21,11 @@ from vitbase.data.augment import TrainTransform
 from vitbase.data.decode import decode
 from vitbase.data.loader import TrainLoader
 from vitbase.data.order import epoch_permutation
-from vitbase.errors import DataError, ImageError
+from vitbase.errors import DataError
 from vitbase.sources.archives import read_archive
 from vitbase.sources.folders import read_folder
 from vitbase.sources.shards.source import open_shards
-
-
-@dataclass(frozen=True)
-class ListSource:
-    """A source of given bytes or pixels."""
-
-    images: list[Any]
-    labels: np.ndarray
-    class_names: tuple[str, ...]
-    names: list[str]
-    notes: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def read(self, index: int) -> Any:
-        if self.images[index] is None:
-            raise ImageError("it is gone")
-        return self.images[index]
-
-    def describe(self, index: int) -> str:
-        return self.names[index]
+from vitbase.sources.source import Source
 
 
 def pngs(count: int) -> list[bytes]:
@@ -57,10 +35,10 @@ def pngs(count: int) -> list[bytes]:
 IMAGES = pngs(40)
 
 
-def list_source(count: int, classes: int = 3) -> ListSource:
+def list_source(count: int, classes: int = 3) -> Source:
     names = tuple(f"class {number}" for number in range(classes))
     labels = np.arange(count, dtype=np.int64) % classes
-    return ListSource(IMAGES[:count], labels, names, [f"{i}.png" for i in range(count)])
+    return made_source(IMAGES[:count], labels, names, [f"{i}.png" for i in range(count)])
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -78,7 +56,7 @@ def test_what_goes_in_comes_out(data, tmp_path_factory):
         row = st.lists(st.booleans(), min_size=len(names), max_size=len(names))
         rows = data.draw(st.lists(row, min_size=count, max_size=count))
         labels = np.array(rows, np.float32)
-    source = ListSource(IMAGES[:count], labels, tuple(names), paths)
+    source = made_source(IMAGES[:count], labels, tuple(names), paths)
     folder = tmp_path_factory.mktemp("packed")
     limit = data.draw(st.sampled_from([{"shard_images": 7}, {"shard_bytes": 6000}, {}]))
     shuffle = data.draw(st.booleans())
@@ -89,7 +67,7 @@ def test_what_goes_in_comes_out(data, tmp_path_factory):
     assert packed.labels.dtype == labels.dtype
     np.testing.assert_array_equal(packed.labels, labels[order])
     assert [packed.read(i) for i in range(count)] == [IMAGES[index] for index in order]
-    assert [packed.relative_path(i) for i in range(count)] == [paths[index] for index in order]
+    assert [packed.name(i) for i in range(count)] == [paths[index] for index in order]
     assert packed.class_names == tuple(names)
     assert packed.named
     assert packed.notes == ()
@@ -136,7 +114,7 @@ def test_files_small_enough_are_copied_and_others_made_smaller(tmp_path, monkeyp
         photo(100, 80),
     ]
     labels = np.zeros(len(images), np.int64)
-    source = ListSource(images, labels, ("a", "b"), [str(i) for i in range(len(images))])
+    source = made_source(images, labels, ("a", "b"), [str(i) for i in range(len(images))])
     report = pack_source(source, tmp_path, "train", short_side=32, quality=95)
     assert report.changes == {"copied": 2, "resized": 5, "encoded": 1}
     packed = open_shards(str(tmp_path), "train", "data_path")
@@ -171,7 +149,7 @@ def test_archives_are_packed_without_loss(tmp_path):
         assert packed.labels.tolist() == source.labels.tolist()
         for index in range(len(source)):
             np.testing.assert_array_equal(decode(packed.read(index), 1), source.read(index))
-            assert packed.relative_path(index) == source.describe(index)
+            assert packed.name(index) == source.describe(index)
     info = json.loads((tmp_path / "out" / "_info.json").read_text())
     assert {name: s["num_samples"] for name, s in info["splits"].items()} == {
         "train": 30,
@@ -184,13 +162,14 @@ def test_packed_shards_may_be_packed_again(tmp_path):
     pack_source(source, tmp_path / "a", "train", shard_images=7)
     pack_source(open_shards(str(tmp_path / "a"), "train", "x"), tmp_path / "b", "train")
     again = open_shards(str(tmp_path / "b"), "train", "x")
-    assert [again.read(i) for i in range(20)] == source.images
-    assert [again.relative_path(i) for i in range(20)] == source.names
+    assert [again.read(i) for i in range(20)] == source.images.contents
+    assert [again.name(i) for i in range(20)] == source.images.names
 
 
 def test_unreadable_images_are_left_out_counted_and_bounded(tmp_path):
     source = list_source(20)
-    source.images[3], source.images[4], source.images[19] = None, b"no image", b"\x89PNG"
+    contents = source.images.contents
+    contents[3], contents[4], contents[19] = None, b"no image", b"\x89PNG"
     report = pack_source(source, tmp_path / "a", "train", shard_images=4)
     assert [found.place for found in report.left_out] == ["3.png", "4.png", "19.png"]
     assert report.left_out[0].cause == "it is gone"
@@ -207,7 +186,7 @@ def test_unreadable_images_are_left_out_counted_and_bounded(tmp_path):
 
 
 def test_nothing_readable(tmp_path):
-    source = ListSource([b"x"] * 3, np.zeros(3, np.int64), ("a", "b"), ["0", "1", "2"])
+    source = made_source([b"x"] * 3, np.zeros(3, np.int64), ("a", "b"), ["0", "1", "2"])
     with pytest.raises(DataError, match="no image to pack"):
         pack_source(source, tmp_path, "train")
 

@@ -18,10 +18,10 @@ from vitbase.data.augment import (
     draw_window,
     eval_size,
     mirror,
-    normalize,
     resize,
     shift,
 )
+from vitbase.data.normalize import normalize
 from vitbase.data.order import sample_generator
 from vitbase.errors import ImageError
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from made_images import write_folder
+from made_sources import read_by
 
 from vitbase.config.options import AugmentSection
 from vitbase.config.preprocess import Preprocess
@@ -154,15 +155,6 @@ def test_truncated_images_in_an_epoch_are_named_and_counted(tmp_path):
     assert torch.equal(labels[readable], torch.cat([b.labels for b in clean])[readable])
 
 
-def test_too_many_bad_images_end_the_epoch(tmp_path):
-    source = read_folder(write_folder(tmp_path, {"a": 8, "b": 8}), "data_path")
-    spoil(tmp_path, "a/1.JPEG", "b/1.JPEG", "b/2.JPEG")
-    assert len(list(train_loader(source, max_bad_images=3).epoch(0))) == 2
-    message = r"JPEG: the JPEG is truncated.*3 unreadable images.*--max_bad_images"
-    with pytest.raises(DataError, match=message):
-        list(train_loader(source, max_bad_images=2).epoch(0))
-
-
 def test_evaluation_keeps_the_label_of_a_bad_image(tmp_path):
     source = read_folder(write_folder(tmp_path, {"a": 4, "b": 4}), "data_path")
     spoil(tmp_path, "b/0.JPEG")
@@ -172,29 +164,16 @@ def test_evaluation_keeps_the_label_of_a_bad_image(tmp_path):
     assert [image.place for image in batch.bad] == [str(tmp_path / "b" / "0.JPEG")]
 
 
-class Faulty:
-    """A source with a bug, not a bad image."""
-
-    def __init__(self, source):
-        self.labels, self.class_names, self.notes = source.labels, source.class_names, ()
-
-    def __len__(self):
-        return len(self.labels)
-
-    def read(self, index):
-        raise ZeroDivisionError(f"bug at {index}")
-
-    def describe(self, index):
-        return str(index)
-
-
 def worker_threads() -> list[threading.Thread]:
     return [t for t in threading.enumerate() if t.name.startswith("vitbase-data")]
 
 
 def test_a_bug_in_a_worker_surfaces_as_it_is(source):
+    def fail(row):
+        raise ZeroDivisionError(f"bug at {row}")
+
     with pytest.raises(ZeroDivisionError, match="bug at"):
-        list(train_loader(Faulty(source), num_workers=2).epoch(0))
+        list(train_loader(read_by(source, fail), num_workers=2).epoch(0))
     assert not worker_threads()
 
 
@@ -269,18 +248,11 @@ def test_memory_is_bounded(source):
     """No more batches are under way than the one in use and those prefetched."""
     read = []
 
-    class Counting:
-        labels, class_names, notes = source.labels, source.class_names, ()
-        describe = source.describe
+    def count(row):
+        read.append(row)
+        return source.read(row)
 
-        def __len__(self):
-            return len(source)
-
-        def read(self, index):
-            read.append(index)
-            return source.read(index)
-
-    batches = train_loader(Counting(), batch_size=2, prefetch=2, num_workers=2).epoch(0)
+    batches = train_loader(read_by(source, count), batch_size=2, prefetch=2, num_workers=2).epoch(0)
     next(batches)
     time.sleep(0.3)
     assert len(read) <= 2 * 3
@@ -353,6 +325,12 @@ def test_ranks_evaluate_every_image_once(source, ranks):
         )
     ]
     assert torch.cat(seen).tolist() == list(range(24))
+
+
+def test_tolerated_bad_images_are_counted_by_who_knows_those_of_all_ranks(tmp_path):
+    source = read_folder(write_folder(tmp_path, {"a": 8, "b": 8}), "data_path")
+    spoil(tmp_path, "a/1.JPEG", "b/1.JPEG", "b/2.JPEG")
+    assert sum(len(b.bad) for b in train_loader(source, max_bad_images=1).epoch(0)) == 3
 
 
 def test_no_bad_image_is_tolerated_where_none_is_allowed(tmp_path):

@@ -20,11 +20,11 @@ def test_embedded_images(split, per_class):
     source = read_archive(SAMPLES, split, "data_path")
     assert source.class_names == tuple(FASHION.split(" ", 9))
     assert np.bincount(source.labels).tolist() == [per_class] * 10
-    assert source.pixels.shape == (10 * per_class, 28, 28, 1)
+    assert source.images.pixels.shape == (10 * per_class, 28, 28, 1)
     assert source.labels.dtype == np.int64
-    assert 60 < source.pixels.mean() < 85
+    assert 60 < source.images.pixels.mean() < 85
     # All different: no image stands twice.
-    assert len({image.tobytes() for image in source.pixels}) > 0.999 * len(source)
+    assert len({image.tobytes() for image in source.images.pixels}) > 0.999 * len(source)
 
 
 def test_embedded_images_carry_their_licence():
@@ -35,7 +35,7 @@ def test_embedded_images_carry_their_licence():
 
 def test_the_splits_share_no_image():
     train, val = (read_archive(SAMPLES, split, "data_path") for split in ("train", "val"))
-    assert not {i.tobytes() for i in train.pixels} & {i.tobytes() for i in val.pixels}
+    assert not {i.tobytes() for i in train.images.pixels} & {i.tobytes() for i in val.images.pixels}
 
 
 def test_samples_are_made_by_their_script(tmp_path):
@@ -158,7 +158,7 @@ def test_cifar10(tmp_path):
     (tmp_path / "test_batch.bin").write_bytes(cifar_records(3, 1, 9)[0])
     (tmp_path / "batches.meta.txt").write_text("\n".join(f"name{i}" for i in range(10)) + "\n\n")
     train = read_archive(tmp_path, "train", "data_path")
-    assert np.array_equal(train.pixels, np.concatenate([pixels for pixels, _ in parts]))
+    assert np.array_equal(train.images.pixels, np.concatenate([pixels for pixels, _ in parts]))
     assert np.array_equal(train.labels, np.concatenate([labels for _, labels in parts]))
     assert train.class_names[3] == "name3"
     assert train.describe(6) == "data_batch_2.bin[2]"
@@ -172,7 +172,7 @@ def test_cifar100_takes_the_fine_label(tmp_path):
     content, pixels, labels = cifar_records(5, 2, 0)
     (tmp_path / "train.bin").write_bytes(content)
     source = read_archive(tmp_path, "train", "data_path")
-    assert np.array_equal(source.pixels, pixels)
+    assert np.array_equal(source.images.pixels, pixels)
     assert np.array_equal(source.labels, labels)
     (tmp_path / "train.bin").write_bytes(content[:-1])
     with pytest.raises(DataError, match="not a multiple of 3074"):

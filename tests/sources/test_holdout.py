@@ -5,8 +5,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from vitbase.sources.archives import Pixels
 from vitbase.sources.folders import build_source, read_folder
 from vitbase.sources.holdout import hold_out
+from vitbase.sources.source import Source
 
 
 def write(root, classes):
@@ -27,7 +29,7 @@ def test_share_of_every_class(tmp_path):
     part = hold_out(source, 0.1, seed=0)
     assert np.bincount(source.labels[part.val]).tolist() == [10, 4, 1]
     assert np.array_equal(np.sort(np.r_[part.train, part.val]), np.arange(144))
-    assert part.held_out == tuple(source.relative_path(int(i)) for i in part.val)
+    assert part.held_out == tuple(source.name(int(i)) for i in part.val)
     assert part.notes == ("15 of 144 images are held out for evaluation, from every class alike.",)
 
 
@@ -156,7 +158,7 @@ def test_several_labels_an_image(tmp_path):
     first = np.where(labels.any(1), labels.argmax(1), 4)
     assert np.bincount(first[part.val]).tolist() == [4, 4, 2, 0, 2]
     assert np.array_equal(np.sort(np.r_[part.train, part.val]), np.arange(60))
-    assert part.held_out == tuple(source.relative_path(int(i)) for i in part.val)
+    assert part.held_out == tuple(source.name(int(i)) for i in part.val)
     assert source.take(part.val).labels.shape == (12, 4)
     assert part.notes == ("12 of 60 images are held out for evaluation, from every class alike.",)
 
@@ -169,3 +171,20 @@ def test_a_class_that_none_is_held_out_of_is_named(tmp_path):
     for seed in range(20):
         part = hold_out(source, 0.1, seed)
         assert (0 in part.val) != any("class 'b' has no image" in note for note in part.notes)
+
+
+def test_images_in_memory_and_files_are_grouped_alike(tmp_path):
+    pixels = np.arange(10, dtype=np.uint8).repeat(2).reshape(20, 1, 1, 1)  # every image twice
+    images = Pixels(pixels, (("x", 20),))
+    source = Source(images, np.arange(20), np.arange(20) // 10, ("a", "b"), decoded=True)
+    part = hold_out(source, 0.4, seed=0)
+    assert part.val.tolist() == sorted({i // 2 * 2 + j for i in part.val for j in (0, 1)})
+    assert np.bincount(source.labels[part.val]).tolist() == [4, 4]
+    assert part.held_out[0] == f"x[{part.val[0]}]"
+
+
+def test_a_part_of_a_source_holds_out_of_that_part(tmp_path):
+    source = write(tmp_path, {"a": range(20), "b": range(50, 70)})
+    part = hold_out(source.take(np.arange(10, 30)), 0.5, seed=0)
+    assert all(name >= "a/010.jpg" for name in part.held_out if name.startswith("a"))
+    assert all(name < "b/010.jpg" for name in part.held_out if name.startswith("b"))

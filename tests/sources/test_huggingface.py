@@ -8,7 +8,8 @@ from made_images import encode, photo
 
 from vitbase.errors import DataError, ImageError
 from vitbase.sources.huggingface import open_dataset
-from vitbase.sources.open import has_val, open_source, open_train_val
+from vitbase.sources.layouts import recognise
+from vitbase.sources.open import open_source, open_train_val
 
 NAMES = ["cat", "ant", "dog"]
 
@@ -58,13 +59,13 @@ def test_names_of_splits(tmp_path, names):
     splits = {name: build(4 if i == 0 else 3, 1) for i, name in enumerate(names)}
     place = save(tmp_path / "set", train=build(), **splits)
     assert len(open_source(place, "val", "o")) == 4
-    assert has_val(place)
+    assert recognise(place, "data_path").has_val()
 
 
 def test_a_split_that_is_not_there(tmp_path):
     place = save(tmp_path / "set", train=build(), extra=build())
-    assert not has_val(place)
-    with pytest.raises(DataError, match=r"--o .*no split validation or .*; it has train, extra"):
+    assert not recognise(place, "data_path").has_val()
+    with pytest.raises(DataError, match=r"--o .*no split val or .*; it has train, extra"):
         open_source(place, "val", "o")
 
 
@@ -99,7 +100,7 @@ def test_files(config, tmp_path, inside, kind):
     assert [source.read(i) for i in range(10)] == photos(5, 0) + photos(5, 1)
     assert source.labels.tolist() == [0, 1, 2, 0, 1] * 2
     assert source.class_names == tuple(NAMES)
-    assert not has_val(str(tmp_path / "set"))
+    assert not recognise(str(tmp_path / "set"), "data_path").has_val()
 
 
 def test_parquet_of_plain_structs_and_splits(config, tmp_path):
@@ -128,7 +129,7 @@ def test_a_name_on_the_hub(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     assert len(open_source("hf:owner/name", "train", "data_path")) == 6
-    assert has_val("hf:owner/name:small")
+    assert recognise("hf:owner/name:small", "data_path").has_val()
     assert asked == [("owner/name", None), ("owner/name", "small")]
     with pytest.raises(DataError, match=r"--data_path hf:owner/none cannot be opened: Couldn't"):
         open_source("hf:owner/none", "train", "data_path")
@@ -221,7 +222,8 @@ def test_rows_in_another_order(tmp_path):
     part = source.take(np.array([2, 0]))
     assert [part.read(i) for i in range(2)] == [photos(6)[i] for i in (3, 5)]
     assert part.labels.tolist() == [0, 2]
-    assert part.read_sizes().tolist() == [len(photos(6)[i]) for i in (3, 5)]
+    sizes = [part.images.size(row) for row in part.rows]
+    assert sizes == [len(photos(6)[i]) for i in (3, 5)]
 
 
 def test_many_threads_read_the_same(tmp_path):

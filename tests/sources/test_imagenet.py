@@ -8,7 +8,8 @@ from vitbase.sources.imagenet.classes import (
     read_flat_images,
     readable_name,
 )
-from vitbase.sources.open import has_val, open_source, open_train_val, open_val
+from vitbase.sources.layouts import recognise
+from vitbase.sources.open import open_source, open_train_val, open_val
 
 # What the development kit says of the first images for evaluation, and what they show.
 FIRST_IDS = (490, 361, 171, 822, 297, 482)
@@ -96,7 +97,7 @@ def test_the_order_of_files_on_disk_does_not_matter(tmp_path):
         (folder / f"ILSVRC2012_val_{number}.JPEG").touch()  # sorted as text, 10 comes before 2
     (tmp_path / "imagenet_synset_labels.txt").write_text("\n".join(imagenet_synsets()[:12]))
     source = read_flat_images(folder, "val_data_path")
-    numbers = [int(source.relative_path(i)[15:-5]) - 1 for i in range(12)]
+    numbers = [int(source.name(i)[15:-5]) - 1 for i in range(12)]
     assert source.labels.tolist() == numbers
 
 
@@ -215,7 +216,7 @@ def test_the_folder_above(config, tmp_path, train, val):
     assert data.train.class_names == data.val.class_names == tuple(sorted(FIRST_SYNSETS))
     assert [data.val.class_names[label] for label in data.val.labels] == list(FIRST_SYNSETS)
     assert (len(data.train), len(data.val)) == (12, 6)
-    assert has_val(str(tmp_path))
+    assert recognise(str(tmp_path), "data_path").has_val()
 
 
 def test_tars_and_other_folders_beside_the_extracted_ones(tmp_path):

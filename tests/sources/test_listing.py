@@ -36,7 +36,7 @@ def root(tmp_path):
 
 
 def contents(source):
-    paths = [source.relative_path(i) for i in range(len(source))]
+    paths = [source.name(i) for i in range(len(source))]
     return paths, source.labels.tolist(), source.class_names, source.notes
 
 
@@ -44,7 +44,7 @@ def refuse_listing(monkeypatch):
     def fail(*_):
         raise AssertionError("the folders were listed")
 
-    monkeypatch.setattr(listing, "read_folder", fail)
+    monkeypatch.setattr(listing, "list_classes", fail)
 
 
 def test_a_kept_listing_is_the_same_as_a_new_one(root, cache, monkeypatch):
@@ -55,10 +55,10 @@ def test_a_kept_listing_is_the_same_as_a_new_one(root, cache, monkeypatch):
     refuse_listing(monkeypatch)
     kept = open_folder(root, "data_path")
     assert contents(kept) == contents(new)
-    assert kept.root == root
+    assert kept.images.root == root
     assert kept.labels.dtype == np.int64
     assert "1 file was left out" in kept.notes[0]
-    assert kept.read(0) == (root / kept.relative_path(0)).read_bytes()
+    assert kept.read(0) == (root / kept.name(0)).read_bytes()
 
 
 def test_opening_a_data_set_uses_it(root, monkeypatch):

@@ -105,9 +105,9 @@ def test_cifar_pickles_hold_the_same_as_plain_records(tmp_path, fine, dump, spli
     plain, pickled = write_pickles(tmp_path, fine, dump)
     a = read_archive(plain, split, "data_path")
     b = read_archive(pickled, split, "data_path")
-    assert np.array_equal(a.pixels, b.pixels)
+    assert np.array_equal(a.images.pixels, b.images.pixels)
     assert np.array_equal(a.labels, b.labels)
-    assert b.pixels.dtype == np.uint8
+    assert b.images.pixels.dtype == np.uint8
     assert b.labels.dtype == np.int64
     assert a.class_names == b.class_names
     assert a.describe(6).replace(".bin", "") == b.describe(6)
@@ -237,10 +237,10 @@ def test_a_pickle_cut_or_changed_anywhere_is_an_error_or_other_pixels(tmp_path):
 def test_a_batch_changes_nothing_for_the_next(tmp_path):
     # A pickle may set attributes of what it is given: that must not outlive its reading.
     _, pickled = write_pickles(tmp_path, fine=True)
-    before = read_archive(pickled, "train", "data_path").pixels
+    before = read_archive(pickled, "train", "data_path").images.pixels
     poison = io.BytesIO()
     poison.write(b"\x80\x02cnumpy\nndarray\nN}U\x05stateU\x01xs\x86b.")
     (pickled / "test").write_bytes(poison.getvalue())
     with pytest.raises(DataError):
         read_archive(pickled, "val", "data_path")
-    assert np.array_equal(read_archive(pickled, "train", "data_path").pixels, before)
+    assert np.array_equal(read_archive(pickled, "train", "data_path").images.pixels, before)

@@ -18,14 +18,9 @@ from made_shards import JPEG, samples, write_tar
 from vitbase.errors import DataError, ImageError
 from vitbase.sources.shards import readers as shard_readers
 from vitbase.sources.shards import source as shards
-from vitbase.sources.shards.index import (
-    Member,
-    build_shard,
-    decode_index,
-    encode_index,
-    read_members,
-)
+from vitbase.sources.shards.index import Member, build_shard, decode_index, encode_index
 from vitbase.sources.shards.readers import LocalReader
+from vitbase.sources.shards.scan import read_members
 from vitbase.sources.shards.source import has_split, holds_shards, open_shards
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -43,7 +38,7 @@ def test_shards_are_read_at_any_place(tmp_path):
     assert source.read(8) == JPEG + b"4"
     assert source.read(0) == JPEG + b"0"
     assert source.describe(5) == f"{tmp_path}/b-000001.tar: b0001.jpg"
-    assert source.relative_path(5) == "b-000001.tar/b0001.jpg"
+    assert source.name(5) == "b-000001.tar/b0001.jpg"
     assert source.notes == ()
 
 
@@ -241,12 +236,12 @@ def test_splits_by_name(tmp_path, names, has_val):
         write_tar(tmp_path / name, samples(3, name.replace(".", "_") + "-"))
     assert has_split(str(tmp_path), "val", "data_path") == has_val
     train = open_shards(str(tmp_path), "train", "data_path")
-    assert all("val" not in train.relative_path(i) for i in range(len(train)))
+    assert all("val" not in train.name(i) for i in range(len(train)))
     if has_val:
         val = open_shards(str(tmp_path), "val", "data_path")
         assert len(val) == 3
-        assert "train" not in val.relative_path(0)
-        assert "test" not in val.relative_path(0) or not any("valid" in name for name in names)
+        assert "train" not in val.name(0)
+        assert "test" not in val.name(0) or not any("valid" in name for name in names)
 
 
 def test_shards_of_no_split_serve_for_any(tmp_path):
@@ -360,8 +355,8 @@ def test_a_million_images_take_less_than_100_megabytes():
     shard = build_shard("0.tar", shards.FileFacts(9, ""), members, [0] * count, origins)
     content = encode_index([shard])
     (again,) = decode_index(content)
-    table = shards._build_table(("0.tar",), [again])
-    held = table.places.nbytes + table.firsts.nbytes + sum(map(len, table.names)) + 16 * count
+    images = shards._build_images(("0.tar",), [again], LocalReader([], []))
+    held = images.places.nbytes + images.firsts.nbytes + sum(map(len, images.names)) + 16 * count
     assert held / count < 78  # bytes; 1.28 million images: 100 MB
     assert len(content) / count < 60
 
@@ -373,8 +368,8 @@ def test_many_threads_and_few_descriptors(tmp_path):
     for number in range(12):
         write_tar(tmp_path / f"{number:02}.tar", samples(5, f"{number}-"))
     source = open_shards(str(tmp_path), "train", "data_path")
-    reader = LocalReader(source.table.files, source.reader.facts, limit=2)
-    source = replace(source, reader=reader)
+    reader = LocalReader(source.images.files, source.images.reader.facts, limit=2)
+    source = replace(source, images=replace(source.images, reader=reader))
     wrong = []
 
     def read_all(seed: int) -> None:

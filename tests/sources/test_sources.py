@@ -8,9 +8,9 @@ import pytest
 from made_images import encode, photo, write_folder, write_idx
 
 from vitbase.errors import DataError, ImageError
-from vitbase.sources.archives import ArraySource
-from vitbase.sources.folders import FolderSource, read_folder
-from vitbase.sources.open import has_val, open_source, open_train_val, open_val
+from vitbase.sources.folders import read_folder
+from vitbase.sources.layouts import recognise
+from vitbase.sources.open import open_source, open_train_val, open_val
 
 
 def test_folder(tmp_path):
@@ -18,12 +18,12 @@ def test_folder(tmp_path):
     source = read_folder(tmp_path, "data_path")
     assert source.class_names == ("Bee", "ant", "zebra")  # sorted as every other system does
     assert source.labels.tolist() == [0, 1, 1, 2, 2, 2]
-    assert source.relative_path(2) == "ant/1.JPEG"
+    assert source.name(2) == "ant/1.JPEG"
     assert source.describe(2) == str(tmp_path / "ant" / "1.JPEG")
     assert source.read(2) == (tmp_path / "ant" / "1.JPEG").read_bytes()
     assert source.notes == ()
     part = source.take(np.array([5, 1]))
-    assert [part.relative_path(i) for i in range(2)] == ["zebra/2.JPEG", "ant/0.JPEG"]
+    assert [part.name(i) for i in range(2)] == ["zebra/2.JPEG", "ant/0.JPEG"]
     assert part.labels.tolist() == [2, 1]
 
 
@@ -36,7 +36,7 @@ def test_all_suffixes_nested_folders_and_names_beyond_ascii(tmp_path):
     (tmp_path / "two").mkdir()
     (tmp_path / "two" / "x.jpeg").touch()
     source = read_folder(tmp_path, "data_path")
-    found = [source.relative_path(i) for i in range(len(source))]
+    found = [source.name(i) for i in range(len(source))]
     assert sorted(found) == sorted([f"one/{name}" for name in names] + ["two/x.jpeg"])
     assert found == sorted(found, key=os.fsencode)
 
@@ -119,7 +119,7 @@ def test_idx_folder(config, tmp_path):
     write_idx(tmp_path)
     data = open_train_val(config(data_path=str(tmp_path)))
     assert (len(data.train), len(data.val)) == (30, 10)
-    assert isinstance(data.val, ArraySource)
+    assert data.val.decoded
 
 
 def test_evaluation_images_without_class_names_take_those_of_training(config, tmp_path):
@@ -173,8 +173,7 @@ def test_holdout_is_named_and_the_same_for_evaluation(config, tmp_path):
     data = open_train_val(config(**options))
     assert np.bincount(data.val.labels).tolist() == [2, 4]
     assert len(data.train) == 24
-    assert isinstance(data.val, FolderSource)
-    held_out = tuple(data.val.relative_path(i) for i in range(6))
+    held_out = tuple(data.val.name(i) for i in range(6))
     assert data.held_out == held_out
     val = open_val(config(**options), ("a", "b"))
     assert tuple(val.describe(i) for i in range(6)) == tuple(str(tmp_path / p) for p in held_out)
@@ -246,9 +245,8 @@ def test_a_listing_is_compact(tmp_path):
     for number in range(3000):
         (tmp_path / "a" / f"n01440764_{number:05}.JPEG").touch()
     source = read_folder(tmp_path, "data_path")
-    held = len(source.paths) + sum(
-        array.nbytes for array in (source.starts, source.ends, source.labels)
-    )
+    arrays = (source.images.bounds, source.rows, source.labels)
+    held = len(source.images.paths) + sum(array.nbytes for array in arrays)
     assert held / len(source) < 60  # bytes a file
 
 
@@ -290,11 +288,11 @@ def test_shards_behind_a_url(config, tmp_path, monkeypatch):
     for name in ("set-train-0.tar", "set-val-0.tar"):
         files.pipe(f"/sources/{name}", (tmp_path / "0.tar").read_bytes())
     try:
-        assert has_val("memory://sources")
+        assert recognise("memory://sources", "data_path").has_val()
         data = open_train_val(config(data_path="memory://sources"))
         assert data.val.read(4) == b"004"
         files.rm("/sources/set-val-0.tar")
-        assert not has_val("memory://sources")
+        assert not recognise("memory://sources", "data_path").has_val()
     finally:
         files.rm("/sources", recursive=True)
 
@@ -305,7 +303,7 @@ def test_shards_of_training_alone_are_held_out_of(config, tmp_path):
     assert np.bincount(data.val.labels).tolist() == [2, 2, 2]
     train, val = ({s.read(i) for i in range(len(s))} for s in (data.train, data.val))
     assert train | val == {b"%03d" % i for i in range(30)}
-    assert data.held_out == tuple(data.val.relative_path(i) for i in range(6))
+    assert data.held_out == tuple(data.val.name(i) for i in range(6))
 
 
 def test_class_folders_beside_a_stray_tar_are_class_folders(tmp_path):
@@ -313,7 +311,7 @@ def test_class_folders_beside_a_stray_tar_are_class_folders(tmp_path):
     write_folder(tmp_path / "val", {"a": 1, "b": 1})
     (tmp_path / "backup.tar").touch()
     assert len(open_source(str(tmp_path), "train", "data_path")) == 5
-    assert has_val(str(tmp_path))
+    assert recognise(str(tmp_path), "data_path").has_val()
 
 
 @pytest.mark.parametrize("layout", ["folders", "train only", "split", "idx", "embedded"])
@@ -329,7 +327,7 @@ def test_has_val(tmp_path, layout):
         write_folder(tmp_path / "train", {"a": 1, "b": 1})
         if layout == "split":
             write_folder(tmp_path / "valid", {"a": 1, "b": 1})
-    assert has_val(path) == (layout in ("split", "idx", "embedded"))
+    assert recognise(path, "data_path").has_val() == (layout in ("split", "idx", "embedded"))
 
 
 @pytest.mark.parametrize("inside", ["MNIST/raw", "FashionMNIST/raw"])
@@ -337,7 +335,7 @@ def test_archives_where_torchvision_unpacks_them(config, tmp_path, inside):
     write_idx(tmp_path / inside)
     data = open_train_val(config(data_path=str(tmp_path)))
     assert (len(data.train), len(data.val)) == (30, 10)
-    assert has_val(str(tmp_path))
+    assert recognise(str(tmp_path), "data_path").has_val()
 
 
 def test_labels_of_classes_without_images_need_no_output(config, tmp_path):

@@ -6,7 +6,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vitbase.errors import DataError
-from vitbase.sources.open import has_val, open_source, open_train_val
+from vitbase.sources.layouts import recognise
+from vitbase.sources.open import open_source, open_train_val
 from vitbase.sources.tables import read_table
 
 
@@ -25,9 +26,7 @@ def table(tmp_path):
 
 
 def rows(source):
-    return {
-        source.relative_path(i): source.class_names[source.labels[i]] for i in range(len(source))
-    }
+    return {source.name(i): source.class_names[source.labels[i]] for i in range(len(source))}
 
 
 EXPECTED = {"i/2.jpg": "cat", "4.png": "ant", "i/1.jpg": "cat"}
@@ -97,7 +96,7 @@ def test_splits(config, table):
     table(text.replace("valid", "test"))
     assert list(rows(read_table(path, "val", "o"))) == ["i/3.jpg", "4.png"]
     table(text.replace("valid", "train").replace("test", "train"))
-    assert not has_val(str(path))
+    assert not recognise(str(path), "data_path").has_val()
     with pytest.raises(DataError, match="no row is of split val or"):
         read_table(path, "val", "o")
     table(text.replace("valid", "third"))
@@ -194,8 +193,8 @@ def test_a_listing_is_compact(table):
     files = [f"photo_{i:05}.jpg" for i in range(2000)]
     text = "path,label\n" + "".join(f"{file},{i % 7}\n" for i, file in enumerate(files))
     source = read_table(table(text, files), "train", "o")
-    arrays = (source.starts, source.ends, source.labels)
-    assert (len(source.paths) + sum(array.nbytes for array in arrays)) / len(source) < 60
+    arrays = (source.images.bounds, source.rows, source.labels)
+    assert (len(source.images.paths) + sum(array.nbytes for array in arrays)) / len(source) < 60
 
 
 NAMES = st.text("abc xyz_.", min_size=1, max_size=8).filter(lambda name: name.strip(" ;|,"))

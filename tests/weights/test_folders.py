@@ -17,7 +17,8 @@ from PIL import Image
 
 import vitbase
 from vitbase.config.preprocess import Preprocess
-from vitbase.data.augment import EvalTransform, normalize
+from vitbase.data.augment import EvalTransform
+from vitbase.data.normalize import normalize
 from vitbase.errors import WeightsError
 from vitbase.model import VisionTransformer, ViTSpec
 

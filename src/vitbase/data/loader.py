@@ -32,8 +32,7 @@ from vitbase.data.order import (
 )
 from vitbase.errors import DataError, ImageError
 from vitbase.runtime import available_cores
-from vitbase.sources.archives import ArraySource
-from vitbase.sources.open import Source
+from vitbase.sources.source import Source
 
 IGNORED_LABEL = -100
 """The label of an image that could not be read in training; the loss passes over it."""
@@ -179,7 +178,8 @@ class TrainLoader(_Workers):
       accumulation_steps: batches per step.
       num_workers: threads; None: one per usable core.
       prefetch: batches prepared ahead of the one in use.
-      max_bad_images: unreadable images tolerated in one epoch.
+      max_bad_images: unreadable images tolerated in one epoch. More than none are counted by who
+        knows those of all ranks.
       repeats: copies of an image, each augmented otherwise, that an epoch has in turn.
       balanced: whether every class comes equally often.
       pin_memory: whether batches lie in page-locked memory, for a device to fetch.
@@ -231,22 +231,14 @@ class TrainLoader(_Workers):
         Args:
           epoch: counted from 0.
           start_step: the first step to yield; the batches are those of a whole epoch.
-        Raises: DataError when more than ``max_bad_images`` could not be read.
+        Raises: DataError naming an image that could not be read, where none may be.
         """
-        bad_images = 0
         for batch in self._batches(self._jobs(epoch, start_step), self._generators(epoch)):
-            bad_images += len(batch.bad)
-            if bad_images > self.max_bad_images:
+            if batch.bad and self.max_bad_images == 0:
                 place, cause = batch.bad[-1]
-                if self.max_bad_images == 0:
-                    raise DataError(
-                        f"{place}: {cause}. Mend or remove it, or give --on_bad_image skip to "
-                        f"leave out up to --max_bad_images of them."
-                    )
                 raise DataError(
-                    f"{place}: {cause}. That makes {bad_images} unreadable images in this epoch, "
-                    f"more than max_bad_images {self.max_bad_images} allows. Mend or remove them, "
-                    f"or raise --max_bad_images."
+                    f"{place}: {cause}. Mend or remove it, or give --on_bad_image skip to "
+                    f"leave out up to --max_bad_images of them."
                 )
             yield batch
 
@@ -265,7 +257,7 @@ class TrainLoader(_Workers):
         cores = available_cores()
         spare = self.num_workers < cores
         help_ = f"--num_workers {cores}, one for each core" if spare else "more cores"
-        if not isinstance(self.source, ArraySource):
+        if not self.source.decoded:
             help_ += ", or images packed at the size they are used (vitbase data pack --short_side)"
         return (
             f"Waiting for images takes {waited / seconds:.0%} of the time: {self.num_workers} "
@@ -342,7 +334,7 @@ def _chunk_size(workers: _Workers, count: int) -> int:
 
     A small decoded image takes microseconds, less than its share of a small task would cost.
     """
-    if isinstance(workers.source, ArraySource):
+    if workers.source.decoded:
         return 64
     return max(1, min(16, count // (4 * workers.num_workers)))
 

@@ -15,8 +15,9 @@ from torch import nn
 
 from vitbase.config.config import Config
 from vitbase.config.preprocess import Preprocess, describe_differences
-from vitbase.data.augment import EvalTransform, normalize
+from vitbase.data.augment import EvalTransform
 from vitbase.data.loader import EvalLoader
+from vitbase.data.normalize import normalize
 from vitbase.errors import ConfigError, DataError
 from vitbase.evaluation.metrics import ClassificationSums, MultiLabelSums
 from vitbase.runtime import Runtime, joined_runtime

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from vitbase.data.augment import EvalTransform, normalize
+from vitbase.data.augment import EvalTransform
+from vitbase.data.normalize import normalize
 from vitbase.errors import DataError, ImageError
 from vitbase.runtime import local_runtime
 from vitbase.weights.find import find_weights

@@ -19,41 +19,39 @@ from numpy.typing import NDArray
 from vitbase.errors import DataError
 from vitbase.sources.folders import list_folder
 from vitbase.sources.pickles import read_pickle
+from vitbase.sources.source import Images, Source, counted_names, parse_names, refuse_repeated
+from vitbase.sources.splits import SPLIT_WORDS, Split, find_split
 
-Split = Literal["train", "val"]
-
-IDX_IMAGES = re.compile(r"(?P<head>.*?(?P<split>train|t10k|test)-)images[-.]idx3-ubyte(\.gz)?")
+IDX_IMAGES = re.compile(
+    rf"(?P<head>.*?(?P<split>{'|'.join(sorted(SPLIT_WORDS))})-)images[-.]idx3-ubyte(\.gz)?"
+)
+_IDX_USUAL: dict[Split, str] = {"train": "train", "val": "t10k"}
 Archive = Literal["idx", "cifar10", "cifar100", "cifar10 pickles", "cifar100 pickles"]
-IDX_SPLITS: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("t10k", "test")}
 CIFAR_SIDE = 32
 _CIFAR_BYTES = 3 * CIFAR_SIDE * CIFAR_SIDE
 _CIFAR_BATCH = re.compile(r"data_batch_\d+\..*")
 
 
 @dataclass(frozen=True)
-class ArraySource:
+class Pixels(Images):
     """Images of one size, decoded and in memory."""
 
-    pixels: NDArray[np.uint8]  # [N, H, W, C]
-    labels: NDArray[np.int64]
-    class_names: tuple[str, ...]
+    pixels: NDArray[np.uint8]  # [M, H, W, C]
     files: tuple[tuple[str, int], ...]  # (name, number of images), in the order of the pixels
-    named: bool  # whether the class names were given, rather than counted
-    notes: tuple[str, ...] = ()
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def read(self, index: int) -> NDArray[np.uint8]:
-        image: NDArray[np.uint8] = self.pixels[index]
+    def read(self, row: int) -> NDArray[np.uint8]:
+        image: NDArray[np.uint8] = self.pixels[row]
         return image
 
-    def describe(self, index: int) -> str:
+    def name(self, row: int) -> str:
         for name, count in self.files:
-            if index < count:
-                return f"{name}[{index}]"
-            index -= count
-        raise IndexError(index)
+            if row < count:
+                return f"{name}[{row}]"
+            row -= count
+        raise IndexError(row)
+
+    def describe(self, row: int) -> str:
+        return self.name(row)
 
 
 def find_archive(names: Iterable[str]) -> Archive | None:
@@ -70,7 +68,7 @@ def find_archive(names: Iterable[str]) -> Archive | None:
     return "cifar100 pickles" if "meta" in names and {"train", "test"} & names else None
 
 
-def read_archive(folder: Path, split: Split, option: str) -> ArraySource:
+def read_archive(folder: Path, split: Split, option: str) -> Source:
     """Read one split of the archive that a folder holds.
 
     Args:
@@ -81,14 +79,14 @@ def read_archive(folder: Path, split: Split, option: str) -> ArraySource:
     """
     _, names = list_folder(folder)
     kind = find_archive(names)
+    assert kind is not None
     if kind == "idx":
         return _read_idx(folder, names, split, option)
-    if kind in ("cifar10 pickles", "cifar100 pickles"):
-        return _read_cifar_pickles(folder, split, option, fine=kind == "cifar100 pickles")
-    return _read_cifar(folder, split, option, fine=kind == "cifar100")
+    pickled, fine = kind.endswith("pickles"), kind.startswith("cifar100")
+    return _read_cifar(folder, split, option, fine=fine, pickled=pickled)
 
 
-def _read_idx(folder: Path, names: Sequence[str], split: Split, option: str) -> ArraySource:
+def _read_idx(folder: Path, names: Sequence[str], split: Split, option: str) -> Source:
     images_path, labels_path = _find_idx_pair(folder, names, split, option)
     pixels = _read_idx_array(images_path, dimensions=3)[..., None]
     labels = _read_idx_array(labels_path, dimensions=1).astype(np.int64)
@@ -96,22 +94,24 @@ def _read_idx(folder: Path, names: Sequence[str], split: Split, option: str) -> 
         raise DataError(
             f"{images_path} holds {len(pixels)} images but {labels_path.name} {len(labels)} labels."
         )
-    class_names, named = _class_names(folder / "labels.txt", labels, labels_path)
-    files = ((images_path.name, len(labels)),)
-    return ArraySource(pixels, labels, class_names, files, named)
+    names_path = folder / "labels.txt"
+    class_names = _checked(_listed_names(names_path), names_path, labels, labels_path)
+    return _source(pixels, labels, ((images_path.name, len(labels)),), class_names)
 
 
 def _find_idx_pair(
     folder: Path, names: Sequence[str], split: Split, option: str
 ) -> tuple[Path, Path]:
-    found: dict[str, Path] = {}
-    for name in sorted(names, reverse=True):  # the uncompressed one wins
-        match = IDX_IMAGES.fullmatch(name)
-        if match and match["split"] in IDX_SPLITS[split]:
-            found[match["head"]] = folder / name
-    if not found:
-        wanted = " or ".join(f"{name}-images-idx3-ubyte[.gz]" for name in IDX_SPLITS[split])
+    matches = [*filter(None, map(IDX_IMAGES.fullmatch, names))]
+    word = find_split(split, (match["split"] for match in matches))
+    if word is None:
+        wanted = f"{_IDX_USUAL[split]}-images-idx3-ubyte[.gz]"
         raise DataError(f"--{option} {folder}: there is no file {wanted}.")
+    found = {  # the uncompressed one wins
+        match["head"]: folder / match[0]
+        for match in sorted(matches, key=lambda match: match[0], reverse=True)
+        if match["split"] == word
+    }
     if len(found) > 1:
         listing = ", ".join(sorted(path.name for path in found.values()))
         raise DataError(
@@ -156,67 +156,73 @@ def _read_maybe_gzipped(path: Path) -> bytes:
         raise DataError(f"Cannot read {path}: {error}") from None
 
 
-def _cifar_files(folder: Path, split: Split, option: str, *, fine: bool, suffix: str) -> list[str]:
-    """Return the names of a split's files. Raises: DataError if one is missing."""
+def _read_cifar(folder: Path, split: Split, option: str, *, fine: bool, pickled: bool) -> Source:
     if fine:
-        names = ["train" if split == "train" else "test"]
+        files = ["train" if split == "train" else "test"]
     elif split == "train":
-        names = [f"data_batch_{number}" for number in range(1, 6)]
+        files = [f"data_batch_{number}" for number in range(1, 6)]
     else:
-        names = ["test_batch"]
-    names = [name + suffix for name in names]
-    missing = [name for name in names if not (folder / name).is_file()]
+        files = ["test_batch"]
+    files = [name if pickled else f"{name}.bin" for name in files]
+    missing = [name for name in files if not (folder / name).is_file()]
     if missing:
         raise DataError(f"--{option} {folder}: there is no file {', '.join(missing)}.")
-    return names
-
-
-def _read_cifar_pickles(folder: Path, split: Split, option: str, *, fine: bool) -> ArraySource:
-    names = _cifar_files(folder, split, option, fine=fine, suffix="")
-    planes, labels = [], []
-    for name in names:
-        batch = _read_dict(folder / name)
-        pixels = batch.get("data")
-        numbers = batch.get("fine_labels" if fine else "labels")
-        if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 2:
-            raise DataError(f"{folder / name} has no 'data' of bytes, as CIFAR's files have.")
-        if pixels.shape[1] != _CIFAR_BYTES or not len(pixels):
-            raise DataError(
-                f"{folder / name} has images of {pixels.shape[1]} bytes, {len(pixels)} of them; "
-                f"expected {_CIFAR_BYTES} bytes each."
-            )
-        if not isinstance(numbers, list) or not all(
-            isinstance(number, int) and 0 <= number < (100 if fine else 10) for number in numbers
-        ):
-            raise DataError(f"{folder / name} has no list of labels from 0 to {99 if fine else 9}.")
-        if len(numbers) != len(pixels):
-            raise DataError(
-                f"{folder / name} has {len(pixels)} images but {len(numbers)} labels: "
-                "it is damaged. Fetch it again."
-            )
-        planes.append(pixels.reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE))
-        labels.append(np.array(numbers, np.int64))
-    return _cifar_source(
-        np.concatenate(planes),
-        np.concatenate(labels),
-        tuple((name, len(part)) for name, part in zip(names, labels, strict=True)),
-        *_pickled_names(folder, np.concatenate(labels), folder / names[0], fine=fine),
+    read_batch = _read_pickled_batch if pickled else _read_binary_batch
+    batches = [read_batch(folder / name, fine=fine) for name in files]
+    planes = np.concatenate([rows for rows, _ in batches]).reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE)
+    labels = np.concatenate([numbers for _, numbers in batches])
+    if pickled:
+        names_path = folder / ("meta" if fine else "batches.meta")
+        names = _pickled_names(names_path, fine=fine)
+    else:
+        names_path = folder / ("fine_label_names.txt" if fine else "batches.meta.txt")
+        names = _listed_names(names_path)
+    return _source(
+        np.ascontiguousarray(planes.transpose(0, 2, 3, 1)),
+        labels,
+        tuple((name, len(numbers)) for name, (_, numbers) in zip(files, batches, strict=True)),
+        _checked(names, names_path, labels, folder / files[0]),
     )
 
 
-def _pickled_names(
-    folder: Path, labels: NDArray[np.int64], labels_path: Path, *, fine: bool
-) -> tuple[tuple[str, ...], bool]:
-    path = folder / ("meta" if fine else "batches.meta")
-    if not path.is_file():
-        return tuple(str(number) for number in range(int(labels.max()) + 1)), False
-    found = _read_dict(path).get("fine_label_names" if fine else "label_names")
-    if not isinstance(found, list) or not all(isinstance(name, str | bytes) for name in found):
-        raise DataError(f"{path} has no list of class names.")
-    names = tuple(
-        name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in found
-    )
-    return _checked_names(names, path, labels, labels_path), True
+_Batch = tuple[NDArray[np.uint8], NDArray[np.int64]]
+"""Pixels [N, 3072], and labels."""
+
+
+def _read_pickled_batch(path: Path, *, fine: bool) -> _Batch:
+    batch = _read_dict(path)
+    rows = batch.get("data")
+    numbers = batch.get("fine_labels" if fine else "labels")
+    if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.ndim != 2:
+        raise DataError(f"{path} has no 'data' of bytes, as CIFAR's files have.")
+    if rows.shape[1] != _CIFAR_BYTES or not len(rows):
+        raise DataError(
+            f"{path} has images of {rows.shape[1]} bytes, {len(rows)} of them; "
+            f"expected {_CIFAR_BYTES} bytes each."
+        )
+    if not isinstance(numbers, list) or not all(
+        isinstance(number, int) and 0 <= number < (100 if fine else 10) for number in numbers
+    ):
+        raise DataError(f"{path} has no list of labels from 0 to {99 if fine else 9}.")
+    if len(numbers) != len(rows):
+        raise DataError(
+            f"{path} has {len(rows)} images but {len(numbers)} labels: "
+            "it is damaged. Fetch it again."
+        )
+    return rows, np.array(numbers, np.int64)
+
+
+def _read_binary_batch(path: Path, *, fine: bool) -> _Batch:
+    label_bytes = 2 if fine else 1  # CIFAR-100 has a coarse label before the fine one
+    record = label_bytes + _CIFAR_BYTES
+    content = _read_maybe_gzipped(path)
+    if not content or len(content) % record:
+        raise DataError(
+            f"{path} has {len(content):,} bytes, not a multiple of {record}: "
+            "it is cut short, or not CIFAR's binary version."
+        )
+    records = np.frombuffer(content, np.uint8).reshape(-1, record)
+    return records[:, label_bytes:], records[:, label_bytes - 1].astype(np.int64)
 
 
 def _read_dict(path: Path) -> dict[str, Any]:
@@ -229,59 +235,32 @@ def _read_dict(path: Path) -> dict[str, Any]:
     }
 
 
-def _read_cifar(folder: Path, split: Split, option: str, *, fine: bool) -> ArraySource:
-    names = _cifar_files(folder, split, option, fine=fine, suffix=".bin")
-    label_bytes = 2 if fine else 1  # CIFAR-100 has a coarse label before the fine one
-    record = label_bytes + _CIFAR_BYTES
-    parts = []
-    for name in names:
-        content = _read_maybe_gzipped(folder / name)
-        if not content or len(content) % record:
-            raise DataError(
-                f"{folder / name} has {len(content):,} bytes, not a multiple of {record}: "
-                "it is cut short, or not CIFAR's binary version."
-            )
-        parts.append(np.frombuffer(content, np.uint8).reshape(-1, record))
-    records = np.concatenate(parts)
-    labels = records[:, label_bytes - 1].astype(np.int64)
-    planes = records[:, label_bytes:].reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE)
-    names_file = folder / ("fine_label_names.txt" if fine else "batches.meta.txt")
-    class_names, named = _class_names(names_file, labels, folder / names[0])
-    files = tuple((name, len(part)) for name, part in zip(names, parts, strict=True))
-    return _cifar_source(planes, labels, files, class_names, named)
+def _pickled_names(path: Path, *, fine: bool) -> tuple[str, ...] | None:
+    """Read pickled class names; None if there is no such file."""
+    if not path.is_file():
+        return None
+    found = _read_dict(path).get("fine_label_names" if fine else "label_names")
+    if not isinstance(found, list) or not all(isinstance(name, str | bytes) for name in found):
+        raise DataError(f"{path} has no list of class names.")
+    names = [name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in found]
+    refuse_repeated(names, path)
+    return tuple(names)
 
 
-def _cifar_source(
-    planes: NDArray[np.uint8],
-    labels: NDArray[np.int64],
-    files: tuple[tuple[str, int], ...],
-    class_names: tuple[str, ...],
-    named: bool,
-) -> ArraySource:
-    pixels = np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
-    return ArraySource(pixels, labels, class_names, files, named)
-
-
-def _class_names(
-    names_path: Path, labels: NDArray[np.int64], labels_path: Path
-) -> tuple[tuple[str, ...], bool]:
-    """Read class names, one a line; without such a file they are "0", "1", ..."""
-    if not names_path.is_file():
-        return tuple(str(number) for number in range(int(labels.max()) + 1)), False
+def _listed_names(path: Path) -> tuple[str, ...] | None:
+    """Read class names, one a line; None if there is no such file."""
+    if not path.is_file():
+        return None
     try:
-        lines = names_path.read_text(encoding="utf-8").split("\n")
+        return parse_names(path.read_text(encoding="utf-8"), path)
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"Cannot read the class names {names_path}: {error}") from None
-    names = tuple(line.strip() for line in lines if line.strip())
-    return _checked_names(names, names_path, labels, labels_path), True
+        raise DataError(f"Cannot read the class names {path}: {error}") from None
 
 
-def _checked_names(
-    names: tuple[str, ...], names_path: Path, labels: NDArray[np.int64], labels_path: Path
-) -> tuple[str, ...]:
-    if len(set(names)) != len(names):
-        raise DataError(f"{names_path}: the name '{_first_repeated(names)}' stands there twice.")
-    if int(labels.max()) >= len(names):
+def _checked(
+    names: tuple[str, ...] | None, names_path: Path, labels: NDArray[np.int64], labels_path: Path
+) -> tuple[str, ...] | None:
+    if names is not None and int(labels.max()) >= len(names):
         wrong = int(np.argmax(labels >= len(names)))
         raise DataError(
             f"{labels_path}: label {labels[wrong]} of image {wrong} is out of range: "
@@ -290,5 +269,17 @@ def _checked_names(
     return names
 
 
-def _first_repeated(names: Sequence[str]) -> str:
-    return next(name for place, name in enumerate(names) if name in names[:place])
+def _source(
+    pixels: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    files: tuple[tuple[str, int], ...],
+    names: tuple[str, ...] | None,
+) -> Source:
+    return Source(
+        images=Pixels(pixels, files),
+        rows=np.arange(len(labels)),
+        labels=labels,
+        class_names=counted_names(int(labels.max()) + 1) if names is None else names,
+        named=names is not None,
+        decoded=True,
+    )

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vitbase.errors import DataError, ImageError
+from vitbase.errors import DataError, ImageError, first_few
+from vitbase.sources.source import UNKNOWN_SIZE, Images, Labels, Source
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
     | {".ppm", ".pgm"}
 )
+_PROBE_BYTES = 4096
 LAYOUT = "one folder per class, with its images inside: {root}/<class>/<image>.jpg (or png, webp…)"
-
-Labels = NDArray[Any]
-"""int64 [N], one class an image; or float32 [N, C] of zeros and ones, any number of classes."""
 
 
 class Stamp(NamedTuple):
@@ -33,42 +33,62 @@ class Stamp(NamedTuple):
 
 
 @dataclass(frozen=True)
-class FolderSource:
-    """Image files below a folder. The listing is arrays: 50 bytes a file, not objects."""
+class Files(Images):
+    """Image files below a folder. Names are bytes in a row, not objects: there may be millions."""
 
     root: Path
     paths: bytes  # relative to root, with /, one after the other
-    starts: NDArray[np.int64]
-    ends: NDArray[np.int64]
-    labels: Labels
-    class_names: tuple[str, ...]
-    notes: tuple[str, ...] = ()
+    bounds: NDArray[np.int64]  # [M + 1]: where each begins, and the last ends
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    def read(self, row: int) -> bytes:
+        return self._read(row)
 
-    def read(self, index: int) -> bytes:
+    def name(self, row: int) -> str:
+        return os.fsdecode(self.paths[self.bounds[row] : self.bounds[row + 1]])
+
+    def size(self, row: int) -> int:
         try:
-            with open(self.describe(index), "rb", buffering=0) as file:
-                return file.read()
+            return os.stat(self.describe(row)).st_size
+        except OSError:
+            return UNKNOWN_SIZE
+
+    def digest(self, row: int, *, probe: bool = False) -> bytes:
+        """As :meth:`Images.digest`; photos of equal size differ in the middle, if not in front."""
+        return blake2b(self._read(row, _PROBE_BYTES if probe else None), digest_size=32).digest()
+
+    def describe(self, row: int) -> str:
+        return os.path.join(self.root, self.name(row))
+
+    def _read(self, row: int, middle: int | None = None) -> bytes:
+        """Return a file's bytes, or as many from its middle. Raises: ImageError."""
+        try:
+            with open(self.describe(row), "rb", buffering=0) as file:
+                if middle is None:
+                    return file.read()
+                file.seek(max(0, (os.fstat(file.fileno()).st_size - middle) // 2))
+                return file.read(middle)
         except OSError as error:
             raise ImageError(f"cannot be read: {error.strerror or error}") from None
 
-    def describe(self, index: int) -> str:
-        return os.path.join(self.root, self.relative_path(index))
 
-    def relative_path(self, index: int) -> str:
-        return os.fsdecode(self.paths[self.starts[index] : self.ends[index]])
+class Listing(NamedTuple):
+    """What is in class folders, ordered by class and by name."""
 
-    def take(self, indices: NDArray[np.int64]) -> FolderSource:
-        """Return the part of this source at some indices, in that order."""
-        return replace(
-            self,
-            starts=self.starts[indices],
-            ends=self.ends[indices],
-            labels=self.labels[indices],
-            notes=(),
-        )
+    paths: bytes  # relative to the root, with /, one after the other
+    lengths: NDArray[np.int64]  # of each path
+    counts: NDArray[np.int64]  # files of each class
+    class_names: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def source(self, root: Path) -> Source:
+        """Return these files as a source."""
+        files = Files(root, self.paths, _bounds(self.lengths))
+        labels = np.repeat(np.arange(len(self.class_names)), self.counts)
+        return Source(files, np.arange(len(labels)), labels, self.class_names, self.notes)
+
+
+def _bounds(lengths: NDArray[np.int64] | Sequence[int]) -> NDArray[np.int64]:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
 
 
 def list_folder(folder: Path) -> tuple[list[str], list[str]]:
@@ -105,7 +125,7 @@ def build_source(
     labels: Labels,
     class_names: tuple[str, ...],
     notes: tuple[str, ...] = (),
-) -> FolderSource:
+) -> Source:
     """Build a source of files given by name.
 
     Args:
@@ -116,12 +136,11 @@ def build_source(
       notes: what is remarkable.
     """
     encoded = [os.fsencode(name) for name in names]
-    ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
-    starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])[: len(ends)]
-    return FolderSource(root, b"".join(encoded), starts, ends, labels, class_names, notes)
+    files = Files(root, b"".join(encoded), _bounds([len(name) for name in encoded]))
+    return Source(files, np.arange(len(labels)), labels, class_names, notes)
 
 
-def read_folder(root: Path, option: str, stamps: list[Stamp] | None = None) -> FolderSource:
+def read_folder(root: Path, option: str) -> Source:
     """List a folder of class folders. Classes and files are ordered by name.
 
     Hidden entries (``.name``) are passed over. Other files are left out, counted in the notes.
@@ -129,21 +148,22 @@ def read_folder(root: Path, option: str, stamps: list[Stamp] | None = None) -> F
     Args:
       root: the folder that holds the class folders.
       option: the option that named it, for messages.
-      stamps: told every folder that is listed, as it was before.
     Raises: DataError if there are no class folders, or one without images.
     """
-    stamps = [] if stamps is None else stamps
+    return list_classes(root, option)[0].source(root)
+
+
+def list_classes(root: Path, option: str) -> tuple[Listing, list[Stamp]]:
+    """List a folder as :func:`read_folder` does. Returns: also every folder, as it was before."""
     own = _stamp(root, "")
-    stamps.append(own)
+    stamps = [own]
     folders, strays = list_folder(root)
-    class_names = tuple(folders)
-    if not class_names:
+    if not folders:
         raise DataError(f"--{option} {root}: {_wrong_layout(root, strays)}")
     paths: list[bytes] = []
-    starts, counts = [np.zeros(0, np.int64)], []
+    lengths: list[NDArray[np.int64]] = []
     left_out = list(strays)
-    start = 0
-    for name in class_names:
+    for name in folders:
         found = [*_images(root, name, left_out, frozenset({own.inode}), stamps)]
         if not found:
             raise DataError(
@@ -151,12 +171,8 @@ def read_folder(root: Path, option: str, stamps: list[Stamp] | None = None) -> F
                 "Fill it, or take it away."
             )
         encoded = sorted(os.fsencode(path) for path in found)
-        ends = start + np.cumsum([len(path) for path in encoded], dtype=np.int64)
-        starts.append(ends)
-        start = int(ends[-1])
-        counts.append(len(encoded))
+        lengths.append(np.array([len(path) for path in encoded], np.int64))
         paths.append(b"".join(encoded))
-    ends = np.concatenate(starts)
     notes: tuple[str, ...] = ()
     if left_out:
         what = "file was" if len(left_out) == 1 else "files were"
@@ -164,15 +180,8 @@ def read_folder(root: Path, option: str, stamps: list[Stamp] | None = None) -> F
             f"{root}: {len(left_out)} {what} left out, not being images in a class folder "
             f"(the first: {left_out[0]}).",
         )
-    return FolderSource(
-        root=root,
-        paths=b"".join(paths),
-        starts=np.concatenate([np.zeros(1, np.int64), ends[:-1]]),
-        ends=ends,
-        labels=np.repeat(np.arange(len(class_names)), counts).astype(np.int64),
-        class_names=class_names,
-        notes=notes,
-    )
+    counts = np.array([len(part) for part in lengths], np.int64)
+    return Listing(b"".join(paths), np.concatenate(lengths), counts, tuple(folders), notes), stamps
 
 
 def _images(
@@ -211,6 +220,6 @@ def _wrong_layout(root: Path, files: Sequence[str]) -> str:
     if images:
         return f"{expected}; found {images} images directly in it, and no folders."
     if files:
-        listing = ", ".join(files[:3]) + (", …" if len(files) > 3 else "")
+        listing = first_few(files, count=False)
         return f"{expected}; found no folders, only {len(files)} files ({listing})."
     return f"{expected}; found an empty folder."

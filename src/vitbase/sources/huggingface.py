@@ -11,7 +11,8 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitbase.errors import DataError, ImageError
-from vitbase.sources.archives import Split
-from vitbase.sources.folders import Labels, list_folder
+from vitbase.sources.folders import list_folder
+from vitbase.sources.source import UNKNOWN_SIZE, Images, Labels, Source
+from vitbase.sources.splits import SPLIT_NAMES, SPLIT_WORDS, SPLITS_TOLD, Split, find_split
 
 PREFIX = "hf:"
-SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
-    "train": ("train", "training"),
-    "val": ("validation", "val", "valid", "dev", "test"),
-}
 IMAGE_NAMES = ("image", "img", "jpg", "png")
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "classes", "target")
 _SAVED = {"dataset_info.json", "dataset_dict.json"}
@@ -34,23 +32,16 @@ _FILE = re.compile(r"(?P<split>.*?)([-_.]\d+.*)?\.(?P<kind>parquet|arrow)")
 _UNLABELLED = -1
 
 
-@dataclass(frozen=True, eq=False)
-class HuggingFaceSource:
-    """A split of a data set of Hugging Face. Reading is safe from several threads."""
+@dataclass(frozen=True)
+class Rows(Images):
+    """The images of a data set of Hugging Face."""
 
     place: str
     data: Any  # datasets.Dataset, of the image column alone, not decoded
-    image_column: str
-    rows: NDArray[np.int64]  # of the data set's rows, which are these images
-    labels: Labels
-    class_names: tuple[str, ...]
-    notes: tuple[str, ...] = ()
+    column: str
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def read(self, index: int) -> bytes:
-        image = self.data[int(self.rows[index])][self.image_column]
+    def read(self, row: int) -> bytes:
+        image = self.data[row][self.column]
         if image is None:
             raise ImageError("there is no image in this row")
         if image["bytes"] is not None:
@@ -60,23 +51,23 @@ class HuggingFaceSource:
         except (OSError, TypeError) as error:
             raise ImageError(f"cannot be read: {error}") from None
 
-    def describe(self, index: int) -> str:
-        return f"{self.place}[{self.rows[index]}]"
+    def name(self, row: int) -> str:
+        return str(row)
 
-    def relative_path(self, index: int) -> str:
-        return str(self.rows[index])
+    def size(self, row: int) -> int:
+        return int(self._sizes[row])
 
-    def read_sizes(self) -> NDArray[np.int64]:
-        """Return the bytes of every image, without reading them; -1 for files of their own."""
+    def describe(self, row: int) -> str:
+        return f"{self.place}[{row}]"
+
+    @cached_property
+    def _sizes(self) -> NDArray[np.int64]:
+        """The bytes of every image; UNKNOWN_SIZE for files of their own."""
         compute = importlib.import_module("pyarrow.compute")  # comes with datasets
-        images = self.data.with_format("arrow")[:].column(self.image_column)
+        images = self.data.with_format("arrow")[:].column(self.column)
         sizes = compute.binary_length(compute.struct_field(images, "bytes"))
-        found: NDArray[np.int64] = compute.fill_null(sizes, -1).to_numpy()[self.rows]
+        found: NDArray[np.int64] = compute.fill_null(sizes, UNKNOWN_SIZE).to_numpy()
         return found
-
-    def take(self, indices: NDArray[np.int64]) -> HuggingFaceSource:
-        """Return the part of this source at some indices, in that order."""
-        return replace(self, rows=self.rows[indices], labels=self.labels[indices], notes=())
 
 
 def holds_dataset(folder: Path) -> bool:
@@ -92,24 +83,23 @@ def has_split(place: str, split: Split, option: str) -> bool:
 
     Args: and Raises: as of :func:`open_dataset`.
     """
-    return _split_name(_load(place, option), split) is not None
+    return find_split(split, _load(place, option)) is not None
 
 
-def open_dataset(place: str, split: Split, option: str) -> HuggingFaceSource:
+def open_dataset(place: str, split: Split, option: str) -> Source:
     """Open a split of a data set.
 
     Args:
       place: "hf:owner/name", "hf:owner/name:config", or a folder, either saved by
         ``save_to_disk`` or with files such as ``train-00000-of-00002.parquet``, or with these in
         its folder ``data``.
-      split: "train" or "val", which is the split validation, or else test; rows of no split are
-        taken for either.
+      split: "train" or "val", by any of its names; rows of no split are taken for either.
       option: the option that named it, for messages.
     Raises: DataError if the library is missing, or there is no such data set, split, image column
       or label column.
     """
     splits = _load(place, option)
-    name = "" if "" in splits else _split_name(splits, split)
+    name = "" if "" in splits else find_split(split, splits)
     if name is None:
         raise DataError(
             f"--{option} {place}: there is no split {' or '.join(SPLIT_NAMES[split])}; it has "
@@ -122,8 +112,8 @@ def open_dataset(place: str, split: Split, option: str) -> HuggingFaceSource:
     label = _find_label(data.features, where, option, library)
     labels, class_names = _read_labels(data, label, where, option)
     undecoded = data.select_columns([image]).cast_column(image, library.Image(decode=False))
-    rows = np.arange(len(data))
-    return HuggingFaceSource(where, undecoded.with_format(None), image, rows, labels, class_names)
+    images = Rows(where, undecoded.with_format(None), image)
+    return Source(images, np.arange(len(data)), labels, class_names)
 
 
 def _library(option: str, place: str) -> Any:
@@ -184,7 +174,6 @@ def _files_by_split(folder: Path, option: str) -> tuple[str, dict[str, list[str]
     """
     if not any(map(_FILE.fullmatch, list_folder(folder)[1])):
         folder = folder / "data"
-    known = {name for names in SPLIT_NAMES.values() for name in names}
     files: dict[str, list[str]] = {}
     kinds = set()
     for name in list_folder(folder)[1]:
@@ -192,23 +181,18 @@ def _files_by_split(folder: Path, option: str) -> tuple[str, dict[str, list[str]
         if match:
             split = match["split"].lower()
             kinds.add(match["kind"])
-            files.setdefault(split if split in known else "", []).append(str(folder / name))
+            files.setdefault(split if split in SPLIT_WORDS else "", []).append(str(folder / name))
     if "" in files and len(files) > 1:
         stray = Path(files[""][0]).name
         raise DataError(
             f"--{option} {folder}: the name {stray} does not begin with a split "
-            f"({', '.join(sorted(known))}), others do."
+            f"({SPLITS_TOLD}), others do."
         )
     if len(kinds) > 1:
         raise DataError(
             f"--{option} {folder} holds Parquet and Arrow files; keep one kind in a folder."
         )
     return kinds.pop(), files
-
-
-def _split_name(splits: Iterable[str], split: Split) -> str | None:
-    present = set(splits)
-    return next((name for name in SPLIT_NAMES[split] if name in present), None)
 
 
 def _find_image(features: Any, where: str, option: str, library: Any) -> str:
@@ -218,14 +202,7 @@ def _find_image(features: Any, where: str, option: str, library: Any) -> str:
         for name, kind in features.items()
         if isinstance(kind, dict) and {"bytes", "path"} <= kind.keys()
     ]
-    chosen = _choose(images, IMAGE_NAMES)
-    if chosen is None:
-        what = f"several columns of images ({', '.join(images)})" if images else "no column of them"
-        raise DataError(
-            f"--{option} {where}: {what}; its columns are {', '.join(features)}. "
-            f"Call that of the images '{IMAGE_NAMES[0]}'."
-        )
-    return chosen
+    return _choose("images", images, IMAGE_NAMES, features, f"--{option} {where}")
 
 
 def _find_label(features: Any, where: str, option: str, library: Any) -> str:
@@ -234,14 +211,7 @@ def _find_label(features: Any, where: str, option: str, library: Any) -> str:
     ]
     # Numbers and words may be anything; they are labels where the column says so.
     plain = [name for name in LABEL_NAMES if getattr(_inner(features.get(name)), "dtype", None)]
-    chosen = _choose(classes, LABEL_NAMES) if classes else _choose(plain, LABEL_NAMES)
-    if chosen is None:
-        what = f"several columns of labels ({', '.join(classes)})" if classes else "no labels"
-        raise DataError(
-            f"--{option} {where}: {what}; its columns are {', '.join(features)}. "
-            f"Call that of the labels '{LABEL_NAMES[0]}'."
-        )
-    return chosen
+    return _choose("labels", classes or plain, LABEL_NAMES, features, f"--{option} {where}")
 
 
 def _inner(kind: Any) -> Any:
@@ -251,10 +221,21 @@ def _inner(kind: Any) -> Any:
     return getattr(kind, "feature", kind)
 
 
-def _choose(names: Sequence[str], preferred: Sequence[str]) -> str | None:
-    if len(names) == 1:
-        return names[0]
-    return next((name for name in preferred if name in names), None)
+def _choose(
+    what: str, found: Sequence[str], preferred: Sequence[str], columns: Iterable[str], where: str
+) -> str:
+    """Return the only column found, or the most preferred. Raises: DataError if neither is."""
+    if len(found) == 1:
+        return found[0]
+    chosen = next((name for name in preferred if name in found), None)
+    if chosen is None:
+        none = "no column of them" if what == "images" else f"no {what}"
+        told = f"several columns of {what} ({', '.join(found)})" if found else none
+        raise DataError(
+            f"{where}: {told}; its columns are {', '.join(columns)}. "
+            f"Call that of the {what} '{preferred[0]}'."
+        )
+    return chosen
 
 
 def _read_labels(data: Any, column: str, where: str, option: str) -> tuple[Labels, tuple[str, ...]]:

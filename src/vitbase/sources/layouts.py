@@ -1,12 +1,13 @@
-"""How data sets lie on disk: each layout is a row that says how it is recognised and opened.
+"""How data sets lie: what a path names is recognised once, by its content, not by an option.
 
-A layout is recognised by its content, not named by an option.
+Each kind of folder is a row of ``LAYOUTS``.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
@@ -14,18 +15,13 @@ from typing import NamedTuple
 from vitbase.config.options import EMBEDDED
 from vitbase.errors import DataError
 from vitbase.sources import huggingface, tables
-from vitbase.sources.archives import Split, find_archive, read_archive
+from vitbase.sources.archives import find_archive, read_archive
 from vitbase.sources.folders import list_folder
 from vitbase.sources.imagenet.classes import holds_flat_images, read_flat_images
 from vitbase.sources.listing import open_folder
 from vitbase.sources.shards import source as shards
 from vitbase.sources.source import Source
-
-SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {
-    "train": ("train", "ilsvrc2012_train", "ilsvrc2012_img_train"),
-    "val": ("val", "ilsvrc2012_val", "ilsvrc2012_img_val", "validation", "valid", "test"),
-}
-"""Names of folders that hold a split, in lower case; of several, the first that is there."""
+from vitbase.sources.splits import SPLIT_NAMES, SPLIT_WORDS, Split, find_split
 
 NESTED = (
     *("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC"),
@@ -35,83 +31,110 @@ NESTED = (
 """Where well-known archives put what they unpack."""
 
 
+@dataclass(frozen=True)
+class Layout:
+    """What a path names."""
+
+    words: str  # what it is called
+    open: Callable[[Split], Source]
+    """Opens a split. Raises: DataError naming the option, the path, and what was expected there."""
+    has_val: Callable[[], bool] = lambda: False
+    """Tells whether there are evaluation images, apart from the others."""
+
+
+class Given(NamedTuple):
+    """The evaluation images are those of ``val_data_path``."""
+
+    layout: Layout
+    place: str
+
+
+class Beside(NamedTuple):
+    """The evaluation images are beside the training images: test files, or a split ``val``."""
+
+    layout: Layout
+
+
+class HeldOut(NamedTuple):
+    """There are none: a part of the training images is to be held out."""
+
+    layout: Layout  # of the training images
+
+
+def find_val(data_path: str | None, val_data_path: str | None) -> Given | Beside | HeldOut:
+    """Tell where the evaluation images of a run are.
+
+    Args: the options of these names.
+    Raises: DataError if neither is given, or as :func:`recognise`.
+    """
+    if val_data_path is not None:
+        return Given(recognise(val_data_path, "val_data_path"), val_data_path)
+    if data_path is None:
+        raise DataError("There are no evaluation images: give --val_data_path FOLDER.")
+    layout = recognise(data_path, "data_path")
+    return Beside(layout) if layout.has_val() else HeldOut(layout)
+
+
 def open_source(data_path: str, split: Split, option: str) -> Source:
     """Open one split of whatever a path names.
 
     Args:
-      data_path: "embedded"; "hf:owner/name"; the URL of shards; a CSV or TSV file; or a folder of
-        any layout in ``LAYOUTS``.
+      data_path: as of :func:`recognise`.
       split: "train" or "val".
       option: the option that named the path, for messages.
     Raises: DataError naming the option, the path, and what was expected there.
     """
-    if data_path == EMBEDDED:
-        with resources.as_file(resources.files("vitbase") / "sources" / "samples") as folder:
-            return read_archive(folder, split, option)
-    if data_path.startswith(huggingface.PREFIX):
-        return huggingface.open_dataset(data_path, split, option)
-    if "://" in data_path:
-        return shards.open_shards(data_path, split, option)
-    if _is_table(data_path):
-        return tables.read_table(Path(data_path).expanduser(), split, option)
-    here = _look(_existing_folder(data_path, option))
-    return _find_layout(here).open(here, split, option)
+    return recognise(data_path, option).open(split)
 
 
-def has_val(data_path: str, option: str = "data_path") -> bool:
-    """Tell whether there are evaluation images in what a path names, apart from the others.
+def recognise(data_path: str, option: str) -> Layout:
+    """Recognise the layout of whatever a path names.
 
-    Args: as of :func:`open_source`.
+    Args:
+      data_path: "embedded"; "hf:owner/name"; the URL of shards; a CSV or TSV file; or a folder of
+        any layout in ``LAYOUTS``.
+      option: the option that named the path, for messages.
     Raises: DataError if there is nothing of that name.
     """
     if data_path == EMBEDDED:
-        return True
+        return Layout(
+            "IDX files inside the package",
+            lambda split: _open_embedded(split, option),
+            lambda: True,
+        )
     if data_path.startswith(huggingface.PREFIX):
-        return huggingface.has_split(data_path, "val", option)
+        return _dataset(data_path, option, "data set of Hugging Face")
     if "://" in data_path:
-        return shards.has_split(data_path, "val", option)
-    if _is_table(data_path):
-        return tables.has_split(Path(data_path).expanduser(), "val", option)
-    here = _look(_existing_folder(data_path, option))
-    return _find_layout(here).has_val(here, option)
+        return _tars(data_path, option, "tar shards behind a URL")
+    path = Path(data_path).expanduser()
+    if path.suffix.lower() in tables.TABLE_SUFFIXES and not os.path.isdir(path):
+        return Layout(
+            "table of paths and labels",
+            lambda split: tables.read_table(path, split, option),
+            lambda: tables.has_split(path, "val", option),
+        )
+    return _recognise(_existing_folder(data_path, option), option)
 
 
-def describe_layout(data_path: str, option: str) -> str:
-    """Say in words which layout a path was recognised to have.
-
-    Args: and Raises: as of :func:`has_val`.
-    """
-    if data_path == EMBEDDED:
-        return "IDX files inside the package"
-    if data_path.startswith(huggingface.PREFIX):
-        return "data set of Hugging Face"
-    if "://" in data_path:
-        return "tar shards behind a URL"
-    if _is_table(data_path):
-        return "table of paths and labels"
-    here = _look(_existing_folder(data_path, option))
-    return _find_layout(here).describe(here)
+def _open_embedded(split: Split, option: str) -> Source:
+    with resources.as_file(resources.files("vitbase") / "sources" / "samples") as folder:
+        return read_archive(folder, split, option)
 
 
-class _Folder(NamedTuple):
-    path: Path
-    folders: list[str]
-    files: list[str]
+def _dataset(place: str, option: str, words: str) -> Layout:
+    return Layout(
+        words,
+        lambda split: huggingface.open_dataset(place, split, option),
+        lambda: huggingface.has_split(place, "val", option),
+    )
 
 
-class _Layout(NamedTuple):
-    describe: Callable[[_Folder], str]
-    holds: Callable[[_Folder], object]  # whether a folder has this layout
-    open: Callable[[_Folder, Split, str], Source]
-    has_val: Callable[[_Folder, str], bool]
-
-
-def _look(path: Path) -> _Folder:
-    return _Folder(path, *list_folder(path))
-
-
-def _find_layout(here: _Folder) -> _Layout:
-    return next(layout for layout in LAYOUTS if layout.holds(here))
+def _tars(place: str, option: str, words: str) -> Layout:
+    return Layout(
+        words,
+        lambda split: shards.open_shards(place, split, option),
+        lambda: shards.has_split(place, "val", option),
+    )
 
 
 def _existing_folder(data_path: str, option: str) -> Path:
@@ -131,128 +154,105 @@ def _existing_folder(data_path: str, option: str) -> Path:
     )
 
 
-def _is_table(data_path: str) -> bool:
-    path = Path(data_path).expanduser()
-    return path.suffix.lower() in tables.TABLE_SUFFIXES and not os.path.isdir(path)
+class _Folder(NamedTuple):
+    path: Path
+    folders: list[str]
+    files: list[str]
 
 
-def _split_folders(here: _Folder) -> dict[Split, Path]:
+def _recognise(path: Path, option: str) -> Layout:
+    here = _Folder(path, *list_folder(path))
+    return next(filter(None, (recognised(here, option) for recognised in LAYOUTS)))
+
+
+def _as_archive(here: _Folder, option: str) -> Layout | None:
+    kind = find_archive(here.files)
+    if kind is None:
+        return None
+    return Layout(
+        kind.replace("idx", "IDX files").replace("cifar", "CIFAR-"),
+        lambda split: read_archive(here.path, split, option),
+        lambda: True,
+    )
+
+
+def _as_dataset(here: _Folder, option: str) -> Layout | None:
+    if not huggingface.holds_dataset(here.path):
+        return None
+    return _dataset(str(here.path), option, "Parquet or Arrow files")
+
+
+def _as_shards(here: _Folder, option: str) -> Layout | None:
+    """Take the tar files in a folder, or in all of its splits' folders, for its images."""
+    inside = _split_folders(here, option)
+    listings = [list_folder(path)[1] for path in inside.values()] or [here.files]
+    if not all(map(shards.holds_shards, listings)):
+        return None
+    return _tars(str(here.path), option, "tar shards")
+
+
+def _as_splits(here: _Folder, option: str) -> Layout | None:
+    """Take a folder for the splits in it, each of any layout."""
+    folders = _split_folders(here, option)
+    if not folders:
+        return None
+    inside = {split: _recognise(path, option) for split, path in folders.items()}
+
+    def open_split(split: Split) -> Source:
+        if split not in inside:
+            names = " or ".join(SPLIT_NAMES[split])
+            raise DataError(f"--{option} {here.path}: there is no folder {names}.")
+        return inside[split].open(split)
+
+    told = {folders[split].name: layout.words for split, layout in inside.items()}
+    if len({*told.values()}) == 1:
+        words = f"{next(iter(told.values()))} in {' and '.join(told)}"
+    else:
+        words = ", ".join(f"{name}: {layout}" for name, layout in told.items())
+    return Layout(words, open_split, lambda: "val" in inside)
+
+
+def _split_folders(here: _Folder, option: str) -> dict[Split, Path]:
     """Return where the splits are, if a folder holds nothing but ``train``, ``val`` and the like.
 
     Beside folders with ImageNet's own names, and beside a development kit, there may be others.
     """
-    inside = {name.lower(): here.path / name for name in here.folders}
-    known = {name for names in SPLIT_FOLDERS.values() for name in names}
-    if not any(name.startswith("ilsvrc2012_") and name in known for name in inside):
-        if "train" not in inside or any(n not in known and "devkit" not in n for n in inside):
+    names = {name.lower() for name in here.folders}
+    train = find_split("train", here.folders)
+    if not any(name.startswith("ilsvrc2012_") and name in SPLIT_WORDS for name in names):
+        if train is None or any(n not in SPLIT_WORDS and "devkit" not in n for n in names):
             return {}
         # A class may be called "train": a split holds class folders or an archive, a class images.
-        deeper = _look(inside["train"])
-        if not deeper.folders and _find_layout(deeper).open in (_open_flat, _open_classes):
+        deeper = _Folder(here.path / train, *list_folder(here.path / train))
+        if not deeper.folders and not any(row(deeper, option) for row in _OF_FILES):
             return {}
-    found: dict[Split, Path] = {}
-    for split, names in SPLIT_FOLDERS.items():
-        path = next((inside[name] for name in names if name in inside), None)
-        if path is not None:
-            found[split] = path
-    return found
+    found = {split: find_split(split, here.folders) for split in SPLIT_NAMES}
+    return {split: here.path / name for split, name in found.items() if name is not None}
 
 
-def _open_split(here: _Folder, split: Split, option: str) -> Source:
-    found = _split_folders(here)
-    if split not in found:
-        names = " or ".join(name for name in SPLIT_FOLDERS[split] if "ilsvrc" not in name)
-        raise DataError(f"--{option} {here.path}: there is no folder {names}.")
-    inside = _look(found[split])
-    return _find_layout(inside).open(inside, split, option)
+def _as_unpacked(here: _Folder, option: str) -> Layout | None:
+    """Look deeper, where well-known archives put what they unpack."""
+    name = next((name for name in NESTED if (here.path / name).is_dir()), None)
+    if name is None:
+        return None
+    inside = _recognise(here.path / name, option)
+    return Layout(f"{name}: {inside.words}", inside.open, inside.has_val)
 
 
-def _describe_splits(here: _Folder) -> str:
-    insides = [(path.name, _look(path)) for path in _split_folders(here).values()]
-    described = {name: _find_layout(there).describe(there) for name, there in insides}
-    if len({*described.values()}) == 1:
-        return f"{described[insides[0][0]]} in {' and '.join(described)}"
-    return ", ".join(f"{name}: {layout}" for name, layout in described.items())
+def _as_flat_images(here: _Folder, option: str) -> Layout | None:
+    if not holds_flat_images(here.folders, here.files):
+        return None
+    return Layout(
+        "ImageNet's images side by side, labels in a file",
+        lambda split: read_flat_images(here.path, option),
+    )
 
 
-def _nested(here: _Folder) -> Path | None:
-    return next((here.path / name for name in NESTED if (here.path / name).is_dir()), None)
+def _as_classes(here: _Folder, option: str) -> Layout:
+    """Take what is left for class folders; opening says where they are not there."""
+    return Layout("class folders", lambda split: open_folder(here.path, option))
 
 
-def _open_nested(here: _Folder, split: Split, option: str) -> Source:
-    inside = _look(_nested(here) or here.path)
-    return _find_layout(inside).open(inside, split, option)
-
-
-def _nested_has_val(here: _Folder, option: str) -> bool:
-    inside = _look(_nested(here) or here.path)
-    return _find_layout(inside).has_val(inside, option)
-
-
-def _describe_nested(here: _Folder) -> str:
-    path = _nested(here) or here.path
-    inside = _look(path)
-    return f"{path.relative_to(here.path)}: {_find_layout(inside).describe(inside)}"
-
-
-def _describe_archive(here: _Folder) -> str:
-    kind = find_archive(here.files) or ""
-    return kind.replace("idx", "IDX files").replace("cifar", "CIFAR-")
-
-
-def _holds_shards(here: _Folder) -> bool:
-    """Tell whether tar files in a folder, or in all of its splits' folders, are its images."""
-    inside = _split_folders(here)
-    if inside:
-        return all(shards.holds_shards(list_folder(path)[1]) for path in inside.values())
-    return shards.holds_shards(here.files)
-
-
-def _open_flat(here: _Folder, split: Split, option: str) -> Source:
-    return read_flat_images(here.path, option)
-
-
-def _open_classes(here: _Folder, split: Split, option: str) -> Source:
-    return open_folder(here.path, option)
-
-
-LAYOUTS = (
-    _Layout(
-        _describe_archive,
-        lambda here: find_archive(here.files),
-        lambda here, split, option: read_archive(here.path, split, option),
-        lambda here, option: True,
-    ),
-    _Layout(
-        lambda here: "Parquet or Arrow files",
-        lambda here: huggingface.holds_dataset(here.path),
-        lambda here, split, option: huggingface.open_dataset(str(here.path), split, option),
-        lambda here, option: huggingface.has_split(str(here.path), "val", option),
-    ),
-    _Layout(
-        lambda here: "tar shards",
-        _holds_shards,
-        lambda here, split, option: shards.open_shards(str(here.path), split, option),
-        lambda here, option: shards.has_split(str(here.path), "val", option),
-    ),
-    _Layout(
-        _describe_splits,
-        _split_folders,
-        _open_split,
-        lambda here, option: "val" in _split_folders(here),
-    ),
-    _Layout(_describe_nested, _nested, _open_nested, _nested_has_val),
-    _Layout(
-        lambda here: "ImageNet's images side by side, labels in a file",
-        lambda here: holds_flat_images(here.folders, here.files),
-        _open_flat,
-        lambda here, option: False,
-    ),
-    _Layout(
-        lambda here: "class folders",  # or else opening says that they are not there
-        lambda here: True,
-        _open_classes,
-        lambda here, option: False,
-    ),
-)
+_OF_FILES = (_as_archive, _as_dataset, _as_shards)
+LAYOUTS = (*_OF_FILES, _as_splits, _as_unpacked, _as_flat_images, _as_classes)
 """The layouts of folders; the first that fits is taken."""

@@ -25,7 +25,8 @@ from typing import BinaryIO
 import numpy as np
 
 from vitbase.files import cache_folder, parse_json, written_whole
-from vitbase.sources.folders import IMAGE_SUFFIXES, FolderSource, Stamp, read_folder, read_stamp
+from vitbase.sources.folders import IMAGE_SUFFIXES, Listing, Stamp, list_classes, read_stamp
+from vitbase.sources.source import Source
 
 SMALL = 10_000
 """Fewer files than these are listed in no time; they are not kept."""
@@ -35,7 +36,7 @@ _MAGIC = b"vitbase listing 1\n"
 _DIGEST_BYTES = 16
 
 
-def open_folder(root: Path, option: str) -> FolderSource:
+def open_folder(root: Path, option: str) -> Source:
     """List a folder of class folders as :func:`read_folder` does, or take its listing as kept.
 
     Args:
@@ -44,18 +45,17 @@ def open_folder(root: Path, option: str) -> FolderSource:
     Raises: DataError as :func:`read_folder`.
     """
     place = _place(root)
-    if place is not None:
-        kept = _read(place, root)
-        if kept is not None:
-            return kept
+    kept = None if place is None else _read(place, root)
+    if kept is not None:
+        return kept.source(root)
     started_ns = time.time_ns()
-    stamps: list[Stamp] = []
-    source = read_folder(root, option, stamps)
+    listing, stamps = list_classes(root, option)
     newest_ns = max(max(stamp.mtime_ns, stamp.ctime_ns) for stamp in stamps)
-    if place is not None and len(source) >= SMALL and newest_ns < started_ns - _RACY_NS:
+    at_rest = newest_ns < started_ns - _RACY_NS
+    if place is not None and len(listing.lengths) >= SMALL and at_rest:
         with suppress(OSError):
-            _write(place, source, stamps)
-    return source
+            _write(place, listing, stamps)
+    return listing.source(root)
 
 
 def _place(root: Path) -> Path | None:
@@ -68,23 +68,23 @@ def _place(root: Path) -> Path | None:
     return folder / f"listing-{key.hexdigest()}"
 
 
-def _write(place: Path, source: FolderSource, stamps: Sequence[Stamp]) -> None:
+def _write(place: Path, listing: Listing, stamps: Sequence[Stamp]) -> None:
     """Write a listing so that it appears whole or not at all. Raises: OSError."""
     head = json.dumps(
         {
-            "class_names": source.class_names,
-            "notes": source.notes,
+            "class_names": listing.class_names,
+            "notes": listing.notes,
             "stamps": stamps,
-            "files": len(source),
-            "bytes": len(source.paths),
+            "files": len(listing.lengths),
+            "bytes": len(listing.paths),
         }
     ).encode()
     parts = (
         len(head).to_bytes(8, "little"),
         head,
-        np.bincount(source.labels, minlength=len(source.class_names)).astype("<i8").tobytes(),
-        (source.ends - source.starts).astype("<u2").tobytes(),
-        source.paths,
+        listing.counts.astype("<i8").tobytes(),
+        listing.lengths.astype("<u2").tobytes(),
+        listing.paths,
     )
     digest = blake2b(digest_size=_DIGEST_BYTES)
     for part in parts:
@@ -96,7 +96,7 @@ def _write(place: Path, source: FolderSource, stamps: Sequence[Stamp]) -> None:
             file.writelines((_MAGIC, digest.digest(), *parts))
 
 
-def _read(place: Path, root: Path) -> FolderSource | None:
+def _read(place: Path, root: Path) -> Listing | None:
     """Read a kept listing; None if there is none, it is damaged, or a folder changed since."""
     try:
         with open(place, "rb") as file:
@@ -105,7 +105,7 @@ def _read(place: Path, root: Path) -> FolderSource | None:
         return None
 
 
-def _parse(file: BinaryIO, size: int, root: Path) -> FolderSource | None:
+def _parse(file: BinaryIO, size: int, root: Path) -> Listing | None:
     if file.read(len(_MAGIC)) != _MAGIC:
         return None
     expected = file.read(_DIGEST_BYTES)
@@ -121,19 +121,11 @@ def _parse(file: BinaryIO, size: int, root: Path) -> FolderSource | None:
     head = parse_json(take(int.from_bytes(take(8), "little")))
     class_names = tuple(head["class_names"])
     counts = np.frombuffer(take(8 * len(class_names)), "<i8")
-    ends = np.cumsum(np.frombuffer(take(2 * head["files"]), "<u2"), dtype=np.int64)
+    lengths = np.frombuffer(take(2 * head["files"]), "<u2").astype(np.int64)
     paths = take(head["bytes"])
     if digest.digest() != expected or file.read(1):
         return None
     for stamp in head["stamps"]:  # a thousand questions instead of a million entries
         if read_stamp(root, stamp[0]) != tuple(stamp):
             return None
-    return FolderSource(
-        root=root,
-        paths=paths,
-        starts=np.concatenate([np.zeros(1, np.int64), ends[:-1]]),
-        ends=ends,
-        labels=np.repeat(np.arange(len(class_names)), counts).astype(np.int64, copy=False),
-        class_names=class_names,
-        notes=tuple(head["notes"]),
-    )
+    return Listing(paths, lengths, counts, class_names, tuple(head["notes"]))

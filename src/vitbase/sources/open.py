@@ -7,25 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitbase.config.config import Config
 from vitbase.config.options import EMBEDDED
-from vitbase.errors import DataError
-from vitbase.sources.archives import ArraySource
-from vitbase.sources.folders import LAYOUT, FolderSource, Labels
-from vitbase.sources.holdout import Divisible, hold_out
-from vitbase.sources.huggingface import HuggingFaceSource
+from vitbase.errors import DataError, first_few
+from vitbase.sources.folders import LAYOUT
+from vitbase.sources.holdout import hold_out
 from vitbase.sources.imagenet.classes import SYNSET, imagenet_synsets
 from vitbase.sources.imagenet.order import class_order_problem, find_synset
-from vitbase.sources.layouts import has_val, open_source
-from vitbase.sources.shards.source import ShardSource
-from vitbase.sources.source import Source, class_counts
+from vitbase.sources.layouts import Beside, Given, HeldOut, find_val, open_source
+from vitbase.sources.source import Labels, Source, class_counts
 
-__all__ = ["Source", "TrainVal", "has_val", "open_source", "open_train_val", "open_val"]
+__all__ = ["Source", "TrainVal", "open_source", "open_train_val", "open_val"]
 
 
 @dataclass(frozen=True)
@@ -57,18 +53,19 @@ def open_train_val(config: Config) -> TrainVal:
     _check_class_count(train, config)
     notes: list[str] = [*train.notes]
     held_out: tuple[str, ...] = ()
-    if options.val_data_path is not None:
-        val = open_source(options.val_data_path, "val", "val_data_path")
-        if _same_images(train, val):
-            notes.append(
-                f"val_data_path {options.val_data_path} has the training images themselves: "
-                "accuracies will be those of training images."
-            )
-    elif has_val(options.data_path):
-        val = open_source(options.data_path, "val", "data_path")
-    else:
-        train, val, held_out, found = _hold_out(train, config)
-        notes += found
+    match find_val(options.data_path, options.val_data_path):
+        case Given(layout):
+            val = layout.open("val")
+            if _same_images(train, val):
+                notes.append(
+                    f"val_data_path {options.val_data_path} has the training images themselves: "
+                    "accuracies will be those of training images."
+                )
+        case Beside(layout):
+            val = layout.open("val")
+        case HeldOut():
+            train, val, held_out, remarks = _hold_out(train, config)
+            notes += remarks
     notes += [note for note in val.notes if note not in notes]
     val, matched = with_classes(val, train.class_names)
     notes += matched
@@ -88,33 +85,25 @@ def open_val(config: Config, class_names: Sequence[str] | None = None) -> Source
     """
     options = config.data
     before: tuple[str, ...] = ()
-    if options.val_data_path is not None:
-        val = open_source(options.val_data_path, "val", "val_data_path")
-    elif options.data_path is None:
-        raise DataError("There are no evaluation images: give --val_data_path FOLDER.")
-    elif has_val(options.data_path):
-        val = open_source(options.data_path, "val", "data_path")
-    else:
-        train = open_source(options.data_path, "train", "data_path")
-        _, val, _, found = _hold_out(train, config)
-        before = (*train.notes, *found)
+    match find_val(options.data_path, options.val_data_path):
+        case Given(layout) | Beside(layout):
+            val = layout.open("val")
+        case HeldOut(layout):
+            train = layout.open("train")
+            _, val, _, remarks = _hold_out(train, config)
+            before = (*train.notes, *remarks)
     notes = [*before, *val.notes]
     if class_names is None:
         _check_class_count(val, config)
     else:
         val, matched = with_classes(val, tuple(class_names))
         notes += matched
-    return _changed(val, notes=tuple(notes))
+    return replace(val, notes=tuple(notes))
 
 
 def _hold_out(
     source: Source, config: Config
 ) -> tuple[Source, Source, tuple[str, ...], tuple[str, ...]]:
-    if not is_divisible(source):
-        raise DataError(
-            f"--data_path {config.data.data_path}: there are no test files beside the training "
-            "files. Give --val_data_path FOLDER."
-        )
     part = hold_out(source, config.data.holdout_fraction, config.run.seed)
     if not len(part.val):
         raise DataError(
@@ -124,21 +113,8 @@ def _hold_out(
     return source.take(part.train), source.take(part.val), part.held_out, part.notes
 
 
-def is_divisible(source: Source) -> TypeGuard[Divisible]:
-    """Tell whether a part of a source can be held out for evaluation."""
-    return isinstance(source, FolderSource | ShardSource | HuggingFaceSource)
-
-
-def _changed(source: Source, **fields: Any) -> Source:
-    """Return the same images with other labels, class names or notes."""
-    assert isinstance(source, ArraySource | FolderSource | ShardSource | HuggingFaceSource)
-    return replace(source, **fields)
-
-
 def _same_images(a: Source, b: Source) -> bool:
     """Tell whether two sources have the same first and last image, and equally many."""
-    if isinstance(a, ArraySource):  # their files are told apart by split
-        return False
     return len(a) == len(b) and all(a.describe(i) == b.describe(i) for i in (0, len(a) - 1))
 
 
@@ -147,7 +123,7 @@ def _check_class_count(source: Source, config: Config) -> None:
     count, outputs = len(class_names), config.data.num_classes
     if outputs is not None and count > outputs:
         raise DataError(
-            f"The data has {count} classes ({_listing(class_names)}), more than num_classes "
+            f"The data has {count} classes ({first_few(class_names, 5)}), more than num_classes "
             f"{outputs}: give --num_classes {count}, or a folder with fewer classes."
         )
     if count < 2 and source.labels.ndim == 1:
@@ -199,7 +175,7 @@ def with_classes(source: Source, class_names: tuple[str, ...]) -> tuple[Source, 
     if unknown:
         raise DataError(
             f"The evaluation images have classes that the model does not know: "
-            f"{_listing(unknown)}. It knows {_listing(class_names)}."
+            f"{first_few(unknown, 5)}. It knows {first_few(class_names, 5)}."
         )
     labels: Labels
     if source.labels.ndim == 1:
@@ -207,7 +183,7 @@ def with_classes(source: Source, class_names: tuple[str, ...]) -> tuple[Source, 
     else:
         labels = np.zeros((len(source), len(class_names)), np.float32)
         labels[:, table[present]] = source.labels[:, present]
-    return _changed(source, labels=labels, class_names=class_names), notes
+    return replace(source, labels=labels, class_names=class_names), notes
 
 
 def match_classes(
@@ -234,9 +210,9 @@ def match_classes(
             return table, []
         return table, [
             f"{len(absent)} of {len(class_names)} classes have no evaluation images: "
-            f"{_listing(absent)}."
+            f"{first_few(absent, 5)}."
         ]
-    if not getattr(source, "named", True):  # counted, not named
+    if not source.named:  # counted, not named
         return np.arange(len(own)) if len(own) <= len(class_names) else table, []
     # Other synsets are other classes, however many there are.
     if not all(map(SYNSET.fullmatch, own)) or any(map(SYNSET.fullmatch, class_names)):
@@ -264,19 +240,20 @@ _MEANINGFUL = 0.9
 """The share of class names that have to be ImageNet's words to be taken for these."""
 
 
-def _as_many_labels(val: Source, train: Source) -> Source:
-    """Return evaluation images with labels of the kind that the training images have."""
-    if val.labels.ndim == train.labels.ndim:
-        return val
-    if val.labels.ndim == 2:
+def refuse_fewer_labels(train: Source, val: Source) -> None:
+    """Raise a DataError if only the evaluation images may have several labels each."""
+    if val.labels.ndim > train.labels.ndim:
         raise DataError(
             "The evaluation images have several labels each, the training images one: give both "
             "the same way."
         )
+
+
+def _as_many_labels(val: Source, train: Source) -> Source:
+    """Return evaluation images with labels of the kind that the training images have."""
+    refuse_fewer_labels(train, val)
+    if val.labels.ndim == train.labels.ndim:
+        return val
     hot = np.zeros((len(val), len(val.class_names)), np.float32)
     hot[np.arange(len(val)), val.labels] = 1
-    return _changed(val, labels=hot)
-
-
-def _listing(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f", … ({len(names)} in all)" if len(names) > 5 else "")
+    return replace(val, labels=hot)

@@ -9,7 +9,7 @@ import csv
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -18,16 +18,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vitbase.errors import DataError
-from vitbase.sources.archives import Split
-from vitbase.sources.folders import (
-    IMAGE_SUFFIXES,
-    FolderSource,
-    Labels,
-    build_source,
-    is_image_name,
-    list_folder,
-)
+from vitbase.errors import DataError, first_few
+from vitbase.sources.folders import IMAGE_SUFFIXES, build_source, is_image_name, list_folder
+from vitbase.sources.source import Labels, Source
+from vitbase.sources.splits import SPLIT_NAMES, SPLIT_WORDS, SPLITS_TOLD, Split, find_split
 
 TABLE_SUFFIXES = {".csv": ",", ".tsv": "\t"}
 PATH_COLUMNS = (
@@ -36,10 +30,6 @@ PATH_COLUMNS = (
 )
 LABEL_COLUMNS = ("label", "labels", "class", "classes", "class_name", "category", "target")
 SPLIT_COLUMNS = ("split", "subset")
-SPLIT_WORDS: dict[Split, tuple[str, ...]] = {
-    "train": ("train", "training"),
-    "val": ("val", "validation", "valid", "dev", "test"),  # the first that occurs
-}
 SEPARATORS = (";", "|")
 
 
@@ -84,11 +74,11 @@ def has_split(path: Path, split: Split, option: str) -> bool:
         columns, _, _ = _find_columns(path, option, [cell.strip() for cell in first])
         if columns.split < 0:
             return False
-        words = (row[columns.split] for _, row in rows if len(row) == columns.width)
-        return any(word.strip().lower() in SPLIT_WORDS[split] for word in words)
+        words = (row[columns.split].strip() for _, row in rows if len(row) == columns.width)
+        return find_split(split, words) is not None
 
 
-def read_table(path: Path, split: Split, option: str) -> FolderSource:
+def read_table(path: Path, split: Split, option: str) -> Source:
     """Read the images that a table lists, all of them or those of a split.
 
     Args:
@@ -103,18 +93,16 @@ def read_table(path: Path, split: Split, option: str) -> FolderSource:
         table = _read_rows(path, option, rows)
     labels, class_names, notes = _read_labels(table)
     _refuse_repeated(table)
-    chosen = range(len(table.names))
+    names = table.names
     if table.splits:
         word = _split_word(table, split)
         if word is None:
             raise DataError(
-                f"--{option} {path}: no row is of split {' or '.join(SPLIT_WORDS[split])}."
+                f"--{option} {path}: no row is of split {' or '.join(SPLIT_NAMES[split])}."
             )
-        kept = [place for place in chosen if table.splits[place] == word]
-        labels = labels[kept]
-        names = _find_files(table, [table.names[place] for place in kept])
-    else:
-        names = _find_files(table, table.names)
+        kept = [place for place, cell in enumerate(table.splits) if cell == word]
+        labels, names = labels[kept], [names[place] for place in kept]
+    names = _find_files(table, names)
     return build_source(path.parent, names, labels, class_names, (*table.notes, *notes))
 
 
@@ -220,16 +208,15 @@ def _find(header: Sequence[str], known: Iterable[str]) -> tuple[int, list[int]]:
 
 def _split_word(table: _Table, split: Split) -> str | None:
     """Return the word that marks a split in this table. Raises: DataError on an unknown one."""
-    known = {word for words in SPLIT_WORDS.values() for word in words}
     present = set(table.splits)
-    unknown = present - known
+    unknown = present - SPLIT_WORDS
     if unknown:
         place = next(place for place, word in enumerate(table.splits) if word in unknown)
         raise DataError(
             f"{table.path}:{table.lines[place]}: '{table.splits[place][:40]}' is no split; known "
-            f"are {', '.join(word for words in SPLIT_WORDS.values() for word in words)}."
+            f"are {SPLITS_TOLD}."
         )
-    return next((word for word in SPLIT_WORDS[split] if word in present), None)
+    return find_split(split, present)
 
 
 def _read_labels(table: _Table) -> tuple[Labels, tuple[str, ...], tuple[str, ...]]:
@@ -274,11 +261,10 @@ def _refuse_repeated(table: _Table) -> None:
         return
     first: dict[str, int] = {}
     for line, name in zip(table.lines, table.names, strict=True):
-        before = first.setdefault(name, line)
-        if before != line:
+        if first.setdefault(name, line) != line:
             raise DataError(
-                f"{table.path}:{line}: '{name}' stands in line {before} already. An image has one "
-                f"row; write several labels with '{SEPARATORS[0]}' between them."
+                f"{table.path}:{line}: '{name}' stands in line {first[name]} already. An image has "
+                f"one row; write several labels with '{SEPARATORS[0]}' between them."
             )
 
 
@@ -294,10 +280,9 @@ def _find_files(table: _Table, names: Sequence[str]) -> list[str]:
     for name in names:
         folder, file = os.path.split(name)
         if folder not in listed:
-            try:
-                listed[folder] = set(list_folder(root / folder)[1])
-            except DataError:
-                listed[folder] = set()
+            listed[folder] = set()
+            with suppress(DataError):
+                listed[folder].update(list_folder(root / folder)[1])
         matches = [file] if file in listed[folder] else []
         if not matches and not is_image_name(file):
             matches = [file + suffix for suffix in _SUFFIXES if file + suffix in listed[folder]]
@@ -307,9 +292,9 @@ def _find_files(table: _Table, names: Sequence[str]) -> list[str]:
             absent.append(name)
         found.append(os.path.join(folder, matches[0] if matches else file).replace(os.sep, "/"))
     if absent:
-        listing = ", ".join(absent[:3]) + (", …" if len(absent) > 3 else "")
         raise DataError(
-            f"{table.path}: {len(absent)} of {len(names)} images are not there: {listing}. "
+            f"{table.path}: {len(absent)} of {len(names)} images are not there: "
+            f"{first_few(absent, count=False)}. "
             f"Paths are relative to {root}."
         )
     return found

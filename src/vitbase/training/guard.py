@@ -89,8 +89,8 @@ class Guard:
         self._unreadable += more
         most = self.loader.max_bad_images
         if self._unreadable > most:
+            where = ", on all ranks together" if self.runtime.num_ranks > 1 else ""
             raise DataError(
-                f"{self._unreadable} images of this epoch could not be read, on all ranks "
-                f"together; max_bad_images allows {most}. Mend or remove them, or raise "
-                f"--max_bad_images."
+                f"{self._unreadable} images of this epoch could not be read{where}; max_bad_images "
+                f"allows {most}. Mend or remove them, or raise --max_bad_images."
             ).everywhere()

@@ -9,8 +9,7 @@ from vitbase.config.config import Config
 from vitbase.data.balance import balanced_class_weights, balanced_positive_weights
 from vitbase.data.mix import Mix, draw_mix
 from vitbase.errors import ConfigError
-from vitbase.sources.folders import Labels
-from vitbase.sources.source import class_counts
+from vitbase.sources.source import Labels, class_counts
 from vitbase.training.losses import build_loss
 
 

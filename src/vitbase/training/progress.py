@@ -103,6 +103,8 @@ class Reporter:
             self.journal.warn(
                 f"Unreadable training image {image.place}: {image.cause}; left out of the loss"
             )
+        if self.runtime.num_ranks == 1:  # several count together, with the next log line
+            self.guard.check_readable(len(taken.bad))
         self._window.loss_sum += taken.loss_sum
         self._window.images += self.learner.layout.global_batch
         self._window.unreadable += len(taken.bad)
@@ -115,7 +117,8 @@ class Reporter:
         window, runtime = self._window, self.runtime
         sums = torch.stack([window.loss_sum, torch.full_like(window.loss_sum, window.unreadable)])
         loss_sum, unreadable = runtime.all_reduce(sums).tolist()
-        self.guard.check_readable(round(unreadable))
+        if runtime.num_ranks > 1:
+            self.guard.check_readable(round(unreadable))
         seconds = time.perf_counter() - window.started
         epoch, step = place.taken
         loss = loss_sum / max(window.images - round(unreadable), 1)

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from vitbase.config.batch import BatchLayout
 from vitbase.config.config import Config
-from vitbase.data.augment import normalize
 from vitbase.data.loader import BadImage, Batch
 from vitbase.data.mix import Mix
+from vitbase.data.normalize import normalize
 from vitbase.model.layers import draw_depth_scales
 from vitbase.model.vit import VisionTransformer
 from vitbase.runtime import Runtime, seed_generators

@@ -18,12 +18,10 @@ from vitbase.curation.checking.images import look_at
 from vitbase.curation.checking.report import DataReport, Place, SplitReport, empty_report
 from vitbase.curation.packing.files import find_damaged_shards
 from vitbase.data.threads import CHUNK, count_workers, map_positions
-from vitbase.sources.archives import Split
 from vitbase.sources.holdout import hold_out
-from vitbase.sources.layouts import describe_layout, has_val, open_source
-from vitbase.sources.open import is_divisible
-from vitbase.sources.shards.source import ShardSource
+from vitbase.sources.layouts import Beside, Given, HeldOut, find_val, recognise
 from vitbase.sources.source import Source
+from vitbase.sources.splits import Split
 
 Progress = Callable[[str, int, int], None]
 """Told a split's name, images done, and images in all, now and then."""
@@ -51,22 +49,23 @@ def check_data(
     """
     count_workers(num_workers)
     Config().replace(holdout_fraction=holdout_fraction, seed=seed)  # as a run would take them
-    train = open_source(data_path, "train", "data_path")
-    layout = describe_layout(data_path, "data_path")
+    layout = recognise(data_path, "data_path")
+    train = layout.open("train")
+    described = layout.words
     val: Source | None = None
     val_place = data_path
     notes: tuple[str, ...] = ()
-    if val_data_path is not None:
-        val, val_place = open_source(val_data_path, "val", "val_data_path"), val_data_path
-        layout += f"; for evaluation {describe_layout(val_data_path, 'val_data_path')}"
-    elif has_val(data_path):
-        val = open_source(data_path, "val", "data_path")
-    elif is_divisible(train):
-        before = train.notes
-        part = hold_out(train, holdout_fraction, seed)
-        if len(part.val):
-            notes = (*before, *part.notes)
-            train, val = train.take(part.train), train.take(part.val)
+    match find_val(data_path, val_data_path):
+        case Given(other, val_place):
+            val = other.open("val")
+            described += f"; for evaluation {other.words}"
+        case Beside(other):
+            val = other.open("val")
+        case HeldOut():
+            part = hold_out(train, holdout_fraction, seed)
+            if len(part.val):
+                notes = (*train.notes, *part.notes)
+                train, val = train.take(part.train), train.take(part.val)
 
     def check(name: str, place: str, source: Source) -> SplitReport:
         tell = partial(_tell, progress, name, len(source))
@@ -74,27 +73,26 @@ def check_data(
 
     reports = [check("training", data_path, train)]
     reports[0].notes += notes
-    _check_shards(reports[0], train, "train")
+    _check_shards(reports[0], "train")
     if val is None:
         reports[0].add("nothing to evaluate on", Place(data_path, "give --val_data_path FOLDER"))
     else:
         reports.append(check("evaluation", val_place, val))
         if not notes:  # else they are of the same shards
-            _check_shards(reports[1], val, "val")
+            _check_shards(reports[1], "val")
         check_leak(reports[0], reports[1], train, val)
         check_classes_match(train, val, reports[1])
-    return DataReport(layout, reports)
+    return DataReport(described, reports)
 
 
 def _tell(progress: Progress, name: str, images: int, done: int) -> None:
     progress(name, done, images)
 
 
-def _check_shards(report: SplitReport, source: Source, split: Split) -> None:
+def _check_shards(report: SplitReport, split: Split) -> None:
     """Compare packed shards with their checksums."""
-    if isinstance(source, ShardSource):
-        for path, damage in find_damaged_shards(Path(report.place).expanduser(), split):
-            report.add("damaged shard", Place(str(path), damage))
+    for path, damage in find_damaged_shards(Path(report.place).expanduser(), split):
+        report.add("damaged shard", Place(str(path), damage))
 
 
 def check_split(

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import numpy as np
 
 from vitbase.curation.checking.report import Place, SplitReport
-from vitbase.errors import DataError
+from vitbase.errors import first_few
 from vitbase.sources.imagenet.classes import NUM_CLASSES, imagenet_synsets, readable_name
-from vitbase.sources.imagenet.order import (
-    class_order_problem,
-    find_synset,
-    majority_synsets,
-    train_synset,
-    val_class,
-)
-from vitbase.sources.open import match_classes
+from vitbase.sources.imagenet.order import class_order_problem, find_synset
+from vitbase.sources.open import match_classes, refuse_fewer_labels
 from vitbase.sources.source import Source, class_counts
 
 IMBALANCE = 10
 """The largest class has so many times the images of the smallest: worth a note."""
+
+FIRST_VAL = (65, 970, 230, 809, 516, 57)
+"""The classes of ILSVRC2012_val_00000001 to 6, in sorted order. (In the development kit's numbers:
+490, 361, 171, 822, 297, 482.)"""
+
+_TRAIN_IMAGE = re.compile(r"(?:.*/)?(n\d{8})_\d+\.\w+")
+_VAL_IMAGE = re.compile(r"(?:.*/)?ILSVRC2012_val_0000000([1-6])(?!\d).*")
 
 
 def check_counts(report: SplitReport) -> None:
@@ -31,7 +33,7 @@ def check_counts(report: SplitReport) -> None:
         report.add("single class", Place(report.place, f"'{names[0]}'"))
     absent = [name for name, count in zip(names, counts, strict=True) if not count]
     if absent:
-        listing = ", ".join(absent[:3]) + (", …" if len(absent) > 3 else "")
+        listing = first_few(absent, count=False)
         report.notes.append(f"{len(absent)} of {len(names)} classes have no images: {listing}")
     present = [count for count in counts if count]
     if present and max(present) >= IMBALANCE * min(present):
@@ -75,7 +77,8 @@ def _read_image_names(
     whole = len(own) == NUM_CLASSES
     misfiled: list[Place] = []
     strays: list[str] = []
-    for index, path, label in _paths(report, source):
+    for index, label in enumerate(report.labels.tolist()):
+        path = source.name(index)
         synset = train_synset(path)
         counts[label][synset or ""] += 1
         if synset in known and own[label] not in (synset, None):
@@ -91,11 +94,29 @@ def _read_image_names(
     return counts, misfiled, strays
 
 
-def _paths(report: SplitReport, source: Source) -> Iterator[tuple[int, str, int]]:
-    relative = getattr(source, "relative_path", None)
-    if relative is not None:
-        for index, label in enumerate(report.labels.tolist()):
-            yield index, relative(index), label
+def train_synset(path: str) -> str | None:
+    """Return the synset that the name of one of ImageNet's training images tells."""
+    match = _TRAIN_IMAGE.fullmatch(path)
+    return match[1] if match else None
+
+
+def val_class(path: str) -> int | None:
+    """Return the class of one of ImageNet's first evaluation images, by its name."""
+    match = _VAL_IMAGE.fullmatch(path)
+    return FIRST_VAL[int(match[1]) - 1] if match else None
+
+
+def majority_synsets(counts: Sequence[Counter[str]]) -> list[str | None]:
+    """Return the synset that most images of each class tell by their names, if most do.
+
+    Args:
+      counts: of each class, how many images tell which synset; "" for none.
+    """
+    found: list[str | None] = []
+    for count in counts:
+        synset, images = count.most_common(1)[0] if count else ("", 0)
+        found.append(synset if synset and 2 * images > count.total() else None)
+    return found
 
 
 def check_classes_match(train: Source, val: Source, report: SplitReport) -> None:
@@ -108,11 +129,7 @@ def check_classes_match(train: Source, val: Source, report: SplitReport) -> None
     """
     if val.class_names == train.class_names:
         return
-    if val.labels.ndim != train.labels.ndim and val.labels.ndim == 2:
-        raise DataError(
-            "The evaluation images have several labels each, the training images one: give both "
-            "the same way."
-        )
+    refuse_fewer_labels(train, val)
     present = class_counts(val.labels, len(val.class_names))
     table, notes = match_classes(val, present > 0, train.class_names)
     report.notes += notes

@@ -127,7 +127,7 @@ def find_damaged_shards(folder: Path, split: str) -> Iterator[tuple[Path, str]]:
 
     Nothing is known of shards that another program wrote.
     """
-    with suppress(DataError):
+    with suppress(DataError, NotADirectoryError):
         for entry in read_manifest(folder)["splits"].get(split, {}).get("shards", []):
             damage = find_damage(folder, entry)
             if damage is not None:

@@ -10,9 +10,9 @@ from typing import Any, Literal
 from vitbase.curation.packing.files import read_manifest
 from vitbase.curation.packing.split import SHARD_BYTES, PackReport, pack_source
 from vitbase.errors import DataError
-from vitbase.sources.archives import Split
-from vitbase.sources.layouts import has_val, open_source
+from vitbase.sources.layouts import Beside, Given, HeldOut, Layout, find_val, recognise
 from vitbase.sources.open import with_classes
+from vitbase.sources.splits import Split
 
 
 def pack_data(
@@ -52,16 +52,21 @@ def pack_data(
             "Give --short_side too."
         )
     out = Path(out_dir).expanduser()
-    places: dict[Split, tuple[str, str]] = {}
+    layouts: dict[Split, Layout] = {}
+    used: dict[str, str] = {}
     if split != "val":
-        places["train"] = (data_path, "data_path")
-    if val_data_path is not None and split != "train":
-        places["val"] = (val_data_path, "val_data_path")
-    elif split == "val" or (split == "both" and has_val(data_path)):
-        places["val"] = (data_path, "data_path")
-    for path, option in places.values():
+        layouts["train"], used["data_path"] = recognise(data_path, "data_path"), data_path
+    if split != "train":
+        match find_val(data_path, val_data_path):
+            case Given(layout, place):
+                layouts["val"], used["val_data_path"] = layout, place
+            case Beside(layout):
+                layouts["val"], used["data_path"] = layout, data_path
+            case HeldOut(layout) if split == "val":  # all that is there
+                layouts["val"], used["data_path"] = layout, data_path
+    for option, path in used.items():
         _refuse_inside(out, path, option)
-    sources = {name: open_source(path, name, option) for name, (path, option) in places.items()}
+    sources = {name: layout.open(name) for name, layout in layouts.items()}
     if "val" in sources:
         if "train" in sources:
             names = sources["train"].class_names

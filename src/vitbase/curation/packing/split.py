@@ -40,11 +40,11 @@ from vitbase.data.order import epoch_permutation
 from vitbase.data.threads import CHUNK, count_workers, map_positions
 from vitbase.errors import DataError, ImageError
 from vitbase.files import remove_unfinished, write_whole
-from vitbase.sources.archives import Split
 from vitbase.sources.shards.labels import NAMES_FILE
 from vitbase.sources.shards.layout import MANIFEST
 from vitbase.sources.shards.source import open_shards
 from vitbase.sources.source import Source
+from vitbase.sources.splits import Split
 
 __all__ = ["LeftOut", "PackReport", "pack_source", "verify_shards"]
 
@@ -249,17 +249,17 @@ class _Packing:
             raw = self.source.read(index)
             return prepare_image(raw, self.options["short_side"], self.options["quality"])
         except ImageError as error:
-            return LeftOut(_path_of(self.source, index), str(error))
+            return LeftOut(self.source.name(index), str(error))
 
     def _described(self, position: int) -> tuple[str, int | list[Any]]:
         """Return the path that an image came from, and its label."""
         index = int(self.order[position])
         label = self.labels[index]
         if self.labels.ndim == 1:
-            return _path_of(self.source, index), int(label)
+            return self.source.name(index), int(label)
         if np.isin(label, (0, 1)).all():
-            return _path_of(self.source, index), np.flatnonzero(label).tolist()
-        return _path_of(self.source, index), [float(value) for value in label]
+            return self.source.name(index), np.flatnonzero(label).tolist()
+        return self.source.name(index), [float(value) for value in label]
 
     def _is_full(self, shard: ShardWriter) -> bool:
         if self.options["shard_images"] is not None:
@@ -329,11 +329,6 @@ def _difference(option: str, before: object, now: object) -> str:
     return f"{option} {first} instead of {second}"
 
 
-def _path_of(source: Source, index: int) -> str:
-    relative = getattr(source, "relative_path", source.describe)
-    return str(relative(index))
-
-
 def _digest(source: Source) -> str:
     """Return a digest of what a source lists: classes, labels and paths."""
     digest = hashlib.blake2b(digest_size=16)
@@ -341,5 +336,5 @@ def _digest(source: Source) -> str:
     digest.update(json.dumps([*source.class_names, str(labels.dtype), *labels.shape]).encode())
     digest.update(labels.tobytes())
     for index in range(len(source)):
-        digest.update(os.fsencode(_path_of(source, index)) + b"\0")
+        digest.update(os.fsencode(source.name(index)) + b"\0")
     return digest.hexdigest()

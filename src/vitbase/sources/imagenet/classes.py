@@ -19,8 +19,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vitbase.errors import DataError
-from vitbase.sources.folders import FolderSource, build_source, is_image_name, list_folder
+from vitbase.errors import DataError, first_few
+from vitbase.sources.folders import build_source, is_image_name, list_folder
+from vitbase.sources.source import Source
 
 SYNSET = re.compile(r"n\d{8}")
 NUM_CLASSES = 1000
@@ -84,7 +85,7 @@ def holds_flat_images(folders: Iterable[str], files: Iterable[str]) -> bool:
     return all("devkit" in name.lower() for name in folders) and any(map(is_image_name, files))
 
 
-def read_flat_images(folder: Path, option: str) -> FolderSource:
+def read_flat_images(folder: Path, option: str) -> Source:
     """Read ImageNet images that lie side by side, with labels from a file inside or near by.
 
     The file is looked for in the folder, beside it, a level higher, in a development kit at any
@@ -288,7 +289,7 @@ def _by_name(
     if without:
         raise DataError(
             f"{path} has no line for {len(without)} of the {len(images)} images in {folder}: "
-            f"{_listing(without)}."
+            f"{first_few(without)}."
         )
     absent = [label for stem, label in by_stem.items() if stem not in image_of]
     if absent:
@@ -319,14 +320,10 @@ def _by_number(
     beyond = [image for number, image in image_of.items() if number not in expected]
     if missing or beyond:
         which = [f"no image with number {missing[0]}"] if missing else []
-        which += [f"no line for {_listing(beyond)}"] if beyond else []
+        which += [f"no line for {first_few(beyond)}"] if beyond else []
         raise DataError(
             f"{path} has {len(labels)} labels, but {folder} {len(images)} images: "
             f"there is {' and '.join(which)}."
         )
     by_image = {image: labels[number - 1].number for number, image in image_of.items()}
     return [by_image[image] for image in images]
-
-
-def _listing(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f", … ({len(names)} in all)" if len(names) > 3 else "")

@@ -7,7 +7,6 @@ classes in another order train a model, and give an accuracy of nothing to such 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 
@@ -22,13 +21,7 @@ from vitbase.sources.imagenet.classes import (
 MOSTLY = 900
 """So many of ImageNet-1k's classes among a data set's say that it is meant."""
 
-FIRST_VAL = (65, 970, 230, 809, 516, 57)
-"""The classes of ILSVRC2012_val_00000001 to 6, in sorted order. (In the development kit's numbers:
-490, 361, 171, 822, 297, 482.)"""
-
 _AT_THE_START = re.compile(r"(n\d{8})(?![0-9A-Za-z])")
-_TRAIN_IMAGE = re.compile(r"(?:.*/)?(n\d{8})_\d+\.\w+")
-_VAL_IMAGE = re.compile(r"(?:.*/)?ILSVRC2012_val_0000000([1-6])(?!\d).*")
 
 
 def find_synset(class_name: str) -> str | None:
@@ -64,18 +57,6 @@ def _synsets_by_words() -> dict[str, str]:
 
 def _plain(name: str) -> str:
     return " ".join(re.findall(r"[^\W_]+", name.lower()))
-
-
-def train_synset(path: str) -> str | None:
-    """Return the synset that the name of one of ImageNet's training images tells."""
-    match = _TRAIN_IMAGE.fullmatch(path)
-    return match[1] if match else None
-
-
-def val_class(path: str) -> int | None:
-    """Return the class of one of ImageNet's first evaluation images, by its name."""
-    match = _VAL_IMAGE.fullmatch(path)
-    return FIRST_VAL[int(match[1]) - 1] if match else None
 
 
 def class_order_problem(
@@ -142,16 +123,3 @@ def _cause(class_names: Sequence[str], synsets: Sequence[str | None]) -> str:
     elif sorted(class_names) == list(class_names) and not any(map(SYNSET.match, class_names)):
         return ". These names are sorted as words, not by their synsets"
     return ""
-
-
-def majority_synsets(counts: Sequence[Counter[str]]) -> list[str | None]:
-    """Return the synset that most images of each class tell by their names, if most do.
-
-    Args:
-      counts: of each class, how many images tell which synset; "" for none.
-    """
-    found: list[str | None] = []
-    for count in counts:
-        synset, images = count.most_common(1)[0] if count else ("", 0)
-        found.append(synset if synset and 2 * images > count.total() else None)
-    return found

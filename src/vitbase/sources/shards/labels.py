@@ -14,6 +14,7 @@ from vitbase.files import parse_json
 from vitbase.sources.shards.index import Label, Shard, unpack
 from vitbase.sources.shards.layout import MANIFEST
 from vitbase.sources.shards.store import Store
+from vitbase.sources.source import counted_names, parse_names, refuse_repeated
 
 NAMES_FILE = "classnames.txt"
 _DESCRIPTIONS = (MANIFEST, "_info.json", "info.json", "dataset_info.json", "dataset_infos.json")
@@ -35,17 +36,15 @@ def read_class_names(store: Store) -> tuple[str, ...] | None:
         content = store.read_whole(name) if name in files or not files else None
         if content is None:
             continue
+        where = f"{store.place}/{name}"
         try:
             if name in _LISTS:
-                lines = content.decode("utf-8").splitlines()
-                found = tuple(line.strip() for line in lines if line.strip())
+                found = parse_names(content.decode("utf-8"), where)
             else:
                 found = _find_names(parse_json(content))
+                refuse_repeated(found, where)
         except ValueError as error:
-            raise DataError(f"Cannot read the class names {store.place}/{name}: {error}") from None
-        if len(set(found)) < len(found):
-            twice = next(n for place, n in enumerate(found) if n in found[:place])
-            raise DataError(f"{store.place}/{name}: the name '{twice}' stands there twice.")
+            raise DataError(f"Cannot read the class names {where}: {error}") from None
         if found:
             return found
     return None
@@ -128,7 +127,7 @@ def _numbered(
                 f"{where}: {_member(shards, place)} has the label {largest}, of {len(labels)} "
                 "images: these are no numbers of classes."
             )
-        given = tuple(str(number) for number in range(largest + 1))
+        given = counted_names(largest + 1)
     elif largest >= len(given):
         place = int(np.argmax(labels))
         raise DataError(
@@ -154,10 +153,10 @@ def _multi_hot(
         # [0, 1] may be two classes' numbers or two classes' values: numbers never repeat.
         fractional = any(isinstance(v, float) for values in lists for v in values)
         if in_range and (fractional or any(len(set(values)) < len(values) for values in lists)):
-            return table.astype(np.float32), given or _counted(width)
+            return table.astype(np.float32), given or counted_names(width)
     texts = {v for values in lists for v in values if isinstance(v, str)}
     largest = max((v for values in lists for v in values if isinstance(v, int)), default=-1)
-    names = given or (tuple(sorted(texts)) if texts else _counted(largest + 1))
+    names = given or (tuple(sorted(texts)) if texts else counted_names(largest + 1))
     number: dict[Any, int] = {name: place for place, name in enumerate(names)}
     if not (texts and given is None):
         number |= {place: place for place in range(len(names))}
@@ -171,10 +170,6 @@ def _multi_hot(
                 )
             hot[place, number[value]] = 1
     return hot, names
-
-
-def _counted(count: int) -> tuple[str, ...]:
-    return tuple(str(number) for number in range(count))
 
 
 def _member(shards: Sequence[Shard], place: int) -> str:

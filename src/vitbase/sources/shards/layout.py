@@ -5,18 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 from vitbase.errors import DataError
 from vitbase.files import parse_json
-from vitbase.sources.archives import Split
 from vitbase.sources.shards.store import Store
+from vitbase.sources.splits import SPLIT_NAMES, SPLIT_WORDS, find_split
 
 MANIFEST = "manifest.json"
-SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
-    "train": ("train", "training"),
-    "val": ("val", "validation", "valid", "test"),
-}
 _INFOS = (MANIFEST, "_info.json", "info.json")  # ours, and those of timm's sets
 
 
@@ -46,15 +43,13 @@ def find_groups(store: Store) -> dict[str, Group]:
     names = [name for name in files if is_shard(name)]
     if names:
         return _groups_by_name(store, names)
-    known = {name for names in SPLIT_NAMES.values() for name in names}
-    inside = {name.lower(): name for name in folders if name.lower() in known}
-    for split, spellings in SPLIT_NAMES.items():
-        for spelling in spellings:
-            if spelling in inside and split not in groups:
-                deeper = find_groups(store.below(inside[spelling]))
-                found = deeper.get(split) or deeper.get("all")
-                if found is not None:
-                    groups[split] = found
+    for split in SPLIT_NAMES:
+        while split not in groups and (folder := find_split(split, folders)) is not None:
+            folders = [name for name in folders if name != folder]
+            deeper = find_groups(store.below(folder))
+            found = deeper.get(split) or deeper.get("all")
+            if found is not None:
+                groups[split] = found
     return groups
 
 
@@ -69,8 +64,8 @@ def _listed_groups(store: Store, files: Sequence[str]) -> dict[str, Group]:
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
         groups: dict[str, Group] = {}
-        for split, spellings in SPLIT_NAMES.items():
-            key = next((spelling for spelling in spellings if spelling in found), None)
+        for split in SPLIT_NAMES:
+            key = find_split(split, found)
             if key is not None:
                 groups[split] = replace(found[key], key=split)
         if groups:
@@ -98,16 +93,14 @@ def _listed_group(store: Store, manifest: str, key: str, facts: dict[str, Any]) 
 def _groups_by_name(store: Store, names: Sequence[str]) -> dict[str, Group]:
     words = {name: set(re.split(r"[^a-z]+", name.lower())) for name in names}
     groups: dict[str, Group] = {}
-    for split, spellings in SPLIT_NAMES.items():
-        for spelling in spellings:
-            named = tuple(name for name in names if spelling in words[name])
-            if named:
-                groups[split] = Group(split, store, named)
-                break
+    for split in SPLIT_NAMES:
+        word = find_split(split, chain.from_iterable(words.values()))
+        if word is not None:
+            named = tuple(name for name in names if word in words[name])
+            groups[split] = Group(split, store, named)
     if not groups:
         return {"all": Group("all", store, tuple(names))}
-    any_split = {word for spellings in SPLIT_NAMES.values() for word in spellings}
-    others = tuple(name for name in names if not words[name] & any_split)
+    others = tuple(name for name in names if not words[name] & SPLIT_WORDS)
     return {key: replace(group, left_out=others) for key, group in groups.items()}
 
 

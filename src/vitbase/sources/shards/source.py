@@ -11,29 +11,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from hashlib import sha256
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitbase.errors import DataError
 from vitbase.files import cache_folder, write_whole
-from vitbase.sources.archives import Split
-from vitbase.sources.shards.index import (
-    LOCAL_WINDOW,
-    REMOTE_WINDOW,
-    Shard,
-    decode_index,
-    encode_index,
-    scan_shard,
-    unpack,
-)
+from vitbase.sources.shards.index import Shard, decode_index, encode_index, unpack
 from vitbase.sources.shards.labels import read_class_names, resolve_labels
 from vitbase.sources.shards.layout import MANIFEST, Group, find_groups, is_shard, tell_no_shards
 from vitbase.sources.shards.readers import LocalReader, Reader, RemoteReader
+from vitbase.sources.shards.scan import LOCAL_WINDOW, REMOTE_WINDOW, scan_shard
 from vitbase.sources.shards.store import (
     Backoff,
     FileFacts,
@@ -42,64 +32,48 @@ from vitbase.sources.shards.store import (
     Store,
     open_store,
 )
+from vitbase.sources.source import Images, Source
+from vitbase.sources.splits import Split
 
 _SCANS_AT_ONCE = {True: 4, False: 16}  # by whether the shards are on this machine
 _PLACE = np.dtype([("shard", "<u4"), ("offset", "<i8"), ("size", "<u4"), ("check", "<u4")])
 
 
 @dataclass(frozen=True)
-class ShardTable:
-    """Where every image lies: 20 bytes an image, and packed names."""
+class ShardImages(Images):
+    """Images in tar shards: 20 bytes an image, and packed names."""
 
     files: tuple[str, ...]  # path or URL of each shard
     places: NDArray[np.void]  # [M] of _PLACE
     firsts: NDArray[np.int64]  # row of each shard's first image
     names: tuple[bytes, ...]  # of each shard, packed
+    reader: Reader
 
-
-@dataclass(frozen=True)
-class ShardSource:
-    """Images in tar shards. `rows` says which of the table's images these are."""
-
-    place: str
-    table: ShardTable = field(repr=False)
-    reader: Reader = field(repr=False, compare=False)
-    rows: NDArray[np.int64]
-    labels: NDArray[Any]  # int64 [N], or float32 [N, C] where an image may have several classes
-    class_names: tuple[str, ...]
-    named: bool  # whether the class names were given, rather than counted
-    notes: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def read(self, index: int) -> bytes:
+    def read(self, row: int) -> bytes:
         """Return an image file's bytes.
 
         Raises: ImageError if the shard cannot be read or has changed; DataError if a server does
           not answer.
         """
-        return self.reader.read(*self.table.places[self.rows[index]].item())
+        return self.reader.read(*self.places[row].item())
 
-    def describe(self, index: int) -> str:
-        """Name an image: ``shard.tar: member``, and the file it was packed from if known."""
-        shard, member, origin = self._names(index)
-        return f"{shard}: {member}" + (f" ({origin})" if origin else "")
-
-    def relative_path(self, index: int) -> str:
+    def name(self, row: int) -> str:
         """Return the path that the image was packed from, or else its shard and member."""
-        shard, member, origin = self._names(index)
+        shard, member, origin = self._names(row)
         return origin or f"{os.path.basename(shard)}/{member}"
 
-    def _names(self, index: int) -> tuple[str, str, str]:
-        row = int(self.rows[index])
-        shard = int(self.table.places[row]["shard"])
-        member, origin = unpack(self.table.names[shard])[row - int(self.table.firsts[shard])]
-        return self.table.files[shard], member, origin
+    def size(self, row: int) -> int:
+        return int(self.places[row]["size"])
 
-    def take(self, indices: NDArray[np.int64]) -> ShardSource:
-        """Return the part of this source at some indices, in that order."""
-        return replace(self, rows=self.rows[indices], labels=self.labels[indices], notes=())
+    def describe(self, row: int) -> str:
+        """Name an image: ``shard.tar: member``, and the file it was packed from if known."""
+        shard, member, origin = self._names(row)
+        return f"{shard}: {member}" + (f" ({origin})" if origin else "")
+
+    def _names(self, row: int) -> tuple[str, str, str]:
+        shard = int(self.places[row]["shard"])
+        member, origin = unpack(self.names[shard])[row - int(self.firsts[shard])]
+        return self.files[shard], member, origin
 
 
 def holds_shards(names: Iterable[str]) -> bool:
@@ -115,9 +89,7 @@ def has_split(place: str, split: Split, option: str, backoff: Backoff | None = N
     return split in find_groups(open_store(place, option, backoff))
 
 
-def open_shards(
-    place: str, split: Split, option: str, *, backoff: Backoff | None = None
-) -> ShardSource:
+def open_shards(place: str, split: Split, option: str, *, backoff: Backoff | None = None) -> Source:
     """Open one split of the shards in a folder or behind a URL.
 
     Shards whose names tell no split serve for any.
@@ -150,10 +122,8 @@ def open_shards(
         reader = RemoteReader(group.store, tuple(shard.name for shard in shards))
     else:
         reader = LocalReader(files, tuple(shard.facts for shard in shards))
-    return ShardSource(
-        place=place,
-        table=_build_table(files, shards),
-        reader=reader,
+    return Source(
+        images=_build_images(files, shards, reader),
         rows=kept,
         labels=labels[kept],
         class_names=class_names,
@@ -162,7 +132,7 @@ def open_shards(
     )
 
 
-def _build_table(files: tuple[str, ...], shards: Sequence[Shard]) -> ShardTable:
+def _build_images(files: tuple[str, ...], shards: Sequence[Shard], reader: Reader) -> ShardImages:
     counts = np.array([len(shard) for shard in shards], np.int64)
     places = np.zeros(counts.sum(), _PLACE)
     places["shard"] = np.repeat(np.arange(len(shards)), counts)
@@ -170,7 +140,7 @@ def _build_table(files: tuple[str, ...], shards: Sequence[Shard]) -> ShardTable:
     places["size"] = np.concatenate([shard.sizes for shard in shards])
     places["check"] = np.concatenate([shard.checks for shard in shards])
     names = tuple(shard.names for shard in shards)
-    return ShardTable(files, places, np.cumsum(counts) - counts, names)
+    return ShardImages(files, places, np.cumsum(counts) - counts, names, reader)
 
 
 # The index
@@ -249,25 +219,23 @@ def index_name(key: str) -> str:
     return f"shards-{key}.index"
 
 
-def _cached_index(group: Group) -> Path | None:
+def _index_places(group: Group) -> list[tuple[Store, str]]:
+    """Return where an index may be: beside the shards, and in the folder for caches."""
+    places: list[tuple[Store, str]] = [(group.store, index_name(group.key))]
     root = cache_folder()
-    if root is None:
-        return None
-    place = group.store.place
-    if isinstance(group.store, LocalStore):
-        place = str(group.store.folder.resolve())
-    digest = sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:24]
-    return root / "shards" / f"{digest}-{group.key}.index"
+    if root is not None:
+        place = group.store.place
+        if isinstance(group.store, LocalStore):
+            place = str(group.store.folder.resolve())
+        digest = sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:24]
+        places.append((LocalStore(root / "shards"), f"{digest}-{group.key}.index"))
+    return places
 
 
 def _read_indexes(group: Group) -> tuple[list[dict[str, Shard]], list[str]]:
     """Return what the index beside the shards and that in the cache know, and remarks."""
     indexes, notes = [], []
-    cached = _cached_index(group)
-    places: list[tuple[Store, str]] = [(group.store, index_name(group.key))]
-    if cached is not None:
-        places.append((LocalStore(cached.parent), cached.name))
-    for store, name in places:
+    for store, name in _index_places(group):
         content = store.read_whole(name)
         if content is None:
             continue
@@ -279,22 +247,20 @@ def _read_indexes(group: Group) -> tuple[list[dict[str, Shard]], list[str]]:
 
 
 def _write_index(group: Group, shards: Sequence[Shard]) -> list[str]:
-    """Keep an index for the next time; return remarks."""
-    cached = _cached_index(group)
-    paths = [] if cached is None else [cached]
-    if isinstance(group.store, LocalStore):
-        paths.insert(0, group.store.folder / index_name(group.key))
+    """Keep an index for the next time, beside the shards if that can be; return remarks."""
     cause = "no folder for caches"
-    for path in paths:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, encode_index(shards))
-        except OSError as error:
-            cause = f"{path}: {error.strerror or error}"
-            continue
-        if path != cached:
-            return []
-        return [f"{group.store.place}: the index of its shards is kept in {path}."]
+    for store, name in _index_places(group):
+        if isinstance(store, LocalStore):
+            path = store.folder / name
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(path, encode_index(shards))
+            except OSError as error:
+                cause = f"{path}: {error.strerror or error}"
+                continue
+            if store is group.store:
+                return []
+            return [f"{group.store.place}: the index of its shards is kept in {path}."]
     return [
         f"The index of the shards cannot be kept ({cause}), and is made at every start. Set "
         "VITBASE_CACHE to a folder that can be written."
