@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vitbase.console import printable, say
 from vitbase.curation.checking.report import DataReport, Finding, SplitReport
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ def show_report(report: DataReport) -> None:
     if sys.stdout is None:  # closed by whoever started us: nobody reads
         return
     if not sys.stdout.isatty():
-        sys.stdout.write("".join(f"{line}\n" for line in plain_lines(report)))
-        sys.stdout.flush()
+        for line in plain_lines(report):
+            say(line)
         return
     from rich.console import Console
 
@@ -63,7 +64,9 @@ def print_table(report: DataReport, console: Console) -> None:
     from rich.text import Text
 
     overview = Table(
-        box=SIMPLE_HEAD, title=Text(f"layout: {report.layout}", "bold"), title_justify="left"
+        box=SIMPLE_HEAD,
+        title=Text(printable(f"layout: {report.layout}"), "bold"),
+        title_justify="left",
     )
     first, *rows = _overview(report)
     overview.add_column(first[0])
@@ -74,7 +77,7 @@ def print_table(report: DataReport, console: Console) -> None:
     console.print(overview)
     for split in report.splits:
         for line in (*_class_lines(split), *split.notes):
-            console.print(Text.assemble((f"{split.name}: ", "dim"), line))
+            console.print(Text.assemble((f"{split.name}: ", "dim"), printable(line)))
     if any(split.counts for split in report.splits):
         findings = Table(box=ROUNDED, show_lines=True, expand=True)
         for name in ("", "found", "where"):
@@ -82,7 +85,7 @@ def print_table(report: DataReport, console: Console) -> None:
         for split in report.splits:
             for found in split.ordered():
                 mark = Text("ERROR", "bold red") if found.error else Text("note", "yellow")
-                where = Text("\n".join(_place_lines(found)), "dim")
+                where = Text("\n".join(map(printable, _place_lines(found))), "dim")
                 findings.add_row(mark, Text(_headline(split, found)), where)
         console.print(findings)
     else:
