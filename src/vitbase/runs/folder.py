@@ -173,7 +173,9 @@ def read_progress(checkpoint: Path) -> Progress:
         best = fields.pop("best")
         return Progress(best=Best(**best) if best else None, **fields)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"Checkpoint {checkpoint} has no progress to go on from: {error}.") from None
+        raise CheckpointError(
+            f"Checkpoint {checkpoint} has no progress to go on from: {error}."
+        ) from None
 
 
 def _read_inside(state: Path) -> Any:
