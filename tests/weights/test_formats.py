@@ -23,7 +23,9 @@ from torch import Tensor
 import vitbase
 from vitbase.weights.files import mindspore
 from vitbase.weights.files.mindspore import write_mindspore
-from vitbase.weights.files.open import open_tensors, write_npz, write_safetensors
+from vitbase.weights.files.npz import write_npz
+from vitbase.weights.files.open import open_tensors
+from vitbase.weights.files.safetensors import write_safetensors
 from vitbase.weights.save import save_weights
 
 State = dict[str, Tensor]

@@ -12,7 +12,7 @@ import vitbase
 from vitbase.config.preprocess import Preprocess
 from vitbase.errors import WeightsError
 from vitbase.runs.checkpoints import list_checkpoints
-from vitbase.weights.find import find_weights
+from vitbase.weights.find import find_weights, list_weights
 from vitbase.weights.save import save_weights
 
 PREPROCESS = Preprocess(height=32, width=32, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -134,7 +134,8 @@ def test_a_folder_of_weights_files_is_taken_in_order(saved, tmp_path):
     for name in ("b.safetensors", "a.safetensors"):
         (folder / name).write_bytes(saved[1].read_bytes())
     (folder / "notes.txt").write_text("no weights")
-    assert [path.name for path in find_weights(folder)] == ["a.safetensors", "b.safetensors"]
+    assert [path.name for path in list_weights(folder)] == ["a.safetensors", "b.safetensors"]
+    assert find_weights(folder) == folder / "b.safetensors"
 
 
 def test_checkpoints_are_listed_by_place_not_by_name(tmp_path):

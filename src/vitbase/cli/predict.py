@@ -56,14 +56,13 @@ def run_predict(words: list[str]) -> None:
     image_size = image_size_of(options["image_height"], options["image_width"])
     device_target = Config().replace(device_target=options["device_target"]).run.device_target
     from vitbase.shipping.predict import expand, predict_each
-    from vitbase.weights.find import find_weights
     from vitbase.weights.load import load_model
 
     images = expand(options["images"])
-    weights = find_weights(options["checkpoint_path"])[-1]
-    loaded = load_model(weights, num_heads=options["num_heads"], image_size=image_size)
+    weights, num_heads = options["checkpoint_path"], options["num_heads"]
+    loaded = load_model(weights, num_heads=num_heads, image_size=image_size)
     if not as_json:
-        say(f"Weights: {weights}")
+        say(f"Weights: {loaded.path}")
     failed = 0
     for found in predict_each(images, loaded, top=options["top"], device_target=device_target):
         if found.error is not None:

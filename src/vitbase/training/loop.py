@@ -39,7 +39,7 @@ from vitbase.training.parallel import (
 )
 from vitbase.training.schedule import Schedule
 from vitbase.training.state import RunState, stored_tensors
-from vitbase.weights.files.open import write_safetensors
+from vitbase.weights.files.safetensors import write_safetensors
 from vitbase.weights.save import save_weights
 
 _STEP_STREAM = 1  # first part of the key of torch's generators; 0 is initialisation's
