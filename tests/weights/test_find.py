@@ -94,7 +94,7 @@ def test_of_a_damaged_newest_the_newest_whole_one_is_named(run: Path, given: str
     spoil(weights_of(run, 3))
     spoil(weights_of(run, 1))
     whole = weights_of(run, 2).parent
-    with pytest.raises(CheckpointError, match=rf"-3_6 is damaged: .*checksum.* {whole}\\.$"):
+    with pytest.raises(CheckpointError, match=rf"-3_6 is damaged: .*checksum.* {whole}\.$"):
         find_weights(run / given)
     spoil(weights_of(run, 2))
     with pytest.raises(CheckpointError, match=r"-3_6 is damaged: .* No other one of the run"):

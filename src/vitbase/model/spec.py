@@ -183,17 +183,22 @@ class ViTSpec(BaseModel):
         return spec
 
 
-def _describe(error: ValidationError, values: Any) -> str:
-    """Say what the first problem is."""
+def describe_problem(error: ValidationError) -> str:
+    """Say in a line what the first problem of a validation is."""
     first = error.errors()[0]
     field = ".".join(map(str, first["loc"]))
-    if first["type"] == "extra_forbidden":
-        return f"Unknown model option '{field}'.{nearest(field, ViTSpec.model_fields)}"
     if first["type"] == "missing":
-        return f"Model option '{field}' is missing."
+        return f"{field} is missing"
+    return f"{field} is {repr(first['input'])[:80]}; {first['msg'][:1].lower()}{first['msg'][1:]}"
+
+
+def _describe(error: ValidationError, values: Any) -> str:
+    first = error.errors()[0]
+    if first["type"] == "extra_forbidden":
+        field = str(first["loc"][0])
+        return f"Unknown model option '{field}'.{nearest(field, ViTSpec.model_fields)}"
     name = values.get("name") if isinstance(values, Mapping) else None
-    problem = first["msg"][:1].lower() + first["msg"][1:]
-    return f"{name}: {field} is {repr(first['input'])[:80]}; {problem}."
+    return f"{name}: {describe_problem(error)}."
 
 
 def _check_combinations(spec: ViTSpec) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from vitbase.config.preprocess import Preprocess, default_preprocess
 from vitbase.errors import ConfigError, WeightsError
 from vitbase.model.hybrid import ROOT_CHANNELS, resnet_stride
-from vitbase.model.spec import Pool, PosEmbed, ViTSpec
+from vitbase.model.spec import Pool, PosEmbed, ViTSpec, describe_problem
 from vitbase.model.zoo import heads_of, name_of
 from vitbase.weights.files.tensors import TensorFile
 from vitbase.weights.origins.dialect import Dialect, Mapped, their_name
@@ -36,7 +36,8 @@ def read_sidecar(file: TensorFile, dialect: Dialect) -> Sidecar:
         return read_metadata(file) or dialect.read_sidecar(file)
     except _DAMAGE as error:
         where = "metadata" if METADATA_KEY in file.metadata else "config.json"
-        raise WeightsError(f"{file.path} has damaged {where}: {error}") from None
+        problem = describe_problem(error) if isinstance(error, ValidationError) else error
+        raise WeightsError(f"{file.path} has damaged {where}: {problem}") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,6 @@ def read_spec(
     dialect: Dialect,
     ours: Mapping[str, Mapped],
     sidecar: Sidecar,
-    *,
     num_heads: int | None,
     trained_size: tuple[int, int] | None,
     image_size: tuple[int, int] | None,
@@ -112,6 +112,7 @@ def read_spec(
     grid, pos_embed = _read_grid(shapes, sidecar, patch_size, trained_size, image_size)
     head = shapes.of("head.weight", 2) if "head.weight" in ours else None
     rep = shapes.of("pre_logits.weight", 2)[0] if "pre_logits.weight" in ours else None
+    is_wide = head is not None and rep is None and head[1] == 2 * width
     mlp_dim = shapes.of("blocks.0.mlp.fc1.weight", 2)[0]
     asked = sidecar.num_heads if num_heads is None else num_heads
     values: dict[str, Any] = {
@@ -127,7 +128,7 @@ def read_spec(
         "resnet_layers": resnet_layers,
         "resnet_form": dialect.limits.get("resnet_form", ("jax",))[0],
         "class_token": class_token,
-        "pool": _read_pool(dialect, class_token, head, width, rep, sidecar.pool),
+        "pool": _read_pool(dialect, class_token, is_wide, sidecar.pool),
         "num_registers": shapes.of("registers", 3)[1] if "registers" in ours else 0,
         "representation_size": rep,
         "layer_scale_init": 1e-5 if "blocks.0.scale1" in ours else None,
@@ -171,22 +172,24 @@ def _read_grid(
     if len(shape) != 3 or shape[0] != 1:
         raise read.wrong("pos_embed", f"has the impossible shape {shape}")
     class_token = "cls_token" in read.shapes
-    kinds: dict[PosEmbed, int] = {"learned": shape[1] - int(class_token)}
+    kinds: list[tuple[PosEmbed, int]] = [("learned", shape[1] - int(class_token))]
     if class_token and "learned_grid" in read.dialect.limits.get("pos_embed", ()):
-        kinds["learned_grid"] = shape[1]
-    for size in (sidecar.image_size, trained_size):
-        for kind, tokens in kinds.items():
+        kinds.append(("learned_grid", shape[1]))
+
+    def fitting(size: tuple[int, int] | None) -> Iterator[tuple[tuple[int, int], PosEmbed]]:
+        for kind, tokens in kinds:
             if size is not None and math.prod(grid_of(size)) == tokens > 0:
-                return grid_of(size), kind
+                yield grid_of(size), kind
+
+    for known in (*fitting(sidecar.image_size), *fitting(trained_size)):
+        return known
     found: list[tuple[tuple[int, int], PosEmbed]] = []
-    for kind, tokens in kinds.items():
+    for kind, tokens in kinds:
         side = math.isqrt(max(tokens, 0))
         if trained_size is None and side * side == tokens > 0:
             found.append(((side, side), kind))
-    for kind, tokens in kinds.items():
-        # It may be the size that it was trained on, or another one, of as many patches.
-        if image_size is not None and math.prod(grid_of(image_size)) == tokens > 0:
-            found.append((grid_of(image_size), kind))
+    # It may be the size that it was trained on, or another one, of as many patches.
+    found += fitting(image_size)
     if not found:
         raise read.wrong(
             "pos_embed",
@@ -229,19 +232,11 @@ def _check_heads(num_heads: int, width: int) -> None:
         raise WeightsError(f"num_heads {num_heads} does not divide the width {width}")
 
 
-def _read_pool(
-    dialect: Dialect,
-    class_token: bool,
-    head: tuple[int, ...] | None,
-    width: int,
-    representation_size: int | None,
-    told: Pool | None,
-) -> Pool:
+def _read_pool(dialect: Dialect, class_token: bool, is_wide: bool, told: Pool | None) -> Pool:
     pools = dialect.limits.get("pool", ())
     if pools == ("gap_norm",):
         return "gap_norm"
-    wide = head is not None and representation_size is None and head[1] == 2 * width
-    if wide and "token_gap" in pools:
+    if is_wide and "token_gap" in pools:
         return "token_gap"
     return told or ("token" if class_token else "gap")
 
@@ -260,4 +255,4 @@ def read_preprocess_of(dialect: Dialect, sidecar: Sidecar, spec: ViTSpec) -> Pre
     try:
         return Preprocess.model_validate(values)
     except ValidationError as error:
-        raise WeightsError(f"its preprocessing makes no sense: {error}") from None
+        raise WeightsError(f"its preprocessing makes no sense: {describe_problem(error)}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import re
@@ -239,55 +240,43 @@ def understand(
 
     Raises: WeightsError, as :func:`load_model`.
     """
+    with _naming(file.path):
+        ignored = [n for n in file.tensors if any(fnmatchcase(n, pattern) for pattern in ignore)]
+        tensors = {name: t for name, t in file.tensors.items() if name not in ignored}
+        dialect = find_dialect(DIALECTS, tensors)
+        if dialect is None:
+            first = next(iter(tensors), None)
+            raise WeightsError(
+                f"its {len(tensors)} tensors"
+                + (f" (the first is '{first}')" if first else "")
+                + f" are not those of a Vision Transformer of {', '.join(DIALECT_NAMES)}"
+            )
+        ours, skipped, unknown = to_ours(dialect, tensors)
+        if unknown:
+            raise WeightsError(_explain_unknown(unknown))
+        sidecar = read_sidecar(file, dialect)
+        spec = read_spec(dialect, ours, sidecar, num_heads, trained_size, image_size)
+        if spec.depth > len(ours):  # each block has several: do not build what cannot be filled
+            raise WeightsError(
+                f"its metadata claim {spec.depth} blocks, but it has {len(ours)} tensors"
+            )
+        preprocess = read_preprocess_of(dialect, sidecar, spec)
+        labels = sidecar.labels or ()
+        if len(labels) > spec.num_classes:
+            raise WeightsError(f"it has {len(labels)} labels for {spec.num_classes} classes")
+        notes = (*file.notes, *_note_changes(ours, sidecar, num_heads))
+        file = dataclasses.replace(file, notes=notes)
+        return OpenedWeights(file, dialect, ours, (*skipped, *ignored), sidecar, spec, preprocess)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Put the file's name before what is said of a tensor without it."""
     try:
-        return _understand(file, num_heads, image_size, trained_size, ignore)
+        yield
     except WeightsError as error:
         text = str(error)
-        # What other rooms say of a tensor lacks the file's name.
-        named = str(file.path) in text
-        raise WeightsError(text if named else f"{file.path}: {text}.") from None
-
-
-def _understand(
-    file: TensorFile,
-    num_heads: int | None,
-    image_size: tuple[int, int] | None,
-    trained_size: tuple[int, int] | None,
-    ignore: Sequence[str],
-) -> OpenedWeights:
-    ignored = [n for n in file.tensors if any(fnmatchcase(n, pattern) for pattern in ignore)]
-    tensors = {name: t for name, t in file.tensors.items() if name not in ignored}
-    dialect = find_dialect(DIALECTS, tensors)
-    if dialect is None:
-        first = next(iter(tensors), None)
-        raise WeightsError(
-            f"its {len(tensors)} tensors"
-            + (f" (the first is '{first}')" if first else "")
-            + f" are not those of a Vision Transformer of {', '.join(DIALECT_NAMES)}"
-        )
-    ours, skipped, unknown = to_ours(dialect, tensors)
-    if unknown:
-        raise WeightsError(_explain_unknown(unknown))
-    sidecar = read_sidecar(file, dialect)
-    spec = read_spec(
-        dialect,
-        ours,
-        sidecar,
-        num_heads=num_heads,
-        trained_size=trained_size,
-        image_size=image_size,
-    )
-    if spec.depth > len(ours):  # each block has several tensors; do not build what cannot be filled
-        raise WeightsError(
-            f"its metadata claim {spec.depth} blocks, but it has {len(ours)} tensors"
-        )
-    preprocess = read_preprocess_of(dialect, sidecar, spec)
-    labels = sidecar.labels or ()
-    if len(labels) > spec.num_classes:
-        raise WeightsError(f"it has {len(labels)} labels for {spec.num_classes} classes")
-    notes = (*file.notes, *_note_changes(ours, sidecar, num_heads))
-    file = dataclasses.replace(file, notes=notes)
-    return OpenedWeights(file, dialect, ours, (*skipped, *ignored), sidecar, spec, preprocess)
+        raise WeightsError(text if str(path) in text else f"{path}: {text}.") from None
 
 
 def _note_changes(

@@ -55,8 +55,11 @@ def save_weights(
     tensors = rename(table, state, spec)
     with written_weights(path) as place:
         if path.suffix == "":
-            files = table.write_sidecar(spec, preprocess, labels)
-            _write_folder(place, tensors, files, labels, spec.num_classes)
+            if len(labels or ()) > spec.num_classes:
+                raise WeightsError(
+                    f"There are {len(labels or ())} labels for {spec.num_classes} classes."
+                )
+            _write_folder(place, tensors, table.write_sidecar(spec, preprocess, labels))
         elif path.suffix == ".ckpt":
             write_mindspore(place, tensors)
         elif path.suffix == ".npz":
@@ -68,15 +71,9 @@ def save_weights(
 
 
 def _write_folder(
-    folder: Path,
-    tensors: dict[str, Tensor],
-    files: dict[str, dict[str, Any]],
-    labels: tuple[str, ...] | None,
-    num_classes: int,
+    folder: Path, tensors: dict[str, Tensor], files: dict[str, dict[str, Any]]
 ) -> None:
     """Write weights and configuration, so that `from_pretrained` or `local-dir:` opens them."""
-    if len(labels or ()) > num_classes:
-        raise WeightsError(f"There are {len(labels or ())} labels for {num_classes} classes.")
     folder.mkdir()
     write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
     for name, content in files.items():

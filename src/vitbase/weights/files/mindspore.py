@@ -20,20 +20,13 @@ import torch
 from vitbase.errors import WeightsError
 from vitbase.weights.files.tensors import FileTensor, TensorFile, shape_problem
 
-_DTYPES = {
-    "Float32": torch.float32,
-    "Float16": torch.float16,
-    "Float64": torch.float64,
-    "BFloat16": torch.bfloat16,
-    "Int8": torch.int8,
-    "Int16": torch.int16,
-    "Int32": torch.int32,
-    "Int64": torch.int64,
-    "UInt8": torch.uint8,
-    "UInt16": torch.uint16,
-    "UInt32": torch.uint32,
-    "UInt64": torch.uint64,
-    "Bool": torch.bool,
+# Torch has the same names, in small letters.
+_DTYPES: dict[str, torch.dtype] = {
+    name: getattr(torch, name.lower())
+    for name in (
+        *("Float64", "Float32", "Float16", "BFloat16", "Bool"),
+        *("Int64", "Int32", "Int16", "Int8", "UInt64", "UInt32", "UInt16", "UInt8"),
+    )
 }
 _TYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _TEXT = "str"  # not a tensor: a note that some run wrote beside the weights

@@ -6,7 +6,6 @@ published files.
 
 from __future__ import annotations
 
-from vitbase.model.spec import ViTSpec
 from vitbase.weights.origins.dialect import (
     CONV,
     DENSE,
@@ -52,10 +51,6 @@ def _unit(layer: str) -> tuple[Row, ...]:
     return (convolution, *_scale(f"{_UNIT}/gn{layer}", f"{ours}.norm{layer}"))
 
 
-def _refuse_two_summaries(spec: ViTSpec) -> str | None:
-    return "an average and a class token" if spec.class_token and spec.pool == "gap" else None
-
-
 GOOGLE = Dialect(
     name="google",
     rows=(
@@ -99,7 +94,9 @@ GOOGLE = Dialect(
         "qkv_bias": (True,),
         "gelu": ("tanh",),
     },
-    refuses=_refuse_two_summaries,
+    refuses=lambda spec: (
+        "an average and a class token" if spec.class_token and spec.pool == "gap" else None
+    ),
     suffixes=(".npz",),
     arguments=lambda spec: (),  # its kernels keep heads apart
 )

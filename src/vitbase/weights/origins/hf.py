@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from vitbase.weights.files.tensors import TensorFile
 from vitbase.weights.origins.dialect import Dialect, Row
 from vitbase.weights.origins.dinov2 import reads_both
 from vitbase.weights.origins.rows import HALF, IMAGENET, PLAIN, layers
-from vitbase.weights.origins.sidecar import Sidecar, count_of, gelu_of, size_of
+from vitbase.weights.origins.sidecar import Sidecar, gelu_of
 
 _RESAMPLING: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}  # Pillow's
 
@@ -32,10 +32,10 @@ def _read_sidecar(file: TensorFile) -> Sidecar:
     if all(re.fullmatch(r"LABEL_\d+", label) for label in labels):
         labels = ()
     return Sidecar(
-        num_heads=count_of("num_attention_heads", config.get("num_attention_heads")),
+        num_heads=config.get("num_attention_heads"),
         gelu=gelu,
-        norm_eps=_epsilon_of(config.get("layer_norm_eps")),
-        image_size=size_of("image_size", config.get("image_size")),
+        norm_eps=config.get("layer_norm_eps"),
+        image_size=config.get("image_size"),
         preprocess=_read_processor(file.processor or {}),
         labels=labels or None,
     )
@@ -44,14 +44,6 @@ def _read_sidecar(file: TensorFile) -> Sidecar:
 def _is_classifier(config: Mapping[str, Any]) -> bool:
     """Whether no pooler stands before its head."""
     return any("ForImageClassification" in str(name) for name in config.get("architectures") or ())
-
-
-def _epsilon_of(value: object) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf:
-        return float(value)
-    raise ValueError(f"layer_norm_eps {value!r} should be a number from 0")
 
 
 def _read_processor(processor: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,21 +144,15 @@ def _processor(preprocess: Preprocess) -> dict[str, Any]:
     }
 
 
-_ATTENTION = (
-    (
-        "encoder.layer.{i}.attention.attention.query"
-        " + encoder.layer.{i}.attention.attention.key"
-        " + encoder.layer.{i}.attention.attention.value",
-        "blocks.{i}.attn.qkv",
-    ),
-    ("encoder.layer.{i}.attention.output.dense", "blocks.{i}.attn.proj"),
-)
+_BLOCK = "encoder.layer.{i}"
+_QKV = " + ".join(f"{_BLOCK}.attention.attention.{part}" for part in ("query", "key", "value"))
 _ENDS = (
     Row(("embeddings.cls_token",), "cls_token"),
     Row(("embeddings.position_embeddings",), "pos_embed"),
     *layers(
         ("embeddings.patch_embeddings.projection", "stem.proj"),
-        *_ATTENTION,
+        (_QKV, "blocks.{i}.attn.qkv"),
+        (f"{_BLOCK}.attention.output.dense", "blocks.{i}.attn.proj"),
         ("layernorm", "norm"),
         ("classifier", "head"),
     ),
@@ -206,10 +192,10 @@ HF_VIT = Dialect(
     rows=(
         *_ENDS,
         *layers(
-            ("encoder.layer.{i}.layernorm_before", "blocks.{i}.norm1"),
-            ("encoder.layer.{i}.layernorm_after", "blocks.{i}.norm2"),
-            ("encoder.layer.{i}.intermediate.dense", "blocks.{i}.mlp.fc1"),
-            ("encoder.layer.{i}.output.dense", "blocks.{i}.mlp.fc2"),
+            (f"{_BLOCK}.layernorm_before", "blocks.{i}.norm1"),
+            (f"{_BLOCK}.layernorm_after", "blocks.{i}.norm2"),
+            (f"{_BLOCK}.intermediate.dense", "blocks.{i}.mlp.fc1"),
+            (f"{_BLOCK}.output.dense", "blocks.{i}.mlp.fc2"),
             ("pooler.dense", "pre_logits"),
         ),
     ),
@@ -234,26 +220,25 @@ HF_VIT = Dialect(
 )
 
 # Source: transformers/models/dinov2 and dinov2_with_registers.
-HF_DINOV2 = Dialect(
-    name="hf",
+HF_DINOV2 = dataclasses.replace(
+    HF_VIT,
     rows=(
         *_ENDS,
         Row(("embeddings.register_tokens",), "registers"),
         *layers(
             *(
-                (f"encoder.layer.{{i}}.{layer}", f"blocks.{{i}}.{layer}")
+                (f"{_BLOCK}.{layer}", f"blocks.{{i}}.{layer}")
                 for layer in ("norm1", "norm2", "mlp.fc1", "mlp.fc2")
             )
         ),
-        Row(("encoder.layer.{i}.layer_scale1.lambda1",), "blocks.{i}.scale1"),
-        Row(("encoder.layer.{i}.layer_scale2.lambda1",), "blocks.{i}.scale2"),
+        *(Row((f"{_BLOCK}.layer_scale{n}.lambda1",), f"blocks.{{i}}.scale{n}") for n in "12"),
     ),
     signature=(
         r"embeddings\.patch_embeddings\.projection\.weight",
         r"encoder\.layer\.0\.layer_scale1\.lambda1",
     ),
     spellings=_SPELLINGS,
-    left_out=r"embeddings\.mask_token",
+    norm_eps=1e-6,
     preprocess_of=lambda spec: {**IMAGENET, "interpolation": "bicubic"},
     limits={
         **{k: v for k, v in _LIMITS.items() if k not in ("num_registers", "layer_scale_init")},
@@ -261,9 +246,6 @@ HF_DINOV2 = Dialect(
         "pool": ("token", "token_gap"),
     },
     refuses=_is_no_dinov2,
-    suffixes=("",),
     unused=("embeddings.mask_token",),
-    read_sidecar=_read_sidecar,
-    write_sidecar=_write_sidecar,
     prefix=lambda spec: "dinov2_with_registers." if spec.num_registers else "dinov2.",
 )

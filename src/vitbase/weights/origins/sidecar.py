@@ -5,9 +5,9 @@ What is built with them later trusts them.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from vitbase.errors import WeightsError
 from vitbase.model.layers import Gelu
@@ -24,21 +24,33 @@ _GELUS: dict[str, Gelu] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Sidecar:
+def _pair(size: object) -> object:
+    """Read a side in pixels, or (height, width); whatever else it is stays."""
+    if isinstance(size, list):
+        return tuple(size)
+    return (size, size) if isinstance(size, int) else size
+
+
+_Positive = Annotated[int, Field(ge=1)]
+
+
+class Sidecar(BaseModel):
     """What stands beside the tensors; None where it does not.
 
     Attributes:
       spec: the whole architecture, as our own metadata have it.
+    Raises: ValueError if a value is of another type or impossible.
     """
 
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
     spec: ViTSpec | None = None
-    num_heads: int | None = None
+    num_heads: _Positive | None = None
     gelu: Gelu | None = None
-    norm_eps: float | None = None
-    image_size: tuple[int, int] | None = None
+    norm_eps: Annotated[float, Field(ge=0.0)] | None = None
+    image_size: Annotated[tuple[_Positive, _Positive], BeforeValidator(_pair)] | None = None
     pool: Pool | None = None
-    preprocess: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    preprocess: dict[str, Any] = {}
     labels: tuple[str, ...] | None = None
 
 
@@ -48,19 +60,3 @@ def gelu_of(key: str, activation: object) -> Gelu:
             f"its config.json has {key} {activation!r}, which is no GELU that vitbase computes"
         )
     return _GELUS[activation]
-
-
-def count_of(key: str, value: object) -> int | None:
-    if value is not None and (type(value) is not int or value < 1):
-        raise ValueError(f"{key} {value!r} should be a number from 1")
-    return value
-
-
-def size_of(key: str, value: object) -> tuple[int, int] | None:
-    """Read a side in pixels, or (height, width)."""
-    if value is None:
-        return None
-    sides = value if isinstance(value, list | tuple) else (value, value)
-    if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
-        raise ValueError(f"{key} {value!r} should be a side in pixels, or two")
-    return sides[0], sides[1]

@@ -18,7 +18,7 @@ from vitbase.model.zoo import find_variant, variant_spec
 from vitbase.weights.files.tensors import TensorFile
 from vitbase.weights.origins.dialect import Dialect, Row, arguments_of_heads
 from vitbase.weights.origins.rows import BLOCKS, HALF, IMAGENET, LAYER_SCALES, layer, layers
-from vitbase.weights.origins.sidecar import Sidecar, count_of, gelu_of, size_of
+from vitbase.weights.origins.sidecar import Sidecar, gelu_of
 
 # What timm's model functions set that no shape tells, by their names; None: no model of ours.
 _NAMES: tuple[tuple[str, dict[str, Any] | None], ...] = (
@@ -59,7 +59,7 @@ def read_sidecar(file: TensorFile) -> Sidecar:
         )
     made_with = {**implied, **(config.get("model_args") or {})}
     trained = {**config, **config["pretrained_cfg"]}
-    heads = count_of("num_heads", made_with.get("num_heads"))
+    heads = made_with.get("num_heads")
     if heads is None:
         try:
             heads = variant_spec(find_variant(architecture)[0]).num_heads
@@ -72,7 +72,7 @@ def read_sidecar(file: TensorFile) -> Sidecar:
         pool="gap" if averaged else None,
         num_heads=heads,
         gelu=gelu_of("act_layer", made_with.get("act_layer") or "gelu"),
-        image_size=size_of("img_size", size),
+        image_size=size,
         preprocess={_PREPROCESS[k]: v for k, v in trained.items() if k in _PREPROCESS},
         labels=tuple(map(str, labels)) if labels else None,
     )

@@ -55,26 +55,19 @@ def _refuse_without_metadata(file: TensorFile) -> Sidecar:
     )
 
 
+_UNIT = "stem.stages.{s}.{u}"
+_LAYERS = (
+    *("stem.proj", "norm", "pre_logits", "head", "stem.root_norm", "stem.norms.{i}"),
+    *(f"{_UNIT}.norm{n}" for n in ("1", "2", "3", "_proj")),
+)
+_TENSORS = (
+    *("cls_token", "registers", "pos_embed", "blocks.{i}.scale1", "blocks.{i}.scale2"),
+    *("stem.root_conv.weight", "stem.convs.{i}.weight"),
+    *(f"{_UNIT}.conv{n}.weight" for n in ("1", "2", "3", "_proj")),
+)
 VITBASE = Dialect(
     name="vitbase",
-    rows=(
-        *BLOCKS,
-        *(Row((n,), n) for n in ("cls_token", "registers", "pos_embed")),
-        *(Row((n,), n) for n in ("blocks.{i}.scale1", "blocks.{i}.scale2")),
-        *layers(*((n, n) for n in ("stem.proj", "norm", "pre_logits", "head", "stem.root_norm"))),
-        Row(("stem.root_conv.weight",), "stem.root_conv.weight"),
-        *layers(("stem.norms.{i}", "stem.norms.{i}")),
-        Row(("stem.convs.{i}.weight",), "stem.convs.{i}.weight"),
-        *(
-            Row((n,), n)
-            for layer in ("1", "2", "3", "_proj")
-            for n in (
-                f"stem.stages.{{s}}.{{u}}.conv{layer}.weight",
-                f"stem.stages.{{s}}.{{u}}.norm{layer}.weight",
-                f"stem.stages.{{s}}.{{u}}.norm{layer}.bias",
-            )
-        ),
-    ),
+    rows=(*BLOCKS, *layers(*zip(_LAYERS, _LAYERS, strict=True)), *(Row((n,), n) for n in _TENSORS)),
     signature=(r"stem\.proj\.weight",),
     suffixes=(".safetensors",),
     says=dict.fromkeys(COMPUTED, (".safetensors",)),
