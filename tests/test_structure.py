@@ -10,9 +10,19 @@ from collections import Counter
 
 import pytest
 from commands import ROOT
-from import_graph import FILES, MODULES, PACKAGE, circles, import_graph, reached_from, room_of
+from import_graph import (
+    FILES,
+    MODULES,
+    PACKAGE,
+    circles,
+    import_graph,
+    name_of,
+    reached_from,
+    room_of,
+)
 
 import vitbase
+from vitbase.weights.origins.registry import DIALECT_NAMES
 
 # From the top of the house down; a room may import rooms of a later row only, or itself.
 FLOORS = (
@@ -93,6 +103,59 @@ def test_only_one_file_parses_json(path):
 def test_files_stay_small_and_say_what_they_are(path):
     assert path.stem not in {"utils", "common", "helpers", "misc"}
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+ORIGINS = PACKAGE / "weights" / "origins"
+
+
+def names_an_origin(node: ast.AST) -> bool:
+    """Whether it is the name of an origin, or several of them."""
+    if isinstance(node, ast.Tuple | ast.List | ast.Set):
+        return any(map(names_an_origin, node.elts))
+    return isinstance(node, ast.Constant) and node.value in DIALECT_NAMES
+
+
+def questions_of_origin(tree: ast.AST) -> list[ast.AST]:
+    """Find where code asks whose weights they are, instead of the dialect what it needs to know."""
+    found: list[ast.AST] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare) and any(
+            map(names_an_origin, [node.left, *node.comparators])
+        ):
+            is_engine = re.search(r"\bengine\b", ast.unparse(node))  # MindSpore is one, too
+            found += [] if is_engine else [node]
+        elif isinstance(node, ast.MatchValue) and names_an_origin(node.value):
+            found.append(node)
+        elif isinstance(node, ast.Dict):
+            found += [key for key in node.keys if key is not None and names_an_origin(key)]
+        elif isinstance(node, ast.Tuple | ast.List | ast.Set) and len(node.elts) > 1:
+            found += [node] if all(map(names_an_origin, node.elts)) else []
+    return found
+
+
+@each_file
+def test_only_an_origin_knows_its_name(path):
+    rooms = {room_of(name_of(path)), *map(room_of, ALL_IMPORTS[name_of(path)])}
+    if "weights" not in rooms or ORIGINS in path.parents:
+        return
+    found = questions_of_origin(ast.parse(path.read_text(encoding="utf-8")))
+    assert [f"line {node.lineno}: {ast.unparse(node)}" for node in found] == []
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        'dialect.name == "timm"',
+        '"hf" != name',
+        'dialect in ("vitbase", "timm")',
+        'FIXED = {"gelu": ("google", "mindspore")}',
+        'HOOKS = {"hf": read_hf}',
+        'match name:\n    case "dinov2":\n        pass',
+    ],
+)
+def test_a_question_of_origin_is_found(question):
+    assert questions_of_origin(ast.parse(question))
+    assert not questions_of_origin(ast.parse('def save(path, dialect="vitbase"): pass'))
 
 
 def test_no_folder_holds_more_than_a_fifth_of_the_lines():

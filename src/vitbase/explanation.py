@@ -216,8 +216,8 @@ def _count_kept_values(spec: ViTSpec, head_only: bool) -> int:
     """
     if spec.depth <= 3:
         return _kept_values(spec, head_only)
-    two = _kept_values(dataclasses.replace(spec, depth=2), head_only)
-    three = _kept_values(dataclasses.replace(spec, depth=3), head_only)
+    two = _kept_values(spec.replace(depth=2), head_only)
+    three = _kept_values(spec.replace(depth=3), head_only)
     return two + (spec.depth - 2) * (three - two)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch.nn import functional as F
 
 from vitbase.errors import ConfigError
@@ -226,7 +228,18 @@ def test_functional_gradient() -> None:
         ({"num_heads": 5}, "divisible by num_heads"),
         ({"class_token": False}, 'pool "token" needs class_token'),
         ({"pool": "mean"}, "pool is 'mean'"),
-        ({"width": 0}, "width"),
+        ({"width": 0}, "small: width is 0; "),
+        ({"width": 1 << 40}, "width is 1099511627776; "),
+        ({"width": "32"}, "width is '32'; input should be a valid integer"),
+        ({"width": 32.0}, r"width is 32\.0; input should be a valid integer"),
+        ({"depth": True}, "depth is True; input should be a valid integer"),
+        ({"class_token": 1}, "class_token is 1; input should be a valid boolean"),
+        ({"dropout": False}, "dropout is False; input should be a valid number"),
+        ({"dropout": math.nan}, "dropout is nan; input should be a finite number"),
+        ({"norm_eps": math.inf}, "norm_eps is inf; input should be a finite number"),
+        ({"image_size": {32, 64}}, "image_size is {.*}; input should be a valid tuple"),
+        ({"conv_layers": ((8, 3),)}, r"conv_layers\.0\.2 is missing"),
+        ({"num_head": 2}, "Unknown model option 'num_head'. Did you mean 'num_heads'"),
         ({"dropout": 1.5}, "dropout"),
         ({"stem": "conv"}, "conv_layers"),
         ({"conv_layers": CONV}, "conv_layers"),
@@ -243,6 +256,21 @@ def test_functional_gradient() -> None:
 def test_impossible_combinations(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ViTSpec(**{**SMALL, **changes})
+    with pytest.raises(ConfigError, match=message):
+        ViTSpec.from_dict({**SMALL, **changes})
+    with pytest.raises(ConfigError, match=message):
+        ViTSpec(**SMALL).replace(**changes)
+
+
+def test_a_specification_is_a_value() -> None:
+    spec = ViTSpec(**SMALL)
+    same = ViTSpec(**{**SMALL, "image_size": list(spec.image_size)})  # as JSON has it
+    assert (same, hash(same)) == (spec, hash(spec))
+    other = spec.replace(num_classes=spec.num_classes + 1)
+    assert other != spec
+    assert other.replace(num_classes=spec.num_classes) == spec
+    with pytest.raises(ValidationError, match="frozen"):
+        spec.width = 64  # type: ignore[misc]
 
 
 def test_images_of_another_size_are_refused() -> None:

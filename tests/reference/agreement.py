@@ -32,7 +32,7 @@ from torch import nn
 import vitbase
 from vitbase.weights.files.open import open_tensors
 from vitbase.weights.origins.dialect import named
-from vitbase.weights.origins.hf import DIALECTS
+from vitbase.weights.origins.registry import DIALECTS
 
 HERE = Path(__file__).parent
 TOLERANCE = 1e-5
@@ -429,7 +429,7 @@ def _google(name: str, variant: str, size: tuple[int, int], **kwargs: Any) -> Ca
         own = path.with_suffix(".timm.safetensors")
         save_file(model.state_dict(), own)
         loaded = vitbase.load_model(own, num_heads=kwargs.get("num_heads"))
-        spec = dataclasses.replace(loaded.spec, gelu="tanh", resnet_form="jax")
+        spec = loaded.spec.replace(gelu="tanh", resnet_form="jax")
         model_of_google = vitbase.model.VisionTransformer(spec)
         model_of_google.load_state_dict(loaded.model.state_dict())
         vitbase.save_weights(model_of_google, path, dialect="google")

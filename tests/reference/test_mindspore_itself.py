@@ -21,7 +21,7 @@ from vitbase.training.mindspore_state import read_mindspore_state
 from vitbase.weights.files.open import open_tensors
 from vitbase.weights.load import open_weights
 from vitbase.weights.origins.dialect import to_theirs
-from vitbase.weights.origins.rows import MINDSPORE
+from vitbase.weights.origins.mindspore import MINDSPORE
 
 HERE = Path(__file__).parent
 READ = """

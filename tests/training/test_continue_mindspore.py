@@ -13,7 +13,7 @@ import vitbase
 from vitbase.errors import CheckpointError, ConfigError
 from vitbase.weights.files.mindspore import write_mindspore
 from vitbase.weights.origins.dialect import to_theirs
-from vitbase.weights.origins.rows import MINDSPORE
+from vitbase.weights.origins.mindspore import MINDSPORE
 
 HEADS = 2
 RUN: dict[str, Any] = {

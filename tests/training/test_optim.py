@@ -26,7 +26,7 @@ from vitbase.training.optim import (
 )
 from vitbase.training.schedule import Schedule
 from vitbase.weights.origins.dialect import Dialect, their_name
-from vitbase.weights.origins.rows import TIMM, TIMM_POOLED
+from vitbase.weights.origins.timm import TIMM, TIMM_POOLED
 
 KINDS = ("constant", "cosine", "linear")
 

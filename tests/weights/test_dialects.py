@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,11 +19,11 @@ from vitbase.model.hybrid import resnet_stride
 from vitbase.model.spec import ViTSpec
 from vitbase.model.zoo import build_model
 from vitbase.weights.files.open import open_tensors
-from vitbase.weights.files.tensors import StoredTensor
+from vitbase.weights.files.tensors import FileTensor
 from vitbase.weights.find import find_weights
 from vitbase.weights.load import load_model
 from vitbase.weights.origins.dialect import Dialect
-from vitbase.weights.origins.hf import DIALECT_NAMES, DIALECTS
+from vitbase.weights.origins.registry import DIALECT_NAMES, DIALECTS
 from vitbase.weights.save import expressible_state, save_weights
 
 # What a table's architectures are drawn from, where it says no more.
@@ -122,8 +121,8 @@ def test_weights_go_there_and_back(table: Dialect, suffix: str, data: st.DataObj
             assert torch.equal(stored.read(), second[name].read()), name
 
 
-def tensors_of(path: Path) -> Mapping[str, StoredTensor]:
-    return open_tensors(find_weights(path)[0]).tensors
+def tensors_of(path: Path) -> Mapping[str, FileTensor]:
+    return open_tensors(find_weights(path)).tensors
 
 
 def as_told_by(table: Dialect, spec: ViTSpec) -> ViTSpec:
@@ -135,7 +134,7 @@ def as_told_by(table: Dialect, spec: ViTSpec) -> ViTSpec:
         same["resnet_form"] = "jax"
     if (table.name == "timm" and spec.num_registers) or not spec.class_token:
         same["pos_embed"] = "learned_grid"  # the class token has none, or has taken it in
-    return dataclasses.replace(spec, **same)
+    return spec.replace(**same)
 
 
 @pytest.mark.parametrize("name", DIALECT_NAMES)

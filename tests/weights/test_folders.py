@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 from pathlib import Path
@@ -430,9 +429,7 @@ def test_our_folders_come_back_as_they_were(
     )
     loaded = vitbase.load_model(tmp_path / "folder")
     # Of a stem without a ResNet, its form says nothing.
-    expected = dataclasses.replace(
-        model.spec, name=loaded.spec.name, resnet_form=loaded.spec.resnet_form
-    )
+    expected = model.spec.replace(name=loaded.spec.name, resnet_form=loaded.spec.resnet_form)
     assert loaded.spec == expected
     assert loaded.labels == labels
     assert loaded.preprocess == needs

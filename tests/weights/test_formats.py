@@ -23,7 +23,9 @@ from safetensors.torch import save_file
 import vitbase
 from vitbase.weights.files import mindspore
 from vitbase.weights.files.mindspore import write_mindspore
-from vitbase.weights.files.open import open_tensors, write_npz, write_safetensors
+from vitbase.weights.files.npz import write_npz
+from vitbase.weights.files.open import open_tensors
+from vitbase.weights.files.safetensors import write_safetensors
 
 WRITERS: dict[str, Callable[[Path, State], None]] = {
     "mindspore": write_mindspore,

@@ -12,7 +12,8 @@ import vitbase
 from vitbase.config.preprocess import Preprocess
 from vitbase.errors import WeightsError
 from vitbase.runs.checkpoints import list_checkpoints
-from vitbase.weights.find import find_weights
+from vitbase.weights.files.open import open_tensors
+from vitbase.weights.find import find_weights, list_weights
 from vitbase.weights.save import save_weights
 
 PREPROCESS = Preprocess(height=32, width=32, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -47,6 +48,23 @@ def test_its_bytes_are_a_function_of_the_state_alone(saved, tmp_path):
         other = tmp_path / folder / "other.safetensors"
         save_weights(model, other, preprocess=PREPROCESS, labels=LABELS)
         assert other.read_bytes() == path.read_bytes()
+
+
+def test_what_stands_in_its_metadata_stays_as_it_is(tmp_path):
+    """Files are compared by their bytes: as version 0.1.0 wrote them."""
+    model = vitbase.create_model("ViTC-Mini_8", num_classes=2)
+    save_weights(model, tmp_path / "w.safetensors", labels=("bag", "boot"))
+    assert open_tensors(tmp_path / "w.safetensors").metadata["vitbase"] == (
+        '{"labels": ["bag", "boot"], "preprocess": null, "spec": {"class_token": false, '
+        '"conv_layers": [[32, 3, 2], [64, 3, 2], [128, 3, 2]], "conv_norm": "group", "depth": 1, '
+        '"dropout": 0.0, "gelu": "tanh", "head_bias_init": 0.0, "head_init_std": 0.05, '
+        '"image_size": [28, 28], "in_channels": 1, "layer_scale_init": null, "mlp_dim": 256, '
+        '"name": "ViTC-Mini_8", "norm_eps": 1e-06, "num_classes": 2, "num_heads": 4, '
+        '"num_registers": 0, "patch_size": 8, "pool": "gap", "pos_embed": "learned", '
+        '"qkv_bias": true, "representation_size": null, "resnet_form": "jax", '
+        '"resnet_layers": [], "resnet_width_factor": 1.0, "stem": "conv", '
+        '"stochastic_depth": 0.0, "stochastic_depth_rule": "linear", "width": 128}}'
+    )
 
 
 def test_others_may_read_it_as_the_umask_says(saved, tmp_path):
@@ -113,7 +131,7 @@ def test_foreign_tensors_are_named(saved, tmp_path):
     save_file({"layer.weight": torch.zeros(2)}, foreign)
     with pytest.raises(WeightsError, match=r"the first is 'layer.weight'"):
         vitbase.load_model(foreign)
-    metadata = vitbase.weights.files.open.open_tensors(path).metadata
+    metadata = open_tensors(path).metadata
     state = dict(model.state_dict())
     del state["norm.bias"]
     save_file(state, foreign, metadata)
@@ -134,7 +152,8 @@ def test_a_folder_of_weights_files_is_taken_in_order(saved, tmp_path):
     for name in ("b.safetensors", "a.safetensors"):
         (folder / name).write_bytes(saved[1].read_bytes())
     (folder / "notes.txt").write_text("no weights")
-    assert [path.name for path in find_weights(folder)] == ["a.safetensors", "b.safetensors"]
+    assert [path.name for path in list_weights(folder)] == ["a.safetensors", "b.safetensors"]
+    assert find_weights(folder) == folder / "b.safetensors"
 
 
 def test_checkpoints_are_listed_by_place_not_by_name(tmp_path):

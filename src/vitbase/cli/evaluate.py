@@ -14,12 +14,12 @@ def run_eval(words: list[str]) -> None:
     recipe: str | None = None
     if given is not None and not has_recipe(words):
         from vitbase.runs.checkpoints import find_run_folder
-        from vitbase.weights.find import find_weights
+        from vitbase.weights.find import list_weights
 
         run = find_run_folder(given)
         recipe = str(run / "config.toml") if run else None
         if recipe is None:
-            find_weights(given)  # that nothing is there is the better message
+            list_weights(given)  # that nothing is there is the better message
             raise ConfigError(
                 f"{given} lies in no run folder, so it does not tell what to evaluate on. Name a "
                 f"recipe too, such as: vitbase eval imagenet --checkpoint_path {given}"

@@ -58,9 +58,8 @@ def run_predict(words: list[str]) -> None:
     from vitbase.weights.load import load_model
 
     images = expand(options["images"])
-    loaded = load_model(
-        options["checkpoint_path"], num_heads=options["num_heads"], image_size=image_size
-    )
+    weights, num_heads = options["checkpoint_path"], options["num_heads"]
+    loaded = load_model(weights, num_heads=num_heads, image_size=image_size)
     if not as_json:
         say(f"Weights: {loaded.path}")
     failed = 0

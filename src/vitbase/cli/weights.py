@@ -68,7 +68,7 @@ def _show_weights(words: list[str]) -> None:
 def _convert_weights(words: list[str]) -> None:
     (source, path), options = parse_places("weights", "convert IN OUT", 2, words, _ConvertOptions)
     if "dialect" not in options:
-        from vitbase.weights.origins.hf import DIALECT_NAMES
+        from vitbase.weights.origins.registry import DIALECT_NAMES
 
         raise ConfigError(f"Give --dialect, one of {', '.join(DIALECT_NAMES)}.")
     from vitbase.weights.convert import TOLERANCE, convert_weights

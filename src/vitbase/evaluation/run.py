@@ -18,12 +18,12 @@ from vitbase.config.preprocess import Preprocess, describe_differences
 from vitbase.data.augment import EvalTransform
 from vitbase.data.loader import EvalLoader
 from vitbase.data.normalize import normalize
-from vitbase.errors import ConfigError, DataError
+from vitbase.errors import CheckpointError, ConfigError, DataError
 from vitbase.evaluation.metrics import ClassificationSums, MultiLabelSums
 from vitbase.runtime import Runtime, joined_runtime
 from vitbase.sources.open import Source, open_val
-from vitbase.weights.find import find_weights
-from vitbase.weights.load import LoadedModel, load_model, read_preprocess
+from vitbase.weights.find import list_weights
+from vitbase.weights.load import LoadedModel, load_opened, open_weights
 
 Sums = ClassificationSums | MultiLabelSums
 """What is counted: with one label an image, or with any number of them."""
@@ -118,7 +118,13 @@ def evaluate(config: Config) -> list[Evaluation]:
 def evaluate_each(
     config: Config, on_unreadable: Callable[[str], None] = lambda line: None
 ) -> Iterator[Evaluation]:
-    """As :func:`evaluate`, yielding each result as soon as it is there."""
+    """As :func:`evaluate`, yielding each result as soon as it is there.
+
+    A damaged checkpoint is reported and passed over, unless there is no whole one.
+
+    Args:
+      on_unreadable: receives a line for each checkpoint and image that cannot be read.
+    """
     if config.model.checkpoint_path is None:
         raise ConfigError("Nothing to evaluate: give --checkpoint_path.")
     options = config.run
@@ -133,12 +139,18 @@ def _evaluate_each(
 ) -> Iterator[Evaluation]:
     assert config.model.checkpoint_path is not None
     source: Source | None = None
-    for path in find_weights(config.model.checkpoint_path):
-        heads = config.model.num_heads
-        theirs = read_preprocess(path, num_heads=heads, image_size=config.data.image_size)
-        preprocess = config.data.preprocess_after(theirs)
-        size = (preprocess.height, preprocess.width)
-        loaded = load_model(path, num_heads=heads, image_size=size)
+    heads, asked_size = config.model.num_heads, config.data.image_size
+    damaged: CheckpointError | None = None
+    for path in list_weights(config.model.checkpoint_path):
+        try:
+            opened = open_weights(path, num_heads=heads, image_size=asked_size)
+        except CheckpointError as error:
+            damaged = error
+            if runtime.is_first:
+                on_unreadable(f"Passed over: {error}")
+            continue
+        preprocess = config.data.preprocess_after(opened.preprocess)
+        loaded = load_opened(opened, image_size=(preprocess.height, preprocess.width))
         if source is None:
             source = open_val(config, loaded.labels)
         notes = (*source.notes, *_check_fit(preprocess, loaded, source))
@@ -153,6 +165,8 @@ def _evaluate_each(
             on_unreadable=on_unreadable,
         )
         yield Evaluation(path, sums, time.perf_counter() - started, notes)
+    if source is None and damaged is not None:
+        raise damaged
 
 
 def _check_fit(preprocess: Preprocess, loaded: LoadedModel, source: Source) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ def count_flops(spec: ViTSpec, *, head_only: bool = False) -> Flops:
     Source: torch's FLOP counter, over matrix products, convolutions and attention.
     """
     if spec.pool == "token":
-        spec = dataclasses.replace(spec, pool="gap")  # as large a head, on the mean of all rows
+        spec = spec.replace(pool="gap")  # as large a head, on the mean of all rows
     model = build_unfilled(spec).train()
     if head_only:
         for name, parameter in model.named_parameters():

@@ -5,13 +5,19 @@ Source: An Image is Worth 16x16 Words (arXiv 2010.11929).
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
 
 from vitbase.errors import ConfigError, nearest
 from vitbase.model.hybrid import GROUPS, ROOT_CHANNELS, Form, conv_padding, resnet_stride
@@ -21,10 +27,19 @@ Stem = Literal["patch", "conv", "resnet"]
 ConvNorm = Literal["group", "layer"]
 Pool = Literal["token", "gap", "gap_norm", "token_gap"]
 PosEmbed = Literal["learned", "learned_grid", "sincos2d"]
+# Far above every network there is: a number read from a damaged file ends here, not in a loop or
+# an allocation.
+_MOST_TOKENS = 1 << 22
+_Size = Annotated[int, Field(ge=1, le=1 << 24)]
+_Depth = Annotated[int, Field(ge=1, le=1 << 12)]
+_Count = Annotated[int, Field(ge=0)]
+_Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
+# JSON has lists for tuples.
+_LISTS = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+_ConvLayer = Annotated[tuple[_Size, _Size, _Size], _LISTS]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ViTSpec:
+class ViTSpec(BaseModel):
     """Everything needed to build a model; plain values, so that it can be written as JSON.
 
     Attributes:
@@ -61,34 +76,37 @@ class ViTSpec:
       head_init_std: initial deviation of the head's weights; 0, as in JAX, lets every class start
         with the same probability, but short runs learn faster from about 1 / sqrt(width).
       head_bias_init: initial bias of the head.
+    Raises: ConfigError naming the field, if a value is of another type or impossible.
     """
 
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
     name: str
-    patch_size: int
-    width: int
-    depth: int
-    num_heads: int
-    mlp_dim: int
-    image_size: tuple[int, int] = (224, 224)
-    in_channels: int = 3
-    num_classes: int = 1000
+    patch_size: _Size
+    width: _Size
+    depth: _Depth
+    num_heads: _Size
+    mlp_dim: _Size
+    image_size: Annotated[tuple[_Size, _Size], _LISTS] = (224, 224)
+    in_channels: _Size = 3
+    num_classes: _Count = 1000
     stem: Stem = "patch"
-    conv_layers: tuple[tuple[int, int, int], ...] = ()
+    conv_layers: Annotated[tuple[_ConvLayer, ...], _LISTS] = ()
     conv_norm: ConvNorm = "group"
-    resnet_layers: tuple[int, ...] = ()
-    resnet_width_factor: float = 1.0
+    resnet_layers: Annotated[tuple[_Depth, ...], _LISTS] = ()
+    resnet_width_factor: Annotated[float, Field(gt=0.0)] = 1.0
     resnet_form: Form = "jax"
     class_token: bool = True
     pool: Pool = "token"
-    num_registers: int = 0
-    representation_size: int | None = None
+    num_registers: _Count = 0
+    representation_size: _Size | None = None
     layer_scale_init: float | None = None
     pos_embed: PosEmbed = "learned"
     gelu: Gelu = "tanh"
-    norm_eps: float = 1e-6
+    norm_eps: Annotated[float, Field(ge=0.0)] = 1e-6
     qkv_bias: bool = True
-    dropout: float = 0.0
-    stochastic_depth: float = 0.0
+    dropout: _Rate = 0.0
+    stochastic_depth: _Rate = 0.0
     stochastic_depth_rule: DepthRule = "linear"
     head_init_std: float = 0.0
     head_bias_init: float = 0.0
@@ -138,13 +156,9 @@ class ViTSpec:
             return math.prod(stride for _, _, stride in self.conv_layers)
         return resnet_stride(self.resnet_layers) if self.stem == "resnet" else 1
 
-    def __post_init__(self) -> None:
-        _check_values(self)
-        _check_combinations(self)
-
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values."""
-        return asdict(self)
+        return self.model_dump()
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ViTSpec:
@@ -152,64 +166,43 @@ class ViTSpec:
 
         Raises: ConfigError if a key is unknown or missing, or a value impossible.
         """
-        known = [field.name for field in fields(cls)]
-        for key in values:
-            if key not in known:
-                raise ConfigError(f"Unknown model option '{key}'.{nearest(key, known)}")
+        return cls.model_validate(dict(values))
+
+    def replace(self, **changes: Any) -> ViTSpec:
+        """Return a specification with other values. Raises: ConfigError as on construction."""
+        return ViTSpec.model_validate({**dict(self), **changes})
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explain(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         try:
-            # Through JSON, so that pydantic takes lists for tuples, but no text for a number.
-            return TypeAdapter(cls).validate_json(json.dumps(dict(values)), strict=True)
+            spec = handler(values)
         except ValidationError as error:
-            first = error.errors()[0]
-            raise ConfigError(f"Model option '{first['loc'][0]}': {first['msg']}.") from None
+            raise ConfigError(_describe(error, values)) from None
+        _check_combinations(spec)
+        return spec
 
 
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "stem": get_args(Stem),
-    "conv_norm": get_args(ConvNorm),
-    "pool": get_args(Pool),
-    "resnet_form": get_args(Form),
-    "pos_embed": get_args(PosEmbed),
-    "gelu": get_args(Gelu),
-    "stochastic_depth_rule": get_args(DepthRule),
-}
-_POSITIVE = ("patch_size", "width", "depth", "num_heads", "mlp_dim", "in_channels")
-# Far above every network there is: a number read from a damaged file ends here, not in a loop or
-# an allocation.
-_LARGEST = {"depth": 4096}
-_LARGEST_SIZE = 1 << 24
-_MOST_TOKENS = 1 << 22
+def describe_problem(error: ValidationError) -> str:
+    """Say in a line what the first problem of a validation is."""
+    first = error.errors()[0]
+    field = ".".join(map(str, first["loc"]))
+    if first["type"] == "missing":
+        return f"{field} is missing"
+    return f"{field} is {repr(first['input'])[:80]}; {first['msg'][:1].lower()}{first['msg'][1:]}"
 
 
-def _check_values(spec: ViTSpec) -> None:
-    for key, choices in _CHOICES.items():
-        value = getattr(spec, key)
-        if value not in choices:
-            raise ConfigError(f"{spec.name}: {key} is {value!r}; it must be one of {choices}.")
-    for key in _POSITIVE:
-        value = getattr(spec, key)
-        if not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{spec.name}: {key} is {value!r}; it must be a positive integer.")
-        if value > _LARGEST.get(key, _LARGEST_SIZE):
-            raise ConfigError(f"{spec.name}: {key} is {value:,}; such sizes are impossible.")
-    for key in ("num_classes", "num_registers"):
-        value = getattr(spec, key)
-        if not isinstance(value, int) or value < 0:
-            raise ConfigError(f"{spec.name}: {key} is {value!r}; it must be 0 or more.")
-    if spec.representation_size is not None and spec.representation_size < 1:
-        raise ConfigError(f"{spec.name}: representation_size must be None or at least 1.")
-    for key in ("dropout", "stochastic_depth"):
-        value = getattr(spec, key)
-        if not 0.0 <= value < 1.0:
-            raise ConfigError(f"{spec.name}: {key} is {value!r}; it must be in [0, 1).")
-    if len(spec.image_size) != 2 or min(spec.image_size) < 1:
-        raise ConfigError(f"{spec.name}: image_size must be (height, width), in pixels.")
+def _describe(error: ValidationError, values: Any) -> str:
+    first = error.errors()[0]
+    if first["type"] == "extra_forbidden":
+        field = str(first["loc"][0])
+        return f"Unknown model option '{field}'.{nearest(field, ViTSpec.model_fields)}"
+    name = values.get("name") if isinstance(values, Mapping) else None
+    return f"{name}: {describe_problem(error)}."
 
 
 def _check_combinations(spec: ViTSpec) -> None:
     for layer in spec.conv_layers:
-        if len(layer) != 3 or min(layer) < 1:
-            raise ConfigError(f"{spec.name}: a conv layer is (channels, kernel, stride): {layer}.")
         conv_padding(layer[1], layer[2])
         if spec.conv_norm == "group" and layer[0] % 8:
             raise ConfigError(f'{spec.name}: conv_norm "group" needs channels divisible by 8.')

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import replace
 from typing import TypedDict, Unpack
 
 import torch
@@ -218,8 +217,7 @@ def variant_spec(
     row = VARIANTS[row_name]
     size = image_size or size_in_name or row.image_size
     height, width = (size, size) if isinstance(size, int) else size
-    return replace(
-        row,
+    return row.replace(
         num_classes=num_classes,
         image_size=(height, width),
         in_channels=row.in_channels if in_channels is None else in_channels,

@@ -14,7 +14,6 @@ from vitbase.data.augment import EvalTransform
 from vitbase.data.normalize import normalize
 from vitbase.errors import DataError, ImageError
 from vitbase.runtime import local_runtime
-from vitbase.weights.find import find_weights
 from vitbase.weights.load import LoadedModel, load_model
 
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
@@ -63,7 +62,7 @@ def predict(
     Returns: one Prediction for each image, in order.
     Raises: DataError if a path does not exist; WeightsError or CheckpointError for the weights.
     """
-    loaded = load_model(find_weights(weights)[-1])
+    loaded = load_model(weights)
     return list(
         predict_each(
             expand(paths), loaded, top=top, device_target=device_target, batch_size=batch_size

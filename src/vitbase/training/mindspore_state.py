@@ -28,8 +28,8 @@ def read_mindspore_state(opened: OpenedWeights) -> MindSporeState:
     """
     path = opened.path
     stored = opened.file.tensors
-    prefix = "moments."
-    if opened.dialect.name != "mindspore" or "global_step" not in stored:
+    prefix = opened.dialect.momentum_prefix
+    if prefix is None or "global_step" not in stored:
         raise CheckpointError(
             f"{path} is no training checkpoint of MindSpore: it has no tensor 'global_step'. To "
             f"start a new run from its weights, leave out --continue_training."

@@ -13,7 +13,7 @@ from vitbase.runtime import Runtime
 from vitbase.training.guard import Guard
 from vitbase.training.schedule import Place
 from vitbase.training.step import Learner
-from vitbase.weights.files.open import write_safetensors
+from vitbase.weights.files.safetensors import write_safetensors
 from vitbase.weights.save import save_weights
 
 

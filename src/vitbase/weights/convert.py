@@ -13,7 +13,6 @@ from vitbase.config.preprocess import describe_differences
 from vitbase.errors import WeightsError
 from vitbase.model.spec import ViTSpec
 from vitbase.model.vit import VisionTransformer
-from vitbase.weights.find import find_weights
 from vitbase.weights.load import (
     LoadedModel,
     OpenedWeights,
@@ -21,13 +20,8 @@ from vitbase.weights.load import (
     load_model,
     open_weights,
 )
-from vitbase.weights.save import (
-    COMPUTED,
-    choose_dialect,
-    find_tables,
-    save_weights,
-    written_weights,
-)
+from vitbase.weights.origins.dialect import COMPUTED, Dialect
+from vitbase.weights.save import choose_dialect, find_tables, save_weights, written_weights
 
 TOLERANCE = 1e-5
 """Largest difference of outputs, relative to the largest output, that rounding may explain."""
@@ -94,9 +88,8 @@ def convert_weights(
     if os.path.lexists(path):  # unlike Path.exists, no error where a name is too long
         raise WeightsError(f"{path} exists already. Choose another name, or remove it.")
     find_tables(dialect, path.suffix)  # mistakes that need no reading first
-    find_weights(source)
     loaded = load_model(source, num_heads=num_heads, trained_size=image_size, ignore=ignore)
-    choose_dialect(dialect, loaded.spec, path.suffix, allow)  # before anything is written
+    table = choose_dialect(dialect, loaded.spec, path.suffix, allow)  # before anything is written
     with written_weights(path) as writing:
         save_weights(
             loaded.model,
@@ -106,19 +99,19 @@ def convert_weights(
             labels=loaded.labels,
             allow=allow,
         )
-        return _compare(loaded, writing, path, dialect, allow)
+        return _compare(loaded, writing, path, table, allow)
 
 
 def _compare(
-    loaded: LoadedModel, written: Path, path: Path, dialect: str, allow: Sequence[str]
+    loaded: LoadedModel, written: Path, path: Path, table: Dialect, allow: Sequence[str]
 ) -> Conversion:
     spec = loaded.spec
     opened = open_weights(
         written,
         num_heads=spec.num_heads,
         trained_size=spec.image_size,
-        # A file of timm's says nothing of GELU, our metadata in it do; see `notes`.
-        trust_metadata=dialect in ("vitbase", "timm"),
+        # Where they are how its files tell what the tensors do not; see `_notes`.
+        trust_metadata=bool(table.said_in(path.suffix)),
     )
     other, _ = fill_model(opened, opened.spec)
     difference, scale = _largest_difference(loaded.model, other)
@@ -134,28 +127,20 @@ def _compare(
         reasons = ", ".join(f"{field} {before} became {after}" for field, before, after in changed)
         names = " ".join(field for field, _, _ in changed)
         raise WeightsError(
-            f"{path} was not written: read back as {dialect} computes, outputs differ by up to "
+            f"{path} was not written: read back as {table.name} computes, outputs differ by up to "
             f"{difference:.2g} on random images"
             + (f" ({reasons}). Accept it with --allow {names}." if reasons else ".")
         )
     tensors = len(opened.file.tensors)
-    notes = (*_notes(spec, path, dialect), *_note_losses(loaded, opened, path))
-    return Conversion(loaded, path, dialect, tensors, difference, changed, notes)
+    notes = (*_notes(spec, path, table), *_note_losses(loaded, opened, path))
+    return Conversion(loaded, path, table.name, tensors, difference, changed, notes)
 
 
-def _notes(spec: ViTSpec, path: Path, dialect: str) -> tuple[str, ...]:
+def _notes(spec: ViTSpec, path: Path, table: Dialect) -> Iterator[str]:
     """Say what to tell a system whose files hold names and numbers only."""
-    told = []
-    if spec.num_heads * 64 != spec.width and path.suffix and dialect not in ("vitbase", "google"):
-        told.append(f"num_heads {spec.num_heads}")
-    if dialect == "timm" and path.suffix:
-        if spec.gelu == "tanh":
-            told.append("act_layer='gelu_tanh'")
-        if spec.pool != "token":
-            told.append(f"global_pool='avg', fc_norm={spec.pool == 'gap_norm'}")
-    if not told:
-        return ()
-    return (f"Tell {dialect} when it builds the model: {', '.join(told)}.",)
+    arguments = table.arguments(spec) if path.suffix else ()
+    if arguments:
+        yield f"Tell {table.name} when it builds the model: {', '.join(arguments)}."
 
 
 def _note_losses(loaded: LoadedModel, opened: OpenedWeights, path: Path) -> Iterator[str]:

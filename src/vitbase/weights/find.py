@@ -5,21 +5,42 @@ from __future__ import annotations
 from pathlib import Path
 
 from vitbase.errors import CheckpointError
-from vitbase.runs.checkpoints import NAME, WEIGHTS_FILE, find_damage, list_checkpoints
+from vitbase.runs.checkpoints import (
+    MANIFEST_FILE,
+    NAME,
+    WEIGHTS_FILE,
+    find_damage,
+    list_checkpoints,
+)
 from vitbase.weights import hub
 
 WEIGHTS_SUFFIXES = {".ckpt", ".safetensors", ".npz", ".pth", ".pt", ".bin"}
 
 
-def find_weights(checkpoint_path: str | Path) -> list[Path]:
-    """Return every weights file a `checkpoint_path` stands for, oldest first.
+def find_weights(checkpoint_path: str | Path) -> Path:
+    """Return the weights file a `checkpoint_path` stands for: of several, the newest.
+
+    Only that one is verified. A run whose newest checkpoint is damaged is not opened at an older
+    one unasked.
+
+    Args:
+      checkpoint_path: see :func:`list_weights`.
+    Raises: CheckpointError if nothing is there, or the checkpoint is damaged; then it names the
+      newest whole one.
+    """
+    return verified(list_weights(checkpoint_path)[-1])
+
+
+def list_weights(checkpoint_path: str | Path) -> list[Path]:
+    """Return every weights file a `checkpoint_path` stands for, oldest first; none is read.
 
     Args:
       checkpoint_path: a run folder, its `checkpoints/`, one checkpoint folder, a weights file, a
         folder of Hugging Face's or timm's, a model of the hub as `hf-hub:owner/name`, or
         the seed's form `./ckpt_0/train_vit_imagenet-156_10009.ckpt` (with or without the suffix)
         for a checkpoint of the run folder `./ckpt_0`.
-    Raises: CheckpointError if nothing is there, or a checkpoint is damaged.
+    Returns: at least one.
+    Raises: CheckpointError if nothing is there.
     """
     if str(checkpoint_path).startswith(hub.PREFIX):
         return [hub.fetch(str(checkpoint_path))]
@@ -28,7 +49,7 @@ def find_weights(checkpoint_path: str | Path) -> list[Path]:
         return [path]
     for place in (path, _seed_form(path)):
         if NAME.match(place.name) and place.is_dir():
-            return [_whole(place)]
+            return [place / WEIGHTS_FILE]
     if not path.is_dir():
         raise CheckpointError(
             f"checkpoint_path {path} does not exist. Give a run folder, one of its checkpoints, "
@@ -36,7 +57,7 @@ def find_weights(checkpoint_path: str | Path) -> list[Path]:
         )
     found = list_checkpoints(path / "checkpoints") or list_checkpoints(path)
     if found:
-        return [_whole(checkpoint.path) for checkpoint in found]
+        return [checkpoint.weights for checkpoint in found]
     if (path / "config.json").is_file():
         for name in hub.MODEL_FILES:
             if (path / name).is_file():
@@ -47,19 +68,32 @@ def find_weights(checkpoint_path: str | Path) -> list[Path]:
     raise CheckpointError(f"checkpoint_path {path} holds no checkpoint and no weights file.")
 
 
+def verified(weights: Path) -> Path:
+    """Hold a weights file against the manifest of its checkpoint, if it is a checkpoint's.
+
+    Raises: CheckpointError naming the newest whole checkpoint of the run, if it is damaged.
+    """
+    folder = weights.parent
+    if weights.name != WEIGHTS_FILE or not NAME.match(folder.name):
+        return weights
+    if weights.is_file() and not (folder / MANIFEST_FILE).exists():
+        return weights  # a file of that name, which somebody has put there
+    damage = find_damage(folder, only=WEIGHTS_FILE)
+    if damage is None:
+        return weights
+    for checkpoint in reversed(list_checkpoints(folder.parent)):
+        if checkpoint.path != folder and find_damage(checkpoint.path, only=WEIGHTS_FILE) is None:
+            remedy = f"The newest whole one of the run is {checkpoint.path}."
+            break
+    else:
+        remedy = "No other one of the run is whole."
+    raise CheckpointError(f"Checkpoint {folder} is damaged: {damage}. {remedy}")
+
+
 def _seed_form(path: Path) -> Path:
     name = path.name.removesuffix(".ckpt")
     beside = path.with_name(name)
     return beside if beside.is_dir() else path.parent / "checkpoints" / name
-
-
-def _whole(folder: Path) -> Path:
-    damage = find_damage(folder, only=WEIGHTS_FILE)
-    if damage is not None:
-        raise CheckpointError(
-            f"Checkpoint {folder} is damaged: {damage}. Use another one of the run."
-        )
-    return folder / WEIGHTS_FILE
 
 
 def _siblings(path: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vitbase.errors import WeightsError
-from vitbase.files import read_json
+from vitbase.weights.files.open import INDEX_SUFFIX, read_index
 
 PREFIX = "hf-hub:"
 
@@ -78,7 +78,7 @@ def fetch(name: str) -> Path:
         found = get(file)
         if found is None:
             continue
-        shards = _shards(found) if file.endswith(".index.json") else []
+        shards = sorted(set(read_index(found).values())) if file.endswith(INDEX_SUFFIX) else []
         absent = [shard for shard in shards if get(shard) is None]
         if absent:
             raise WeightsError(
@@ -94,14 +94,6 @@ def fetch(name: str) -> Path:
     raise WeightsError(
         f"{name} holds none of {', '.join(MODEL_FILES)}. It holds: {_few(sorted(offered))}."
     )
-
-
-def _shards(index: Path) -> list[str]:
-    try:
-        weight_map = read_json(index)["weight_map"]
-        return sorted({str(shard) for shard in weight_map.values()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise WeightsError(f"{index} is no index of a sharded checkpoint.") from None
 
 
 def _explain(error: Exception, repository: str, revision: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import re
@@ -18,15 +19,21 @@ from vitbase.model.layers import DepthRule, resample_pos_embed
 from vitbase.model.spec import ViTSpec
 from vitbase.model.vit import VisionTransformer
 from vitbase.model.zoo import allocate, build_unfilled
-from vitbase.weights.architecture import read_preprocess_of, read_spec
-from vitbase.weights.files.open import METADATA_KEY, open_tensors
+from vitbase.weights.architecture import read_preprocess_of, read_sidecar, read_spec
+from vitbase.weights.files.open import open_tensors
 from vitbase.weights.files.tensors import TensorFile
 from vitbase.weights.find import find_weights
-from vitbase.weights.origins.dialect import Dialect, Mapped, find_dialect, their_name, to_ours
-from vitbase.weights.origins.hf import DIALECT_NAMES, DIALECTS
-from vitbase.weights.origins.told import Told, read_told
-
-HEAD = ("head.weight", "head.bias")
+from vitbase.weights.origins.dialect import (
+    HEAD,
+    Dialect,
+    Mapped,
+    find_dialect,
+    their_name,
+    to_ours,
+)
+from vitbase.weights.origins.registry import DIALECT_NAMES, DIALECTS
+from vitbase.weights.origins.sidecar import Sidecar
+from vitbase.weights.origins.vitbase import METADATA_KEY
 
 # What other models have and ours have not, so that the message can say more than a name.
 _STRANGERS = (
@@ -94,13 +101,17 @@ class OpenedWeights:
     dialect: Dialect
     ours: dict[str, Mapped]
     dropped: tuple[str, ...]
+    sidecar: Sidecar
     spec: ViTSpec
     preprocess: Preprocess
-    labels: tuple[str, ...] | None
 
     @property
     def path(self) -> Path:
         return self.file.path
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        return self.sidecar.labels
 
 
 def load_model(
@@ -140,24 +151,36 @@ def load_model(
         trained_size=trained_size,
         ignore=ignore,
     )
-    spec = opened.spec
-    renamed = labels is not None and opened.labels is not None and labels != opened.labels
-    new_head = num_classes is not None and (num_classes != spec.num_classes or renamed)
-    changes: dict[str, Any] = {
+    changes = {
         "num_classes": num_classes,
         "image_size": image_size,
         "dropout": dropout,
         "stochastic_depth": stochastic_depth,
         "stochastic_depth_rule": stochastic_depth_rule,
     }
-    spec = dataclasses.replace(spec, **{k: v for k, v in changes.items() if v is not None})
+    return load_opened(opened, labels, **{k: v for k, v in changes.items() if v is not None})
+
+
+def load_opened(
+    opened: OpenedWeights, labels: tuple[str, ...] | None = None, **changes: Any
+) -> LoadedModel:
+    """Load the model of an opened file.
+
+    Args:
+      labels: see :func:`load_model`.
+      changes: fields of the specification that the model is to have instead of the file's.
+    Raises: as :func:`load_model`.
+    """
+    spec = opened.spec.replace(**changes)
+    renamed = labels is not None and opened.labels is not None and labels != opened.labels
+    asked = "num_classes" in changes
+    new_head = asked and (spec.num_classes != opened.spec.num_classes or renamed)
     initialised = HEAD if new_head and spec.num_classes else ()
     model, resized = fill_model(opened, spec, initialised)
-    mapped = tuple(name for name in opened.ours if name not in HEAD or not new_head)
     report = LoadReport(
         opened.path,
         opened.dialect.name,
-        mapped,
+        tuple(name for name in opened.ours if name not in HEAD or not new_head),
         resized,
         opened.dropped,
         initialised,
@@ -199,73 +222,72 @@ def open_weights(
       trust_metadata: False opens a file as another system would, by its tensors alone.
     Raises: WeightsError or CheckpointError, as :func:`load_model`.
     """
-    file = open_tensors(find_weights(path)[-1])
+    file = open_tensors(find_weights(path))
+    if not trust_metadata:
+        metadata = {k: v for k, v in file.metadata.items() if k != METADATA_KEY}
+        file = dataclasses.replace(file, metadata=metadata)
+    return understand(file, num_heads, image_size, trained_size, ignore)
+
+
+def understand(
+    file: TensorFile,
+    num_heads: int | None = None,
+    image_size: tuple[int, int] | None = None,
+    trained_size: tuple[int, int] | None = None,
+    ignore: Sequence[str] = (),
+) -> OpenedWeights:
+    """Find out whose the tensors of a file are, and what model they make.
+
+    Raises: WeightsError, as :func:`load_model`.
+    """
+    with _naming(file.path):
+        ignored = [n for n in file.tensors if any(fnmatchcase(n, pattern) for pattern in ignore)]
+        tensors = {name: t for name, t in file.tensors.items() if name not in ignored}
+        dialect = find_dialect(DIALECTS, tensors)
+        if dialect is None:
+            first = next(iter(tensors), None)
+            raise WeightsError(
+                f"its {len(tensors)} tensors"
+                + (f" (the first is '{first}')" if first else "")
+                + f" are not those of a Vision Transformer of {', '.join(DIALECT_NAMES)}"
+            )
+        ours, skipped, unknown = to_ours(dialect, tensors)
+        if unknown:
+            raise WeightsError(_explain_unknown(unknown))
+        sidecar = read_sidecar(file, dialect)
+        spec = read_spec(dialect, ours, sidecar, num_heads, trained_size, image_size)
+        if spec.depth > len(ours):  # each block has several: do not build what cannot be filled
+            raise WeightsError(
+                f"its metadata claim {spec.depth} blocks, but it has {len(ours)} tensors"
+            )
+        preprocess = read_preprocess_of(dialect, sidecar, spec)
+        labels = sidecar.labels or ()
+        if len(labels) > spec.num_classes:
+            raise WeightsError(f"it has {len(labels)} labels for {spec.num_classes} classes")
+        notes = (*file.notes, *_note_changes(ours, sidecar, num_heads))
+        file = dataclasses.replace(file, notes=notes)
+        return OpenedWeights(file, dialect, ours, (*skipped, *ignored), sidecar, spec, preprocess)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Put the file's name before what is said of a tensor without it."""
     try:
-        return _understand(file, num_heads, image_size, trained_size, ignore, trust_metadata)
+        yield
     except WeightsError as error:
         text = str(error)
-        # What other rooms say of a tensor lacks the file's name.
-        named = str(file.path) in text
-        raise WeightsError(text if named else f"{file.path}: {text}.") from None
+        raise WeightsError(text if str(path) in text else f"{path}: {text}.") from None
 
 
-def _understand(
-    file: TensorFile,
-    num_heads: int | None,
-    image_size: tuple[int, int] | None,
-    trained_size: tuple[int, int] | None,
-    ignore: Sequence[str],
-    trust_metadata: bool,
-) -> OpenedWeights:
-    ignored = [n for n in file.tensors if any(fnmatchcase(n, pattern) for pattern in ignore)]
-    tensors = {name: t for name, t in file.tensors.items() if name not in ignored}
-    dialect = find_dialect(DIALECTS, tensors)
-    if dialect is None:
-        first = next(iter(tensors), None)
-        raise WeightsError(
-            f"its {len(tensors)} tensors"
-            + (f" (the first is '{first}')" if first else "")
-            + f" are not those of a Vision Transformer of {', '.join(DIALECT_NAMES)}"
-        )
-    ours, skipped, unknown = to_ours(dialect, tensors)
-    if unknown:
-        raise WeightsError(_explain_unknown(unknown))
-    if not trust_metadata:
-        file = dataclasses.replace(
-            file, metadata={k: v for k, v in file.metadata.items() if k != METADATA_KEY}
-        )
-    told = read_told(file, dialect)
-    if dialect.name == "vitbase" and told.spec is None:
-        raise WeightsError(
-            "it was not written by vitbase: its metadata hold no architecture, which the tensors "
-            "alone do not tell"
-        )
-    spec = read_spec(
-        dialect,
-        ours,
-        told,
-        num_heads=num_heads,
-        trained_size=trained_size,
-        image_size=image_size,
-    )
-    if spec.depth > len(ours):  # each block has several tensors; do not build what cannot be filled
-        raise WeightsError(
-            f"its metadata claim {spec.depth} blocks, but it has {len(ours)} tensors"
-        )
-    preprocess = read_preprocess_of(dialect, told, spec)
-    labels = _fitting_labels(told, spec)
-    notes = (*file.notes, *_note_changes(ours, told, num_heads))
-    file = dataclasses.replace(file, notes=notes)
-    return OpenedWeights(file, dialect, ours, (*skipped, *ignored), spec, preprocess, labels)
-
-
-def _note_changes(ours: Mapping[str, Mapped], told: Told, num_heads: int | None) -> Iterator[str]:
+def _note_changes(
+    ours: Mapping[str, Mapped], sidecar: Sidecar, num_heads: int | None
+) -> Iterator[str]:
     """Yield what is not taken as the file has it."""
-    types = {part.dtype: None for mapped in ours.values() for part in mapped.stored}
+    types = {part.dtype: None for mapped in ours.values() for part in mapped.parts}
     names = [str(dtype).removeprefix("torch.") for dtype in types if dtype != torch.float32]
     if names:
         yield f"{', '.join(names)} became float32"
-    theirs = told.spec.num_heads if told.spec else told.num_heads
+    theirs = sidecar.spec.num_heads if sidecar.spec else sidecar.num_heads
     if None not in (theirs, num_heads) and theirs != num_heads:
         yield f"num_heads {num_heads} as asked, not {theirs} as the file says"
 
@@ -280,12 +302,6 @@ def _explain_unknown(unknown: list[str]) -> str:
         f"tensor '{unknown[0]}' belongs to no part of a Vision Transformer that vitbase "
         f"computes{others}. To load the rest without it, ignore it by name or pattern"
     )
-
-
-def _fitting_labels(told: Told, spec: ViTSpec) -> tuple[str, ...] | None:
-    if told.labels is not None and len(told.labels) > max(spec.num_classes, 0):
-        raise WeightsError(f"it has {len(told.labels)} labels for {spec.num_classes} classes")
-    return told.labels
 
 
 def fill_model(
@@ -345,7 +361,7 @@ def check_shapes(
     for ours, mapped in opened.ours.items():
         if ours in initialised:
             continue
-        theirs = _file_name(opened, ours)
+        theirs = mapped.theirs[0]
         if ours not in expected:
             if ours in HEAD:
                 continue  # a head of which nothing is wanted
@@ -360,7 +376,3 @@ def check_shapes(
             raise WeightsError(
                 f"{opened.path}: tensor '{their_name(opened.dialect, ours)}' is missing."
             )
-
-
-def _file_name(opened: OpenedWeights, name: str) -> str:
-    return opened.ours[name].theirs[0]

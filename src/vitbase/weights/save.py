@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,14 +16,13 @@ from vitbase.errors import WeightsError, nearest
 from vitbase.files import final_name, written_whole
 from vitbase.model.spec import PosEmbed, ViTSpec
 from vitbase.model.vit import VisionTransformer
-from vitbase.weights import folders
 from vitbase.weights.files.mindspore import write_mindspore
-from vitbase.weights.files.open import METADATA_KEY, write_npz, write_safetensors
-from vitbase.weights.origins.dialect import Dialect, order_of, to_theirs
-from vitbase.weights.origins.hf import DIALECT_NAMES, DIALECTS
-
-COMPUTED = ("gelu", "resnet_form", "norm_eps")
-"""What a system computes with weights, and no shape tells."""
+from vitbase.weights.files.npz import write_npz
+from vitbase.weights.files.safetensors import write_safetensors
+from vitbase.weights.files.torch_files import write_torch
+from vitbase.weights.origins.dialect import COMPUTED, HEAD, Dialect, order_of, to_theirs
+from vitbase.weights.origins.registry import DIALECT_NAMES, DIALECTS
+from vitbase.weights.origins.vitbase import write_metadata
 
 
 def save_weights(
@@ -54,32 +53,32 @@ def save_weights(
     table = choose_dialect(dialect, model.spec, path.suffix, allow)
     state, spec = expressible_state(model, table)
     tensors = rename(table, state, spec)
-    kept = preprocess.model_dump(mode="json") if preprocess else None
-    own = {
-        "spec": spec.to_dict(),
-        "preprocess": kept,
-        "labels": list(labels) if labels else None,
-    }
-
     with written_weights(path) as place:
         if path.suffix == "":
-            folders.write_folder(place, table, tensors, spec, preprocess, labels)
+            if len(labels or ()) > spec.num_classes:
+                raise WeightsError(
+                    f"There are {len(labels or ())} labels for {spec.num_classes} classes."
+                )
+            _write_folder(place, tensors, table.write_sidecar(spec, preprocess, labels))
         elif path.suffix == ".ckpt":
             write_mindspore(place, tensors)
         elif path.suffix == ".npz":
             write_npz(place, tensors)
         elif path.suffix == ".safetensors":
-            write_safetensors(place, tensors, {METADATA_KEY: json.dumps(own, sort_keys=True)})
+            write_safetensors(place, tensors, write_metadata(spec, preprocess, labels))
         else:
-            _write_torch(place, tensors)
+            write_torch(place, tensors)
 
 
-def _write_torch(path: Path, tensors: dict[str, Tensor]) -> None:
-    with path.open("wb") as file:  # given a path, torch writes its name into the archive
-        try:
-            torch.save(tensors, file)
-        except RuntimeError as error:  # of closing the archive, which hides why it cannot
-            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+def _write_folder(
+    folder: Path, tensors: dict[str, Tensor], files: dict[str, dict[str, Any]]
+) -> None:
+    """Write weights and configuration, so that `from_pretrained` or `local-dir:` opens them."""
+    folder.mkdir()
+    write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
+    for name, content in files.items():
+        text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
+        (folder / name).write_text(text + "\n", encoding="utf-8")
 
 
 def find_tables(name: str, suffix: str) -> list[Dialect]:
@@ -108,7 +107,7 @@ def choose_dialect(name: str, spec: ViTSpec, suffix: str, allow: Sequence[str] =
     Raises: WeightsError as `find_tables`, or naming what it cannot express.
     """
     tables = find_tables(name, suffix)
-    problems = [table.problems(spec, _not_asked(name, suffix, allow)) for table in tables]
+    problems = [table.problems(spec, (*allow, *table.said_in(suffix))) for table in tables]
     for table, found in zip(tables, problems, strict=True):
         if not found:
             return table
@@ -117,15 +116,9 @@ def choose_dialect(name: str, spec: ViTSpec, suffix: str, allow: Sequence[str] =
     hint = ""
     if set(fields) <= set(COMPUTED):
         hint = f" Outputs would change slightly; allow {', '.join(fields)} to write it all the same"
-        says = "gelu" in fields and name == "timm"
+        says = any(field in tables[0].says for field in fields)
         hint += ", or write a folder or .safetensors, which can say which." if says else "."
     raise WeightsError(f"{name} cannot express {spec.name} with {', '.join(fewest)}.{hint}")
-
-
-def _not_asked(name: str, suffix: str, allow: Sequence[str]) -> tuple[str, ...]:
-    """Fields that need not be the dialect's: allowed ones, and those that the file itself says."""
-    says = name == "timm" and suffix in ("", ".safetensors")
-    return (*allow, "gelu") if says else tuple(allow)
 
 
 def expressible_state(
@@ -133,17 +126,12 @@ def expressible_state(
 ) -> tuple[dict[str, Tensor], ViTSpec]:
     """Return the model's state and specification, its positions as the dialect knows them.
 
-    Fixed positions, and those of a grid alone, are learned ones with zeros for the class token.
-    Where registers stand between class token and grid, timm has positions for all or the grid
-    alone: the class token takes its own in. Outputs are the same, bit for bit.
+    Fixed positions, and those of a grid alone, are learned ones with zeros for the class token,
+    where it knows no others. Outputs are the same, bit for bit.
     """
     state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
-    spec = model.spec
+    state, spec = dialect.express(state, model.spec)
     known = dialect.limits.get("pos_embed", (spec.pos_embed,))
-    if dialect.name == "timm" and spec.num_registers and spec.pos_embed_prefix:
-        state["cls_token"] = state["cls_token"] + state["pos_embed"][:, :1]
-        state["pos_embed"] = state["pos_embed"][:, 1:]
-        return state, dataclasses.replace(spec, pos_embed="learned_grid")
     if spec.pos_embed in known:
         return state, spec
     position = model.pos_embed.detach().cpu()
@@ -151,23 +139,19 @@ def expressible_state(
         position = torch.cat([torch.zeros_like(position[:, :1]), position], dim=1)
     state["pos_embed"] = position
     kind: PosEmbed = "learned_grid" if "learned_grid" in known else "learned"
-    return state, dataclasses.replace(spec, pos_embed=kind)
+    return state, spec.replace(pos_embed=kind)
 
 
 def rename(dialect: Dialect, state: dict[str, Tensor], spec: ViTSpec) -> dict[str, Tensor]:
     """Return a state under the dialect's names, in the order of its own files."""
+    prefix = dialect.prefix(spec) if spec.num_classes else ""
     found = []
     for name, value in state.items():
         for theirs, tensor in to_theirs(dialect, name, value, spec.num_heads).items():
-            found.append((order_of(dialect, name, theirs), theirs, tensor))
-    tensors = {
-        theirs: tensor.contiguous() for _, theirs, tensor in sorted(found, key=lambda f: f[:2])
-    }
-    tensors |= {name: torch.zeros(1, spec.width) for name in dialect.unused}
-    if dialect.prefix and spec.num_classes:
-        prefix = dialect.prefix(spec)
-        tensors = {n if n.startswith("classifier.") else prefix + n: t for n, t in tensors.items()}
-    return tensors
+            full = theirs if name in HEAD else prefix + theirs
+            found.append((order_of(dialect, name, theirs), full, tensor.contiguous()))
+    tensors = {theirs: tensor for _, theirs, tensor in sorted(found, key=lambda f: f[:2])}
+    return tensors | {prefix + name: torch.zeros(1, spec.width) for name in dialect.unused}
 
 
 @contextlib.contextmanager

@@ -13,21 +13,11 @@ import torch
 from vitbase.config.preprocess import Preprocess
 from vitbase.console import printable
 from vitbase.errors import WeightsError
-from vitbase.files import read_json
 from vitbase.model.spec import ViTSpec
 from vitbase.model.zoo import VARIANTS, build_unfilled
-from vitbase.weights.files.open import INDEX_SUFFIX, open_tensors
-from vitbase.weights.files.tensors import TensorFile
-from vitbase.weights.find import find_weights
-from vitbase.weights.load import OpenedWeights, check_shapes, open_weights
-from vitbase.weights.origins.told import read_told
-
-# Origins whose code has one value of a field, so that their files need not tell it.
-_FIXED = {
-    "gelu": ("google", "mindspore", "torchvision", "dinov2"),
-    "norm_eps": ("google", "mindspore", "torchvision", "dinov2", "timm"),
-    "image_size": ("torchvision",),  # a square
-}
+from vitbase.weights.files.open import open_tensors
+from vitbase.weights.find import list_weights, verified
+from vitbase.weights.load import OpenedWeights, check_shapes, understand
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,16 +132,14 @@ def show_weights(
       ignore: see `load_model`.
     Raises: WeightsError or CheckpointError if there is no file, or it is of no known format.
     """
-    places = find_weights(path)
-    file = open_tensors(places[-1])
+    places = list_weights(path)
+    file = open_tensors(verified(places[-1]))
     notes = file.notes
     if len(places) > 1:
         notes = (*notes, f"the last of {len(places)} in {path}")
     opened, assumed, error = None, tuple[str, ...](), None
     try:
-        opened = open_weights(
-            file.path, num_heads=num_heads, trained_size=image_size, ignore=ignore
-        )
+        opened = understand(file, num_heads, trained_size=image_size, ignore=ignore)
         assumed = tuple(_find_assumed(opened, num_heads, image_size))
         state = build_unfilled(opened.spec).state_dict()
         check_shapes(opened, {name: tuple(value.shape) for name, value in state.items()})
@@ -163,38 +151,30 @@ def show_weights(
         else {}
     )
     rows = tuple(
-        TensorRow(name, ours.get(name, ""), stored.shape, _short(stored.dtype))
-        for name, stored in file.tensors.items()
+        TensorRow(name, ours.get(name, ""), tensor.shape, _short(tensor.dtype))
+        for name, tensor in file.tensors.items()
     )
-    size = sum(part.stat().st_size for part in _parts(file))
+    size = sum(part.stat().st_size for part in file.parts or [file.path])
     return Shown(file.path, file.format, size, rows, notes, opened, assumed, error)
-
-
-def _parts(file: TensorFile) -> list[Path]:
-    """Return the files that hold the tensors: the file itself, or the shards of an index."""
-    if not file.path.name.endswith(INDEX_SUFFIX):
-        return [file.path]
-    index = read_json(file.path)
-    return [file.path.with_name(shard) for shard in sorted(set(index["weight_map"].values()))]
 
 
 def _find_assumed(
     opened: OpenedWeights, num_heads: int | None, image_size: tuple[int, int] | None
 ) -> Iterator[str]:
-    told, origin = read_told(opened.file, opened.dialect), opened.dialect.name
-    if told.spec is None:
+    sidecar = opened.sidecar
+    if sidecar.spec is None:
         query = opened.ours.get("blocks.0.attn.qkv.weight")
         kept = query.num_heads if query else None
-        if not (kept or num_heads or told.num_heads):
+        if not (kept or num_heads or sidecar.num_heads):
             yield "num_heads"
         for field, value in (
-            ("gelu", told.gelu),
-            ("norm_eps", told.norm_eps),
-            ("image_size", told.image_size or (image_size == opened.spec.image_size) or None),
+            ("gelu", sidecar.gelu),
+            ("norm_eps", sidecar.norm_eps),
+            ("image_size", sidecar.image_size or (image_size == opened.spec.image_size) or None),
         ):
-            if value is None and origin not in _FIXED[field]:
+            if value is None and field not in opened.dialect.fixed:
                 yield field
-    if not told.preprocess:
+    if not sidecar.preprocess:
         yield "preprocess"
 
 

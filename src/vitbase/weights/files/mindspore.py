@@ -18,22 +18,15 @@ from typing import BinaryIO
 import torch
 
 from vitbase.errors import WeightsError
-from vitbase.weights.files.tensors import StoredTensor, shape_problem
+from vitbase.weights.files.tensors import FileTensor, TensorFile, shape_problem
 
-_DTYPES = {
-    "Float32": torch.float32,
-    "Float16": torch.float16,
-    "Float64": torch.float64,
-    "BFloat16": torch.bfloat16,
-    "Int8": torch.int8,
-    "Int16": torch.int16,
-    "Int32": torch.int32,
-    "Int64": torch.int64,
-    "UInt8": torch.uint8,
-    "UInt16": torch.uint16,
-    "UInt32": torch.uint32,
-    "UInt64": torch.uint64,
-    "Bool": torch.bool,
+# Torch has the same names, in small letters.
+_DTYPES: dict[str, torch.dtype] = {
+    name: getattr(torch, name.lower())
+    for name in (
+        *("Float64", "Float32", "Float16", "BFloat16", "Bool"),
+        *("Int64", "Int32", "Int16", "Int8", "UInt64", "UInt32", "UInt16", "UInt8"),
+    )
 }
 _TYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _TEXT = "str"  # not a tensor: a note that some run wrote beside the weights
@@ -48,8 +41,8 @@ _MOST_FIELDS = 64
 _LONGEST_TEXT = 2000  # bytes, of a name or a type
 
 
-def read_mindspore(path: Path) -> dict[str, StoredTensor]:
-    """List the tensors of a `.ckpt`; contents stay in the mapped file until they are read.
+def read_mindspore(path: Path) -> TensorFile:
+    """Open a `.ckpt`; its tensors stay in the mapped file until they are read.
 
     Raises: WeightsError naming the file, and the tensor where it is one that is wrong.
     """
@@ -72,8 +65,8 @@ def read_mindspore(path: Path) -> dict[str, StoredTensor]:
             contents.setdefault(tag, []).append(content)
             if facts.setdefault(tag, (dims, kind)) != (dims, kind):
                 raise ValueError(f"the parts of tensor '{tag}' do not fit together")
-        return {
-            tag: _stored(tag, *facts[tag], parts)
+        tensors = {
+            tag: _tensor_of(tag, *facts[tag], parts)
             for tag, parts in contents.items()
             if facts[tag][1] != _TEXT
         }
@@ -81,6 +74,7 @@ def read_mindspore(path: Path) -> dict[str, StoredTensor]:
         raise WeightsError(
             f"{path} is damaged, cut short, or no MindSpore checkpoint: {error}."
         ) from None
+    return TensorFile(path, "mindspore", tensors)
 
 
 def write_mindspore(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -128,7 +122,7 @@ def _without_checksum(data: memoryview) -> memoryview:
     return content
 
 
-def _stored(tag: str, dims: list[int], kind: str, parts: list[memoryview]) -> StoredTensor:
+def _tensor_of(tag: str, dims: list[int], kind: str, parts: list[memoryview]) -> FileTensor:
     dtype = _DTYPES.get(kind)
     if dtype is None:
         raise ValueError(f"tensor '{tag}' has the unknown type '{kind[:40]}'")
@@ -146,7 +140,7 @@ def _stored(tag: str, dims: list[int], kind: str, parts: list[memoryview]) -> St
             return torch.empty(dims, dtype=dtype)
         return torch.frombuffer(bytearray().join(parts), dtype=dtype).reshape(dims)
 
-    return StoredTensor(tuple(dims), dtype, read)
+    return FileTensor(tuple(dims), dtype, read)
 
 
 def _read_value(message: memoryview) -> tuple[str, list[int], str, memoryview]:

@@ -19,7 +19,7 @@ _LONGEST_NAME = 500
 
 
 @dataclasses.dataclass(frozen=True)
-class StoredTensor:
+class FileTensor:
     """Shape and type of a tensor, checked against the bytes that are there, and how to read it."""
 
     shape: tuple[int, ...]
@@ -38,15 +38,17 @@ class TensorFile:
       metadata: text inside the file.
       config: the `config.json` beside it, of Hugging Face's or timm's kind, if there is one.
       processor: the `preprocessor_config.json` beside it, if there is one.
+      parts: the files that hold the tensors, where it is an index of them.
       notes: what a log should say of how it was opened.
     """
 
     path: Path
     format: str
-    tensors: Mapping[str, StoredTensor]
+    tensors: Mapping[str, FileTensor]
     metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
     config: Mapping[str, Any] | None = None
     processor: Mapping[str, Any] | None = None
+    parts: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

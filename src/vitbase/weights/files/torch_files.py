@@ -23,7 +23,7 @@ from typing import IO, cast
 import torch
 
 from vitbase.errors import WeightsError
-from vitbase.weights.files.tensors import StoredTensor, TensorFile, shape_problem
+from vitbase.weights.files.tensors import FileTensor, TensorFile, shape_problem
 
 # Where a training script puts the weights; averaged ones first, as they are the better model.
 _WRAPPERS = (
@@ -125,6 +125,15 @@ def read_torch_pickle(path: Path) -> TensorFile:
         except Exception as error:  # pickletools raises many kinds on damaged files
             raise WeightsError(f"{path} is a damaged file of torch's: {error}.") from None
     return _read(path, mapped=False)
+
+
+def write_torch(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write a state_dict. Raises: OSError if the place cannot be written."""
+    with path.open("wb") as file:  # given a path, torch writes its name into the archive
+        try:
+            torch.save(dict(tensors), file)
+        except RuntimeError as error:  # of closing the archive, which hides why it cannot
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 class _Scan:
@@ -288,12 +297,12 @@ def _read(path: Path, *, mapped: bool) -> TensorFile:
     notes = [f"taken from its entry '{'.'.join(wrappers)}'"] if wrappers else []
     if prefix:
         notes.append(f"prefix '{prefix}' removed")
-    stored = {name: _stored(path, name, tensor) for name, tensor in tensors.items()}
+    checked = {name: _tensor_of(path, name, tensor) for name, tensor in tensors.items()}
     _check_total(path, tensors)
-    return TensorFile(path, "torch", stored, notes=tuple(notes))
+    return TensorFile(path, "torch", checked, notes=tuple(notes))
 
 
-def _stored(path: Path, name: str, tensor: torch.Tensor) -> StoredTensor:
+def _tensor_of(path: Path, name: str, tensor: torch.Tensor) -> FileTensor:
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
         raise WeightsError(f"{path}: tensor '{name}' is not an ordinary, dense tensor.")
     if tensor.is_floating_point() and tensor.dtype not in _FLOATS:
@@ -308,7 +317,7 @@ def _stored(path: Path, name: str, tensor: torch.Tensor) -> StoredTensor:
             f"{path}: tensor '{name}' claims the shape {tuple(tensor.shape)}, but only "
             f"{tensor.untyped_storage().nbytes():,} bytes are there."
         )
-    return StoredTensor(tuple(tensor.shape), tensor.dtype, tensor.detach)
+    return FileTensor(tuple(tensor.shape), tensor.dtype, tensor.detach)
 
 
 def _check_total(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

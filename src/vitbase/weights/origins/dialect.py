@@ -3,7 +3,8 @@
 A dialect is one table, read both ways. A row joins one parameter of ours to one or several of
 theirs: in names `{i}` stands for a number, `{i+1}` for one that they count from 1; several of
 theirs, such as query, key and value, are concatenated along our first axis; a layout says how
-axes differ. The mechanism is here, the tables are in `tables.py`.
+axes differ. What else sets an origin apart are optional hooks: what stands beside its files, what
+it computes. The mechanism is here; each origin has a file of its own, which alone knows it.
 """
 
 from __future__ import annotations
@@ -16,10 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitbase.config.preprocess import Preprocess
 from vitbase.errors import WeightsError
 from vitbase.model.layers import Gelu
 from vitbase.model.spec import ViTSpec
-from vitbase.weights.files.tensors import StoredTensor
+from vitbase.weights.files.tensors import FileTensor, TensorFile
+from vitbase.weights.origins.sidecar import Sidecar
+
+COMPUTED = ("gelu", "resnet_form", "norm_eps")
+"""What a system computes with weights, and no shape tells."""
+
+HEAD = ("head.weight", "head.bias")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +65,17 @@ class Row:
     layout: Layout = SAME
 
 
+def arguments_of_heads(spec: ViTSpec) -> tuple[str, ...]:
+    """Tell the heads, where they are not 64 wide, which every system takes for granted."""
+    return () if spec.num_heads * 64 == spec.width else (f"num_heads {spec.num_heads}",)
+
+
 @dataclasses.dataclass(frozen=True)
 class Dialect:
-    """The names of one origin, and what it computes with them.
+    """The names of one origin, and all that sets it apart.
 
     Attributes:
-      name: as users write it; "hf" has several tables.
+      name: as users write it; an origin may have several tables.
       rows: parameters; which of them a file has decides its architecture.
       signature: patterns that must all match some name of a file, after `spellings`.
       spellings: (pattern, replacement) for other names of the same parameters, such as those of
@@ -70,13 +83,21 @@ class Dialect:
       left_out: pattern of names that are not of the classifier; read, they are reported.
       gelu: form of GELU.
       norm_eps: epsilon of its norms.
-      preprocess: what its published weights were trained on; None for ImageNet's statistics.
+      fixed: fields of which its code has one value, so that no file need tell it.
+      preprocess_of: what its published weights of an architecture were trained on, where that is
+        not as for most of ImageNet's classifiers.
       limits: fields of ViTSpec and the values that it can express.
       refuses: says what else it cannot express, or None.
+      express: rewrites a state, and its specification, as one that it can express.
       suffixes: file formats to write; "" is a folder.
+      says: fields beyond its limits, and the suffixes of its files that tell them.
       file_order: parts of names, in the order in which its files have them inside a block.
       unused: vectors that its code expects, though no classifier reads them; written as zeros.
       prefix: what stands before every name but the head's in a file with a head.
+      read_sidecar: reads what stands beside its tensors.
+      write_sidecar: returns the JSON files of its folders, by name.
+      arguments: what its code must be told to build the model of a file that only has tensors.
+      momentum_prefix: of the names of momentum, where its training checkpoints keep it.
     """
 
     name: str
@@ -86,13 +107,28 @@ class Dialect:
     left_out: str | None = None
     gelu: Gelu = "erf"
     norm_eps: float = 1e-6
-    preprocess: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    fixed: tuple[str, ...] = ()
+    preprocess_of: Callable[[ViTSpec], Mapping[str, Any]] = lambda spec: {}
     limits: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     refuses: Callable[[ViTSpec], str | None] = lambda spec: None
+    express: Callable[[dict[str, Tensor], ViTSpec], tuple[dict[str, Tensor], ViTSpec]] = (
+        lambda state, spec: (state, spec)
+    )
     suffixes: tuple[str, ...] = (".safetensors", ".pth", ".pt", ".bin")
+    says: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     file_order: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
-    prefix: Callable[[ViTSpec], str] | None = None
+    prefix: Callable[[ViTSpec], str] = lambda spec: ""
+    read_sidecar: Callable[[TensorFile], Sidecar] = lambda file: Sidecar()
+    write_sidecar: Callable[
+        [ViTSpec, Preprocess | None, tuple[str, ...] | None], dict[str, dict[str, Any]]
+    ] = lambda spec, preprocess, labels: {}
+    arguments: Callable[[ViTSpec], tuple[str, ...]] = arguments_of_heads
+    momentum_prefix: str | None = None
+
+    def said_in(self, suffix: str) -> tuple[str, ...]:
+        """Return the fields that a file of a suffix tells."""
+        return tuple(field for field, suffixes in self.says.items() if suffix in suffixes)
 
     def problems(self, spec: ViTSpec, ignore: Iterable[str] = ()) -> list[str]:
         """Say what of an architecture this dialect cannot express."""
@@ -119,28 +155,27 @@ def named(dialect: Dialect, names: Iterable[str]) -> dict[str, str]:
 
     Raises: WeightsError if two names mean the same parameter.
     """
-    spellings = [(re.compile(pattern), new) for pattern, new in dialect.spellings]
     found: dict[str, str] = {}
     for name in names:
-        spelled = name
-        for pattern, new in spellings:
-            spelled = pattern.sub(new, spelled)
+        spelled = _spelled(dialect, name)
         if spelled in found:
             raise WeightsError(f"tensors '{found[spelled]}' and '{name}' are the same parameter")
         found[spelled] = name
     return found
 
 
+def _spelled(dialect: Dialect, name: str) -> str:
+    for pattern, new in dialect.spellings:
+        name = re.sub(pattern, new, name)
+    return name
+
+
 def find_dialect(dialects: Iterable[Dialect], names: Iterable[str]) -> Dialect | None:
     """Return the first dialect whose signature a file's names have."""
     names = list(names)
     for dialect in dialects:
-        signature = [re.compile(pattern) for pattern in dialect.signature]
-        spellings = [(re.compile(pattern), new) for pattern, new in dialect.spellings]
-        spelled = names
-        for pattern, new in spellings:
-            spelled = [pattern.sub(new, name) for name in spelled]
-        if all(any(pattern.fullmatch(name) for name in spelled) for pattern in signature):
+        spelled = [_spelled(dialect, name) for name in names]
+        if all(any(re.fullmatch(part, name) for name in spelled) for part in dialect.signature):
             return dialect
     return None
 
@@ -153,24 +188,24 @@ class Mapped:
     """
 
     theirs: tuple[str, ...]
-    stored: tuple[StoredTensor, ...]
+    parts: tuple[FileTensor, ...]
     layout: Layout
     shape: tuple[int, ...]
     num_heads: int | None = None
 
     def read(self) -> Tensor:
-        pieces = [self.layout.to_ours(tensor.read()) for tensor in self.stored]
+        pieces = [self.layout.to_ours(tensor.read()) for tensor in self.parts]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def find_not_finite(self) -> str:
         """Return the file's name of the part that holds a NaN, or what float32 cannot hold."""
-        parts = zip(self.theirs, self.stored, strict=True)
+        parts = zip(self.theirs, self.parts, strict=True)
         finite = (name for name, part in parts if not part.read().float().isfinite().all())
         return next(finite, self.theirs[0])
 
 
 def to_ours(
-    dialect: Dialect, tensors: Mapping[str, StoredTensor]
+    dialect: Dialect, tensors: Mapping[str, FileTensor]
 ) -> tuple[dict[str, Mapped], list[str], list[str]]:
     """Find our parameters in a file, without reading them.
 
@@ -267,9 +302,9 @@ def _fill(name: str, numbers: tuple[int, ...]) -> str:
     return _HOLE.sub(lambda hole: str(next(remaining) + bool(hole[2])), name)
 
 
-def _mapped(row: Row, names: tuple[str, ...], stored: list[StoredTensor]) -> Mapped:
+def _mapped(row: Row, names: tuple[str, ...], tensors: list[FileTensor]) -> Mapped:
     shapes = []
-    for name, tensor in zip(names, stored, strict=True):
+    for name, tensor in zip(names, tensors, strict=True):
         if not tensor.dtype.is_floating_point:
             raise WeightsError(f"tensor '{name}' holds {tensor.dtype} numbers, not weights")
         try:
@@ -280,12 +315,12 @@ def _mapped(row: Row, names: tuple[str, ...], stored: list[StoredTensor]) -> Map
         except (RuntimeError, IndexError):
             raise WeightsError(f"tensor '{name}' has an impossible shape: {tensor.shape}") from None
     usual = max(shapes, key=shapes.count)
-    for name, tensor, shape in zip(names, stored, shapes, strict=True):
+    for name, tensor, shape in zip(names, tensors, shapes, strict=True):
         if shape != usual:
             raise WeightsError(
                 f"tensor '{name}' has shape {tensor.shape}, which does not go with those of "
                 f"{' and '.join(repr(other) for other in names if other != name)}"
             )
     total = (len(names) * usual[0], *usual[1:]) if len(names) > 1 else usual
-    heads = stored[0].shape[1] if row.layout is HEADS_IN else None
-    return Mapped(names, tuple(stored), row.layout, tuple(total), heads)
+    heads = tensors[0].shape[1] if row.layout is HEADS_IN else None
+    return Mapped(names, tuple(tensors), row.layout, tuple(total), heads)

@@ -1,48 +1,164 @@
-"""The tables of Hugging Face's transformers, as data, and the list of all tables."""
+"""Hugging Face's transformers: ViT, DINOv2 with registers or without; a folder with its configs."""
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
 
+from vitbase.config.preprocess import Preprocess
+from vitbase.errors import WeightsError
 from vitbase.model.spec import ViTSpec
+from vitbase.weights.files.tensors import TensorFile
 from vitbase.weights.origins.dialect import Dialect, Row
-from vitbase.weights.origins.rows import (
-    DINOV2,
-    GOOGLE,
-    HALF,
-    IMAGENET,
-    MINDSPORE,
-    PLAIN,
-    TIMM,
-    TIMM_BARE_STEM,
-    TIMM_POOLED,
-    TORCHVISION,
-    VITBASE,
-    layers,
-    reads_both,
-)
+from vitbase.weights.origins.dinov2 import reads_both
+from vitbase.weights.origins.rows import HALF, IMAGENET, PLAIN, layers
+from vitbase.weights.origins.sidecar import Sidecar, gelu_of
 
-_HF_ATTENTION = (
-    (
-        "encoder.layer.{i}.attention.attention.query"
-        " + encoder.layer.{i}.attention.attention.key"
-        " + encoder.layer.{i}.attention.attention.value",
-        "blocks.{i}.attn.qkv",
-    ),
-    ("encoder.layer.{i}.attention.output.dense", "blocks.{i}.attn.proj"),
-)
-_HF_ENDS = (
+_RESAMPLING: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}  # Pillow's
+
+
+def _read_sidecar(file: TensorFile) -> Sidecar:
+    config = file.config
+    if config is None:
+        return Sidecar()
+    gelu = gelu_of("hidden_act", config.get("hidden_act", "gelu"))
+    if config.get("pooler_act", "tanh") != "tanh" and not _is_classifier(config):
+        raise WeightsError(f"its config.json has pooler_act {config['pooler_act']!r}, not 'tanh'")
+    names = config.get("id2label") or {}
+    labels = tuple(str(names[key]) for key in sorted(names, key=int))
+    # LABEL_0, LABEL_1: what transformers writes where no names were given.
+    if all(re.fullmatch(r"LABEL_\d+", label) for label in labels):
+        labels = ()
+    return Sidecar(
+        num_heads=config.get("num_attention_heads"),
+        gelu=gelu,
+        norm_eps=config.get("layer_norm_eps"),
+        image_size=config.get("image_size"),
+        preprocess=_read_processor(file.processor or {}),
+        labels=labels or None,
+    )
+
+
+def _is_classifier(config: Mapping[str, Any]) -> bool:
+    """Whether no pooler stands before its head."""
+    return any("ForImageClassification" in str(name) for name in config.get("architectures") or ())
+
+
+def _read_processor(processor: Mapping[str, Any]) -> dict[str, Any]:
+    preprocess: dict[str, Any] = {}
+    if processor.get("do_normalize", True) and "image_mean" in processor:
+        preprocess["mean"] = tuple(processor["image_mean"])
+        preprocess["std"] = tuple(processor["image_std"])
+    if processor.get("resample") in _RESAMPLING:
+        preprocess["interpolation"] = _RESAMPLING[processor["resample"]]
+    shortest = (processor.get("size") or {}).get("shortest_edge")
+    crop = processor.get("crop_size") or {}
+    if shortest and processor.get("do_center_crop") and "height" in crop:
+        preprocess["crop_mode"] = "center"
+        preprocess["crop_ratio"] = min(1.0, crop["height"] / shortest)
+    elif "height" in (processor.get("size") or {}):
+        preprocess["crop_mode"], preprocess["crop_ratio"] = "squash", 1.0
+    return preprocess
+
+
+def _write_sidecar(
+    spec: ViTSpec, preprocess: Preprocess | None, labels: tuple[str, ...] | None
+) -> dict[str, dict[str, Any]]:
+    files = {"config.json": _config(spec, labels)}
+    if preprocess is not None:
+        files["preprocessor_config.json"] = _processor(preprocess)
+    return files
+
+
+def _config(spec: ViTSpec, labels: tuple[str, ...] | None) -> dict[str, Any]:
+    """Source: transformers' configuration_vit.py, configuration_dinov2.py."""
+    height, width = spec.image_size
+    config: dict[str, Any] = {
+        "hidden_size": spec.width,
+        "num_hidden_layers": spec.depth,
+        "num_attention_heads": spec.num_heads,
+        "hidden_act": "gelu_pytorch_tanh" if spec.gelu == "tanh" else "gelu",
+        "layer_norm_eps": spec.norm_eps,
+        "image_size": height if height == width else [height, width],
+        "patch_size": spec.patch_size,
+        "num_channels": spec.in_channels,
+        "qkv_bias": spec.qkv_bias,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "torch_dtype": "float32",
+    }
+    if spec.layer_scale_init is None:
+        kind = "ViT"
+        config |= {"model_type": "vit", "intermediate_size": spec.mlp_dim}
+        if spec.representation_size is not None:
+            config |= {"pooler_output_size": spec.representation_size, "pooler_act": "tanh"}
+    else:
+        kind = "Dinov2WithRegisters" if spec.num_registers else "Dinov2"
+        config |= {
+            "model_type": "dinov2_with_registers" if spec.num_registers else "dinov2",
+            "mlp_ratio": spec.mlp_dim // spec.width,
+            "layerscale_value": spec.layer_scale_init,
+            "use_swiglu_ffn": False,
+        }
+        if spec.num_registers:
+            config["num_register_tokens"] = spec.num_registers
+    config["architectures"] = [kind + ("ForImageClassification" if spec.num_classes else "Model")]
+    if spec.num_classes:
+        names = list(labels or ())
+        names += [f"LABEL_{number}" for number in range(len(names), spec.num_classes)]
+        config["id2label"] = {str(number): name for number, name in enumerate(names)}
+        config["label2id"] = {name: number for number, name in enumerate(names)}
+    return config
+
+
+def _processor(preprocess: Preprocess) -> dict[str, Any]:
+    """Source: transformers' image_processing_vit.py, image_processing_{deit,bit}.py."""
+    sides = {"height": preprocess.height, "width": preprocess.width}
+    resized = {side: int(pixels / preprocess.crop_ratio + 1e-6) for side, pixels in sides.items()}
+    crop: dict[str, Any] = {"do_center_crop": True, "crop_size": sides}
+    how: dict[str, Any]
+    if preprocess.crop_mode == "squash" and resized == sides:
+        how = {"image_processor_type": "ViTImageProcessor", "size": sides}
+    elif preprocess.crop_mode == "squash":
+        how = {"image_processor_type": "DeiTImageProcessor", "size": resized, **crop}
+    elif preprocess.height == preprocess.width:
+        shortest = {"shortest_edge": resized["height"]}
+        how = {"image_processor_type": "BitImageProcessor", "size": shortest, **crop}
+    else:
+        # A shortest edge is not enough to cover another shape: black bars would fill it up. So it
+        # is told not to resize, and its model refuses images that nobody has resized.
+        how = {"image_processor_type": "ViTImageProcessor", "do_resize": False}
+    resample = next(k for k, v in _RESAMPLING.items() if v == preprocess.interpolation)
+    return {
+        "do_resize": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "do_convert_rgb": preprocess.channels == 3,
+        "rescale_factor": 1 / 255,
+        "image_mean": list(preprocess.mean),
+        "image_std": list(preprocess.std),
+        "resample": resample,
+        **how,
+    }
+
+
+_BLOCK = "encoder.layer.{i}"
+_QKV = " + ".join(f"{_BLOCK}.attention.attention.{part}" for part in ("query", "key", "value"))
+_ENDS = (
     Row(("embeddings.cls_token",), "cls_token"),
     Row(("embeddings.position_embeddings",), "pos_embed"),
     *layers(
         ("embeddings.patch_embeddings.projection", "stem.proj"),
-        *_HF_ATTENTION,
+        (_QKV, "blocks.{i}.attn.qkv"),
+        (f"{_BLOCK}.attention.output.dense", "blocks.{i}.attn.proj"),
         ("layernorm", "norm"),
         ("classifier", "head"),
     ),
 )
 # A classifier has its backbone's name before every name. Version 5 has other names in memory.
-_HF_SPELLINGS = (
+_SPELLINGS = (
     (r"^(?:vit|dinov2|dinov2_with_registers)\.", ""),
     (r"^layers\.", "encoder.layer."),
     (r"\.attention\.([qkv])_proj\.", r".attention.attention.\1."),
@@ -51,7 +167,7 @@ _HF_SPELLINGS = (
     (r"\.attention\.attention\.v\.", ".attention.attention.value."),
     (r"\.attention\.o_proj\.", ".attention.output.dense."),
 )
-_HF_LIMITS: dict[str, tuple[Any, ...]] = {
+_LIMITS: dict[str, tuple[Any, ...]] = {
     k: v for k, v in PLAIN.items() if k not in ("qkv_bias", "representation_size")
 }
 
@@ -74,12 +190,12 @@ def _is_no_dinov2(spec: ViTSpec) -> str | None:
 HF_VIT = Dialect(
     name="hf",
     rows=(
-        *_HF_ENDS,
+        *_ENDS,
         *layers(
-            ("encoder.layer.{i}.layernorm_before", "blocks.{i}.norm1"),
-            ("encoder.layer.{i}.layernorm_after", "blocks.{i}.norm2"),
-            ("encoder.layer.{i}.intermediate.dense", "blocks.{i}.mlp.fc1"),
-            ("encoder.layer.{i}.output.dense", "blocks.{i}.mlp.fc2"),
+            (f"{_BLOCK}.layernorm_before", "blocks.{i}.norm1"),
+            (f"{_BLOCK}.layernorm_after", "blocks.{i}.norm2"),
+            (f"{_BLOCK}.intermediate.dense", "blocks.{i}.mlp.fc1"),
+            (f"{_BLOCK}.output.dense", "blocks.{i}.mlp.fc2"),
             ("pooler.dense", "pre_logits"),
         ),
     ),
@@ -88,64 +204,48 @@ HF_VIT = Dialect(
         r"encoder\.layer\.0\.layernorm_before\.weight",
     ),
     spellings=(
-        *_HF_SPELLINGS,
+        *_SPELLINGS,
         (r"^(encoder\.layer\.\d+)\.mlp\.fc1\.", r"\1.intermediate.dense."),
         (r"^(encoder\.layer\.\d+)\.mlp\.fc2\.", r"\1.output.dense."),
     ),
     left_out=r"embeddings\.mask_token",
     norm_eps=1e-12,
-    preprocess={**HALF, "crop_mode": "squash", "crop_ratio": 1.0},
-    limits=_HF_LIMITS,
+    preprocess_of=lambda spec: {**HALF, "crop_mode": "squash", "crop_ratio": 1.0},
+    limits=_LIMITS,
     refuses=_has_pooler_and_head,
     suffixes=("",),
+    read_sidecar=_read_sidecar,
+    write_sidecar=_write_sidecar,
     prefix=lambda spec: "vit.",
 )
 
 # Source: transformers/models/dinov2 and dinov2_with_registers.
-HF_DINOV2 = Dialect(
-    name="hf",
+HF_DINOV2 = dataclasses.replace(
+    HF_VIT,
     rows=(
-        *_HF_ENDS,
+        *_ENDS,
         Row(("embeddings.register_tokens",), "registers"),
         *layers(
             *(
-                (f"encoder.layer.{{i}}.{layer}", f"blocks.{{i}}.{layer}")
+                (f"{_BLOCK}.{layer}", f"blocks.{{i}}.{layer}")
                 for layer in ("norm1", "norm2", "mlp.fc1", "mlp.fc2")
             )
         ),
-        Row(("encoder.layer.{i}.layer_scale1.lambda1",), "blocks.{i}.scale1"),
-        Row(("encoder.layer.{i}.layer_scale2.lambda1",), "blocks.{i}.scale2"),
+        *(Row((f"{_BLOCK}.layer_scale{n}.lambda1",), f"blocks.{{i}}.scale{n}") for n in "12"),
     ),
     signature=(
         r"embeddings\.patch_embeddings\.projection\.weight",
         r"encoder\.layer\.0\.layer_scale1\.lambda1",
     ),
-    spellings=_HF_SPELLINGS,
-    left_out=r"embeddings\.mask_token",
-    preprocess={**IMAGENET, "interpolation": "bicubic"},
+    spellings=_SPELLINGS,
+    norm_eps=1e-6,
+    preprocess_of=lambda spec: {**IMAGENET, "interpolation": "bicubic"},
     limits={
-        **{k: v for k, v in _HF_LIMITS.items() if k not in ("num_registers", "layer_scale_init")},
+        **{k: v for k, v in _LIMITS.items() if k not in ("num_registers", "layer_scale_init")},
         "representation_size": (None,),
         "pool": ("token", "token_gap"),
     },
     refuses=_is_no_dinov2,
-    suffixes=("",),
     unused=("embeddings.mask_token",),
     prefix=lambda spec: "dinov2_with_registers." if spec.num_registers else "dinov2.",
 )
-
-DIALECTS = (
-    VITBASE,
-    MINDSPORE,
-    GOOGLE,
-    DINOV2,
-    TIMM_POOLED,
-    TIMM_BARE_STEM,
-    TIMM,
-    TORCHVISION,
-    HF_DINOV2,
-    HF_VIT,
-)
-"""In the order in which a file's names are tried."""
-
-DIALECT_NAMES = tuple(dict.fromkeys(dialect.name for dialect in DIALECTS))
