@@ -9,13 +9,14 @@ from vitbase.config.preprocess import Preprocess, describe_differences
 from vitbase.errors import ConfigError, WeightsError
 from vitbase.model.spec import ViTSpec
 from vitbase.model.vit import VisionTransformer
-from vitbase.model.zoo import SpecOverrides, build_model, variant_spec
+from vitbase.model.zoo import build_model, variant_spec
 from vitbase.runtime import seed_generators
 from vitbase.weights.load import LoadedModel, load_model, read_preprocess
 
 SMALL_VARIANT = "ViTC-Ti_16"
 """The model of a run that names none and starts from random weights: few images, little time."""
 
+_SPEC_FIELDS = tuple(ViTSpec.model_fields)  # an option of the model has the name of its field
 _INIT_STREAM = 0  # first part of the key of torch's generators
 _REGULARISATION = ("dropout", "stochastic_depth", "stochastic_depth_rule")
 # What may differ between the weights and the run: resized, re-initialised, or not of the weights.
@@ -30,9 +31,7 @@ def spec_of(config: Config) -> ViTSpec:
     """
     options = config.model
     overrides: dict[str, Any] = {
-        name: value
-        for name in SpecOverrides.__annotations__
-        if (value := getattr(options, name, None)) is not None
+        name: value for name in _SPEC_FIELDS if (value := getattr(options, name, None)) is not None
     }
     if options.pool is not None:
         overrides["class_token"] = options.pool == "token"
