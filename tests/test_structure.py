@@ -40,7 +40,7 @@ FLOORS = (
     ("model",),
     ("runtime",),
     ("config",),
-    ("console", "files"),
+    ("console", "files", "stores"),
     ("errors", "_version"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -12,7 +12,10 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import ProgressColumn
 
 SECONDS_BETWEEN_LINES = 60.0
 """Of progress, where it goes to a file."""
@@ -72,23 +75,9 @@ def counting() -> Iterator[Callable[[str, int, int], None]]:
         yield _Lines().show
         return
     from rich.console import Console  # a tenth of a second that a log file does not need
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TaskID,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import Progress, TaskID
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("images, left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as display:
+    with Progress(*columns_for("images"), console=Console(stderr=True), transient=True) as display:
         tasks: dict[str, TaskID] = {}
 
         def show(what: str, done: int, total: int) -> None:
@@ -97,6 +86,19 @@ def counting() -> Iterator[Callable[[str, int, int], None]]:
             display.update(tasks[what], completed=done)
 
         yield show
+
+
+def columns_for(unit: str) -> tuple[ProgressColumn, ...]:
+    """Return what a live display shows of a task: its text, a bar, how many of a unit, and when."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+
+    return (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(f"{unit}, left"),
+        TimeRemainingColumn(),
+    )
 
 
 class _Lines:

@@ -18,7 +18,7 @@ from made_images import write_folder
 from made_runs import losses_of
 from made_server import Server, serving
 
-from vitbase.sources.shards import store as remote
+from vitbase import stores as remote
 
 TINY = [
     *("--model", "testing", "--image_height", "32", "--image_width", "32", "--batch_size", "4"),

@@ -14,7 +14,7 @@ from made_shards import JPEG, samples, write_tar
 from vitbase.curation.packing.split import pack_source
 from vitbase.errors import DataError, ImageError
 from vitbase.sources.shards.source import has_split, open_shards
-from vitbase.sources.shards.store import Backoff, FileFacts, is_transient, is_url, open_store
+from vitbase.stores import Backoff, FileFacts, is_transient, is_url, open_store
 
 pytestmark = pytest.mark.usefixtures("cache")
 

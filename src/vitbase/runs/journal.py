@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vitbase.console import printable_lines, say
+from vitbase.console import columns_for, printable_lines, say
 from vitbase.files import sync
 
 if TYPE_CHECKING:
@@ -88,22 +88,9 @@ class Journal:
         if self._rank or sys.stdout is None or not sys.stdout.isatty():
             yield
             return
-        from rich.progress import (  # a tenth of a second that a log file does not need
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
+        from rich.progress import Progress  # a tenth of a second that a log file does not need
 
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("steps, left"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, refresh_per_second=4) as display:
+        with Progress(*columns_for("steps"), refresh_per_second=4) as display:
             self._display = display
             self._task = display.add_task("", total=total_steps, completed=step)
             try:

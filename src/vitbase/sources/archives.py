@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitbase.errors import DataError
-from vitbase.sources.folders import list_folder
 from vitbase.sources.pickles import read_pickle
 from vitbase.sources.source import Images, Source, counted_names, parse_names, refuse_repeated
 from vitbase.sources.splits import SPLIT_WORDS, Split, find_split
+from vitbase.stores import list_folder
 
 IDX_IMAGES = re.compile(
     rf"(?P<head>.*?(?P<split>{'|'.join(sorted(SPLIT_WORDS))})-)images[-.]idx3-ubyte(\.gz)?"

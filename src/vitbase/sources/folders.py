@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from vitbase.errors import DataError, ImageError, first_few
 from vitbase.sources.source import UNKNOWN_SIZE, Images, Labels, Source
+from vitbase.stores import list_folder
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
@@ -89,23 +90,6 @@ class Listing(NamedTuple):
 
 def _bounds(lengths: NDArray[np.int64] | Sequence[int]) -> NDArray[np.int64]:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
-
-
-def list_folder(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the names of the folders and of the files in a folder, hidden ones passed over.
-
-    Raises: DataError if it cannot be listed.
-    """
-    folders: list[str] = []
-    files: list[str] = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if not entry.name.startswith("."):
-                    (folders if entry.is_dir() else files).append(entry.name)
-    except OSError as error:
-        raise DataError(f"Cannot list {folder}: {error.strerror or error}") from None
-    return sorted(folders), sorted(files)
 
 
 def is_image_name(name: str) -> bool:

@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitbase.errors import DataError, ImageError
-from vitbase.sources.folders import list_folder
 from vitbase.sources.source import UNKNOWN_SIZE, Images, Labels, Source
 from vitbase.sources.splits import SPLIT_NAMES, SPLIT_WORDS, SPLITS_TOLD, Split, find_split
+from vitbase.stores import list_folder
 
 PREFIX = "hf:"
 IMAGE_NAMES = ("image", "img", "jpg", "png")

@@ -16,12 +16,12 @@ from vitbase.config.options import EMBEDDED
 from vitbase.errors import DataError
 from vitbase.sources import huggingface, tables
 from vitbase.sources.archives import find_archive, read_archive
-from vitbase.sources.folders import list_folder
 from vitbase.sources.imagenet.classes import holds_flat_images, read_flat_images
 from vitbase.sources.listing import open_folder
 from vitbase.sources.shards import source as shards
 from vitbase.sources.source import Source
 from vitbase.sources.splits import SPLIT_NAMES, SPLIT_WORDS, Split, find_split
+from vitbase.stores import list_folder
 
 NESTED = (
     *("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC"),

@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitbase.errors import DataError, first_few
-from vitbase.sources.folders import IMAGE_SUFFIXES, build_source, is_image_name, list_folder
+from vitbase.sources.folders import IMAGE_SUFFIXES, build_source, is_image_name
 from vitbase.sources.source import Labels, Source
 from vitbase.sources.splits import SPLIT_NAMES, SPLIT_WORDS, SPLITS_TOLD, Split, find_split
+from vitbase.stores import list_folder
 
 TABLE_SUFFIXES = {".csv": ",", ".tsv": "\t"}
 PATH_COLUMNS = (

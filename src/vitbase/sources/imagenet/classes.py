@@ -20,8 +20,9 @@ from typing import NamedTuple
 import numpy as np
 
 from vitbase.errors import DataError, first_few
-from vitbase.sources.folders import build_source, is_image_name, list_folder
+from vitbase.sources.folders import build_source, is_image_name
 from vitbase.sources.source import Source
+from vitbase.stores import list_folder
 
 SYNSET = re.compile(r"n\d{8}")
 NUM_CLASSES = 1000

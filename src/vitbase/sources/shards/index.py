@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitbase.files import parse_json
-from vitbase.sources.shards.store import FileFacts
+from vitbase.stores import FileFacts
 
 BLOCK = 512
 """Bytes of a tar file's unit; a member's header is one, right before its content."""

@@ -13,8 +13,8 @@ from vitbase.errors import DataError
 from vitbase.files import parse_json
 from vitbase.sources.shards.index import Label, Shard, unpack
 from vitbase.sources.shards.layout import MANIFEST
-from vitbase.sources.shards.store import Store
 from vitbase.sources.source import counted_names, parse_names, refuse_repeated
+from vitbase.stores import Store
 
 NAMES_FILE = "classnames.txt"
 _DESCRIPTIONS = (MANIFEST, "_info.json", "info.json", "dataset_info.json", "dataset_infos.json")

@@ -10,8 +10,8 @@ from typing import Any
 
 from vitbase.errors import DataError
 from vitbase.files import parse_json
-from vitbase.sources.shards.store import Store
 from vitbase.sources.splits import SPLIT_NAMES, SPLIT_WORDS, find_split
+from vitbase.stores import Store
 
 MANIFEST = "manifest.json"
 _INFOS = (MANIFEST, "_info.json", "info.json")  # ours, and those of timm's sets

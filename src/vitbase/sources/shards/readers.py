@@ -17,7 +17,7 @@ from typing import Protocol
 
 from vitbase.errors import ImageError
 from vitbase.sources.shards.index import BLOCK
-from vitbase.sources.shards.store import FileFacts, RemoteStore, facts_of
+from vitbase.stores import FileFacts, RemoteStore, facts_of
 
 
 class Reader(Protocol):

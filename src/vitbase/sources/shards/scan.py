@@ -18,7 +18,7 @@ from vitbase.errors import DataError
 from vitbase.files import parse_json
 from vitbase.sources.folders import IMAGE_SUFFIXES
 from vitbase.sources.shards.index import BLOCK, Label, Member, Shard, build_shard
-from vitbase.sources.shards.store import FileFacts, ReadRange
+from vitbase.stores import FileFacts, ReadRange
 
 LOCAL_WINDOW = 4096
 """Bytes read at once while scanning: a header, and behind it a label with the next header."""

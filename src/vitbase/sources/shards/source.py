@@ -24,7 +24,9 @@ from vitbase.sources.shards.labels import read_class_names, resolve_labels
 from vitbase.sources.shards.layout import MANIFEST, Group, find_groups, is_shard, tell_no_shards
 from vitbase.sources.shards.readers import LocalReader, Reader, RemoteReader
 from vitbase.sources.shards.scan import LOCAL_WINDOW, REMOTE_WINDOW, scan_shard
-from vitbase.sources.shards.store import (
+from vitbase.sources.source import Images, Source
+from vitbase.sources.splits import Split
+from vitbase.stores import (
     Backoff,
     FileFacts,
     LocalStore,
@@ -32,8 +34,6 @@ from vitbase.sources.shards.store import (
     Store,
     open_store,
 )
-from vitbase.sources.source import Images, Source
-from vitbase.sources.splits import Split
 
 _SCANS_AT_ONCE = {True: 4, False: 16}  # by whether the shards are on this machine
 _PLACE = np.dtype([("shard", "<u4"), ("offset", "<i8"), ("size", "<u4"), ("check", "<u4")])

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from vitbase.errors import DataError, ImageError
-from vitbase.sources.folders import list_folder
 
 T = TypeVar("T")
 ReadRange = Callable[[int, int], bytes]
@@ -36,6 +35,23 @@ _LOST = frozenset(
 _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 # What tells two versions of a file apart, by the name that a file system gives it.
 _TAGS = ("ETag", "etag", "md5Hash", "generation", "Last-Modified", "LastModified", "mtime")
+
+
+def list_folder(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the names of the folders and of the files in a folder, hidden ones passed over.
+
+    Raises: DataError if it cannot be listed.
+    """
+    folders: list[str] = []
+    files: list[str] = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.name.startswith("."):
+                    (folders if entry.is_dir() else files).append(entry.name)
+    except OSError as error:
+        raise DataError(f"Cannot list {folder}: {error.strerror or error}") from None
+    return sorted(folders), sorted(files)
 
 
 class FileFacts(NamedTuple):
