@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from datetime import timedelta
@@ -18,6 +19,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import distributed
+from torch.distributed import FileStore, Store, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from vitbase.errors import DeviceError, RankLostError, VitbaseError
@@ -280,6 +282,65 @@ def joined_runtime(
         distributed.destroy_process_group()
 
 
+STORE = "VITBASE_STORE"
+"""Set by a launcher whose ranks are all on this machine: a folder of their user's alone, in which
+they meet without listening on a port."""
+
+
+def bound_socket(address: str, port: int) -> socket.socket:
+    """Return a socket that will listen on one address of this machine, and on no other.
+
+    Raises: OSError if it is none, or the port is taken.
+    """
+    places = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, kind, protocol, _, place = places[0]
+    made = socket.socket(family, kind, protocol)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(place)
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+def loopback_variables() -> dict[str, str]:
+    """Return the environment with which backends listen on the interface that nobody else reaches.
+
+    Whatever was chosen for several servers does not hold for one.
+    """
+    names = [name for _, name in socket.if_nameindex()]
+    loopback = next((name for name in names if name.startswith("lo")), "lo")
+    return {f"{backend}_SOCKET_IFNAME": loopback for backend in ("GLOO", "NCCL", "HCCL", "TP")}
+
+
+def _open_store() -> Store:
+    """Open the store by which ranks meet; that of the first rank listens on its address alone."""
+    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    folder = os.environ.get(STORE)
+    if folder is not None:
+        # Another file after each restart: the old one keeps what the dead have written.
+        name = f"ranks-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        store = FileStore(os.path.join(folder, name), ranks)
+        store.set_timeout(_JOIN_TIMEOUT)
+        return store
+    address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    if rank == 0 and address and port and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        with contextlib.suppress(OSError):  # no address of its own: of a proxy, perhaps
+            listening = bound_socket(address, int(port))
+            return TCPStore(
+                address,
+                int(port),
+                ranks,
+                is_master=True,
+                timeout=_JOIN_TIMEOUT,
+                multi_tenant=True,
+                master_listen_fd=listening.detach(),
+            )
+    found: Store = next(rendezvous("env://", timeout=_JOIN_TIMEOUT))[0]
+    return found
+
+
 def _join(device: torch.device) -> None:
     """Find the other ranks."""
     backend = distributed.get_default_backend_for_device(device)
@@ -287,12 +348,11 @@ def _join(device: torch.device) -> None:
         backend = f"cpu:gloo,{device.type}:{backend}"
     place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     try:
-        store, rank, ranks = next(rendezvous("env://", timeout=_JOIN_TIMEOUT))
         distributed.init_process_group(
             backend,
-            store=store,
-            rank=rank,
-            world_size=ranks,
+            store=_open_store(),
+            rank=int(os.environ["RANK"]),
+            world_size=int(os.environ["WORLD_SIZE"]),
             timeout=_COLLECTIVE_TIMEOUT,
             device_id=None if device.type == "cpu" else device,
         )
