@@ -39,7 +39,7 @@ FLOORS = (
     ("runs",),
     ("model",),
     ("runtime",),
-    ("config",),
+    ("config", "rendezvous"),
     ("console", "files", "stores"),
     ("errors", "_version"),
 )

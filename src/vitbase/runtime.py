@@ -19,9 +19,9 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import distributed
-from torch.distributed.rendezvous import rendezvous
 
 from vitbase.errors import DeviceError, RankLostError, VitbaseError
+from vitbase.rendezvous import open_store
 
 T = TypeVar("T")
 
@@ -312,12 +312,11 @@ def _join(device: torch.device) -> None:
         backend = f"cpu:gloo,{device.type}:{backend}"
     place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     try:
-        store, rank, ranks = next(rendezvous("env://", timeout=_JOIN_TIMEOUT))
         distributed.init_process_group(
             backend,
-            store=store,
-            rank=rank,
-            world_size=ranks,
+            store=open_store(_JOIN_TIMEOUT),
+            rank=int(os.environ["RANK"]),
+            world_size=int(os.environ["WORLD_SIZE"]),
             timeout=_COLLECTIVE_TIMEOUT,
             device_id=None if device.type == "cpu" else device,
         )

@@ -24,6 +24,7 @@ from torch.distributed import TCPStore
 from vitbase.errors import LaunchError
 from vitbase.launch import plan as launch
 from vitbase.launch import ranks, watch
+from vitbase.launch.meeting import Seal
 from vitbase.launch.ranktable import is_own_address, read_rank_table
 
 SERVERS = ("127.0.0.1", "127.0.0.2")
@@ -193,7 +194,7 @@ def test_a_table_becomes_commands_whose_ranks_are_complete(table, tmp_path_facto
         launch.plan_server(read, ["train", "imagenet"], server_id=server.server_id)
         for server in read.servers
     ]
-    words = [dict(w[2:].split("=", 1) for w in plan.torchrun_words()[:8]) for plan in plans]
+    words = [dict(w[2:].split("=", 1) for w in plan.torchrun_words("")[:8]) for plan in plans]
     # torchrun numbers the servers in the order of their local addresses.
     order = sorted(range(len(plans)), key=lambda i: words[i]["local_addr"])
     assert order == list(range(len(plans)))
@@ -215,11 +216,14 @@ def test_a_table_becomes_commands_whose_ranks_are_complete(table, tmp_path_facto
     for plan, options in zip(plans, words, strict=True):
         assert int(options["nnodes"]) == len(listed)
         assert int(options["nproc_per_node"]) * len(listed) == len(expected)
-        assert options["rdzv_endpoint"] == f"{got[0][0]}:{launch.PORT}"
         assert options["rdzv_id"] == words[0]["rdzv_id"]
-        assert ("is_host=1" in options["rdzv_conf"]) == (plan.server == 0)
-        assert plan.torchrun_words()[8:] == ["-m", "vitbase", "train", "imagenet"]
-        ids = plan.environment()[launch.DEVICE_IDS].split(",")
+        if len(plans) == 1:  # nobody else to meet: nothing listens
+            assert "store_type=file" in options["rdzv_conf"]
+        else:
+            assert options["rdzv_endpoint"] == f"{got[0][0]}:{launch.PORT}"
+            assert ("is_host=1" in options["rdzv_conf"]) == (plan.server == 0)
+        assert plan.torchrun_words("")[8:] == ["-m", "vitbase", "train", "imagenet"]
+        ids = plan.environment("")[launch.DEVICE_IDS].split(",")
         assert tuple(map(int, ids)) == read.servers[plan.server].device_ids
 
 
@@ -491,7 +495,7 @@ def test_a_port_in_use_is_named(capsys, tmp_path):
         port = taken.getsockname()[1]
         code, _, err = run(capsys, *server(tmp_path, SERVERS[0], port))
     assert code == 2
-    assert f"Port {port} of this server cannot be used" in err
+    assert f"cannot listen at 127.0.0.1 port {port}: Address already in use" in err
 
 
 def test_a_server_that_never_comes_is_named(capsys, tmp_path):
@@ -534,12 +538,28 @@ def test_servers_with_different_tables_do_not_start(capsys, tmp_path):
     assert list(tmp_path.glob("rank*.json")) == []
 
 
+@pytest.mark.parametrize("second", ["the secret of these servers", "another secret, as long", ""])
+def test_servers_know_each_other_by_their_secret(capsys, tmp_path, monkeypatch, second):
+    secret = "the secret of these servers"
+    port = free_port()
+    monkeypatch.setenv("VITBASE_SECRET", secret)
+    first = start(tmp_path, *server(tmp_path, SERVERS[0], port, "--timeout", 20))
+    monkeypatch.setenv("VITBASE_SECRET", second)
+    code, _, err = run(capsys, *server(tmp_path, SERVERS[1], port, "--timeout", 60))
+    if second != secret:
+        first.send_signal(signal.SIGTERM)
+    first.communicate(timeout=60)
+    assert code == (0 if second == secret else 2)
+    assert ("secret" in err or "do not fit" in err) == (second != secret)
+    assert len(list(tmp_path.glob("rank*.json"))) == (4 if second == secret else 0)
+
+
 def test_a_server_that_falls_silent_is_named(monkeypatch):
     monkeypatch.setattr(watch, "_BEAT_SECONDS", 0.05)
     monkeypatch.setattr(watch, "_SILENCE_SECONDS", 0.5)
     monkeypatch.setattr(watch, "_FAREWELL_SECONDS", 0.1)
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    first, second = (watch.Watch("127.0.0.1", store.port, SERVERS, i) for i in range(2))
+    first, second = (watch.Watch("127.0.0.1", store.port, SERVERS, i, Seal()) for i in range(2))
     first.start("run")
     second.start("run")
     time.sleep(1)
@@ -557,7 +577,7 @@ def test_a_server_that_falls_silent_is_named(monkeypatch):
 def test_a_first_server_that_goes_is_noticed(monkeypatch):
     monkeypatch.setattr(watch, "_BEAT_SECONDS", 0.05)
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    first, second = (watch.Watch("127.0.0.1", store.port, SERVERS, i) for i in range(2))
+    first, second = (watch.Watch("127.0.0.1", store.port, SERVERS, i, Seal()) for i in range(2))
     first.start("run")
     second.start("run")
     first._ended.set()

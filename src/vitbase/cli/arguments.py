@@ -122,6 +122,9 @@ class LaunchOptions(TypedDict, total=False):
     port: Annotated[int, tyro.conf.arg(help="of the first server, where all meet (29500)")]
     max_restarts: Annotated[int, tyro.conf.arg(help="of all ranks after a failure (default: 3)")]
     timeout: Annotated[int, tyro.conf.arg(help="seconds to wait for other servers (default: 600)")]
+    secret_file: Annotated[
+        str, tyro.conf.arg(help="what all servers share, to know each other by; or VITBASE_SECRET")
+    ]
 
 
 def parse_launch(

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import os
+import secrets
 import shlex
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,9 +23,11 @@ import torch
 
 from vitbase.console import say, warn
 from vitbase.errors import LAUNCHED, LaunchError
+from vitbase.launch.meeting import read_secret
 from vitbase.launch.ranks import run_agent
 from vitbase.launch.ranktable import RankTable, read_rank_table
 from vitbase.launch.words import find_value
+from vitbase.rendezvous import STORE, loopback_variables
 from vitbase.runtime import available_cores
 
 PORT = 29500
@@ -47,9 +50,10 @@ class Plan:
       num_devices: ranks on each server.
       words: after torchrun's options: `-m vitbase train imagenet`, or a script and its options.
       device_ids: of this server's ranks; none: 0, 1, …
-      port: of the meeting; 0 is any free one, for a single server.
+      port: of the meeting of several servers; a single one listens nowhere.
       run_id: equal on servers that belong together.
       timeout: seconds to wait for the other servers.
+      secret: what the servers share, to know each other by; None trusts whoever reaches the port.
     """
 
     addresses: tuple[str, ...]
@@ -61,9 +65,18 @@ class Plan:
     run_id: str = "vitbase"
     max_restarts: int = MAX_RESTARTS
     timeout: int = 600
+    secret: bytes | None = dataclasses.field(default=None, repr=False)
 
-    def torchrun_words(self) -> list[str]:
+    @property
+    def is_alone(self) -> bool:
+        """Whether all ranks are on this machine: then nothing listens beyond it."""
+        return len(self.addresses) == 1
+
+    def torchrun_words(self, folder: str) -> list[str]:
         """Return the arguments of torchrun on this server.
+
+        Args:
+          folder: of this user alone, where the ranks of a single server meet.
 
         The rendezvous is c10d, not static. With static, nothing tells a server that a rank of
         another has died: its own ranks are restarted only once they fail too, each server counts
@@ -83,11 +96,14 @@ class Plan:
         # is_host: c10d would guess it from host names, and silently join what has its port.
         conf = f"is_host={int(self.server == 0)},join_timeout={self.timeout},"
         conf += f"read_timeout={self.timeout}"
+        endpoint = f"{host}:{self.port}"
+        if self.is_alone:
+            endpoint, conf = f"{folder}/meeting", f"store_type=file,join_timeout={self.timeout}"
         return [
             f"--nnodes={len(self.addresses)}",
             f"--nproc_per_node={self.num_devices}",
             "--rdzv_backend=c10d",
-            f"--rdzv_endpoint={host}:{self.port}",
+            f"--rdzv_endpoint={endpoint}",
             f"--rdzv_id={self.run_id}",
             f"--rdzv_conf={conf}",
             f"--local_addr={local}",
@@ -95,8 +111,11 @@ class Plan:
             *self.words,
         ]
 
-    def environment(self) -> dict[str, str]:
-        """Return the variables that the ranks need beside torchrun's own."""
+    def environment(self, folder: str) -> dict[str, str]:
+        """Return the variables that the ranks need beside torchrun's own.
+
+        Args: as of :meth:`torchrun_words`.
+        """
         variables = {
             # The ranks' store must be new after a restart, or they connect to dead ranks: a
             # shared one keeps what the dead wrote (seen with torch 2.14; pytorch issue 135712).
@@ -106,15 +125,26 @@ class Plan:
                 "OMP_NUM_THREADS", str(max(1, available_cores() // self.num_devices))
             ),
         }
+        if self.is_alone:
+            variables[STORE] = folder
+            variables |= loopback_variables()
         if self.device_ids is not None:
             variables[DEVICE_IDS] = ",".join(map(str, self.device_ids))
         return variables
 
     def command(self) -> str:
         """Return the command to start this server by hand, in a shell."""
-        variables = [f"{name}={value}" for name, value in self.environment().items()]
-        words = [sys.executable, "-m", "torch.distributed.run", *self.torchrun_words()]
-        return " ".join([*variables, *map(shlex.quote, words)])
+        folder = f"@{secrets.token_hex(8)}@"  # stands for one that the command makes
+        variables = [f"{name}={value}" for name, value in self.environment(folder).items()]
+        words = [sys.executable, "-m", "torch.distributed.run", *self.torchrun_words(folder)]
+        command = " ".join(map(shlex.quote, [*variables, *words]))
+        if self.is_alone:
+            command = command.replace(folder, '"$meeting"')
+            return f"meeting=$(mktemp -d) && env {command}"
+        return (
+            f"# torchrun listens on every interface of this server, and runs what it is told by "
+            f"whoever reaches port {self.port}; `vitbase launch` does not.\nenv {command}"
+        )
 
 
 def entry_of(words: Sequence[str]) -> tuple[str, ...]:
@@ -163,6 +193,7 @@ def plan_server(
     port: int = PORT,
     max_restarts: int = MAX_RESTARTS,
     timeout: int = 600,
+    secret: bytes | None = None,
 ) -> Plan:
     """Plan this server's ranks of a rank table.
 
@@ -180,6 +211,7 @@ def plan_server(
         run_id=f"vitbase-{table.digest}",
         max_restarts=max_restarts,
         timeout=timeout,
+        secret=secret,
     )
 
 
@@ -205,7 +237,9 @@ def run_plan(plan: Plan) -> int:
     Raises: LaunchError naming the rank that failed, the server that is missing, or the port.
     """
     with contextlib.ExitStack() as stack:
-        variables = {**plan.environment(), LAUNCHED: "1"}
+        # Only its user can read it: the ranks of a single server meet in it.
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vitbase-ranks-"))
+        variables = {**plan.environment(folder), LAUNCHED: "1"}
         stack.callback(_restore, {name: os.environ.get(name) for name in variables})
         os.environ.update(variables)  # torchrun has no other way to hand them to the ranks
         if plan.server > 0:  # else its log would stay empty
@@ -213,11 +247,15 @@ def run_plan(plan: Plan) -> int:
                 f"Server {plan.server + 1} of {len(plan.addresses)}, {plan.num_devices} ranks; the "
                 f"log and the checkpoints are on {plan.addresses[0]}."
             )
-        if plan.server == 0:
-            _check_port(plan.port)
-        else:
             _await_first_server(plan)
-        return run_agent(plan.torchrun_words(), plan.addresses, plan.server, plan.timeout)
+        return run_agent(
+            plan.torchrun_words(folder),
+            plan.addresses,
+            plan.server,
+            plan.timeout,
+            folder=Path(folder),
+            secret=plan.secret,
+        )
 
 
 def run_local(num_devices: int, words: Sequence[str], *, max_restarts: int = 0) -> int:
@@ -242,6 +280,7 @@ def plan_launch(
     port: int = PORT,
     max_restarts: int = MAX_RESTARTS,
     timeout: int = 600,
+    secret_file: str | None = None,
 ) -> Plan:
     """Plan what `vitbase launch` starts on this server. Raises: LaunchError, naming the option."""
     for option, value, least in (
@@ -266,6 +305,7 @@ def plan_launch(
         port=port,
         max_restarts=max_restarts,
         timeout=timeout,
+        secret=read_secret(secret_file),
     )
 
 
@@ -275,24 +315,6 @@ def _restore(variables: dict[str, str | None]) -> None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
-
-
-def _check_port(port: int) -> None:
-    """Raise LaunchError if something listens on a port already: c10d's own words are obscure."""
-    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        try:
-            probe.bind(("", port))
-        except OSError as error:
-            if error.errno not in {errno.EADDRINUSE, errno.EACCES}:
-                return  # not ours to judge: the rendezvous will tell
-            raise LaunchError(
-                f"Port {port} of this server cannot be used: {error.strerror}. Perhaps another "
-                f"run has it. Give another --port, the same on every server."
-            ) from error
 
 
 def _await_first_server(plan: Plan) -> None:

@@ -9,14 +9,14 @@ import contextlib
 import logging
 import math
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch.distributed.run as torchrun
-from torch.distributed import DistError
+from torch.distributed import DistError, Store  # type: ignore[attr-defined]
 from torch.distributed.elastic.agent.server.api import (
     RunResult,
     WorkerGroup,
@@ -28,12 +28,12 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.api import RendezvousError
-from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import create_backend
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import create_handler
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
 from vitbase.console import warn
 from vitbase.errors import LaunchError
+from vitbase.launch.meeting import JsonBackend, Seal, open_file, open_store
 from vitbase.launch.watch import ANSWER_SECONDS, Failure, Watch
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
@@ -62,7 +62,15 @@ def describe(rank: int, server: str | None, failure: ProcessFailure) -> Failure:
     return Failure(who, f" was killed by {name}{hint}", moment)
 
 
-def run_agent(words: Sequence[str], addresses: Sequence[str], server: int, timeout: int) -> int:
+def run_agent(
+    words: Sequence[str],
+    addresses: Sequence[str],
+    server: int,
+    timeout: int,
+    *,
+    folder: Path,
+    secret: bytes | None = None,
+) -> int:
     """Run torchrun's agent in this process until this server's ranks have ended.
 
     Args:
@@ -70,12 +78,13 @@ def run_agent(words: Sequence[str], addresses: Sequence[str], server: int, timeo
       addresses: of the servers, for messages; they meet at the first.
       server: which of them this is.
       timeout: seconds that a server waits for the others.
+      folder: of this user alone, for logs, and where the ranks of a single server meet.
+      secret: what the servers share, to know each other by.
     Returns: 0 when all ranks are done, 128 + the signal's number when stopped by one.
     Raises: LaunchError naming the rank or the server at fault.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(_quiet())
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vitbase-ranks-"))
         stack.enter_context(_signals())
         agent: _Agent | None = None
         watch: Watch | None = None
@@ -92,11 +101,17 @@ def run_agent(words: Sequence[str], addresses: Sequence[str], server: int, timeo
                 local_addr=config.local_addr,
                 **config.rdzv_configs,
             )
-            backend, store = _create_backend(parameters)
+            seal = Seal(secret)
+            store: Store
+            if len(addresses) == 1:
+                store = open_file(folder)
+            else:
+                _, port = parse_rendezvous_endpoint(config.rdzv_endpoint, 0)
+                store = _open_store(addresses[0], port, hosts=server == 0, timeout=timeout)
+            backend = JsonBackend(store, config.run_id, seal)
             handler = create_handler(store, backend, parameters)
             if len(addresses) > 1:
-                host, port = parse_rendezvous_endpoint(config.rdzv_endpoint, 0)
-                watch = Watch(host, port, addresses, server)
+                watch = Watch(addresses[0], port, addresses, server, seal)
                 stack.callback(watch.stop)
                 watch.start(config.run_id)
             stack.callback(handler.shutdown)
@@ -137,14 +152,14 @@ def _ignored_signals() -> set[signal.Signals]:
     return {number for number in _SIGNALS if signal.getsignal(number) is signal.SIG_IGN}
 
 
-def _create_backend(parameters: RendezvousParameters) -> tuple[Any, Any]:
+def _open_store(address: str, port: int, *, hosts: bool, timeout: int) -> Store:
     """Create the store, or connect to it. Raises: LaunchError if it is no store that answers."""
-    made: list[tuple[Any, Any]] = []
+    made: list[Store] = []
     failed: list[Exception] = []
 
     def create() -> None:
         try:
-            made.append(create_backend(parameters))
+            made.append(open_store(address, port, hosts=hosts, timeout=timeout))
         except Exception as error:
             failed.append(error)
 
@@ -157,7 +172,7 @@ def _create_backend(parameters: RendezvousParameters) -> tuple[Any, Any]:
         raise failed[0]
     if not made:
         raise LaunchError(
-            f"What listens at {parameters.endpoint} does not answer as the first server of a launch"
+            f"What listens at {address}:{port} does not answer as the first server of a launch"
             f" does. Is the address the right one, and the port the same on every server?"
         )
     return made[0]

@@ -23,6 +23,7 @@ from torch.distributed.elastic.rendezvous.api import (
 from vitbase._version import __version__
 from vitbase.errors import LaunchError
 from vitbase.files import parse_json
+from vitbase.launch.meeting import Seal
 
 _BEAT_SECONDS = 1.0
 # Long enough for a server that swaps or a switch that restarts, within the promised minute.
@@ -64,9 +65,11 @@ class Watch:
     numbers move; the others notice if the store, which is on the first, is gone.
     """
 
-    def __init__(self, host: str, port: int, addresses: Sequence[str], server: int) -> None:
+    def __init__(
+        self, host: str, port: int, addresses: Sequence[str], server: int, seal: Seal
+    ) -> None:
         self.verdict: Failure | None = None
-        self._addresses, self._server = addresses, server
+        self._addresses, self._server, self._seal = addresses, server, seal
         self._silent: set[int] = set()
         # A connection of its own: the agent's may be in use for minutes, waiting for others.
         self._store = TCPStore(host, port, is_master=False, wait_for_workers=False)
@@ -78,14 +81,16 @@ class Watch:
         mine = f"vitbase {__version__}, {run_id}"
         key = f"{_ROOM}/start"
         if self._server == 0:
-            self._store.set(key, mine)
+            self._store.set(key, self._seal.close(mine, key))
         else:
             # get would wait minutes for a store that is another program's, deaf to signals.
             deadline = time.monotonic() + ANSWER_SECONDS
             while not self._store.check([key]) and time.monotonic() < deadline:
                 time.sleep(0.05)
             known = self._store.check([key])
-            first = self._store.get(key).decode() if known else "not `vitbase launch`"
+            first = "not `vitbase launch`"
+            if known:
+                first = self._seal.open(self._store.get(key), key)
             if first != mine:
                 raise LaunchError(
                     f"This server ({mine}) and the first ({first}) do not fit: give both the same "
@@ -159,13 +164,21 @@ class Watch:
         return f"{_ROOM}/finished/{server}"
 
     def _tell(self, key: str, failures: Sequence[Failure]) -> None:
-        self._store.set(key, json.dumps([dataclasses.asdict(failure) for failure in failures]))
+        text = json.dumps([dataclasses.asdict(failure) for failure in failures])
+        self._store.set(key, self._seal.close(text, key))
         self._store.add(f"{_ROOM}/failed", 1)
 
     def _read_failures(self) -> list[Failure]:
         keys = [f"{_ROOM}/failure/{i}" for i in range(len(self._addresses))]
-        told = [self._store.get(key) for key in [*keys, _SILENT] if self._store.check([key])]
-        return [Failure(**failure) for listed in told for failure in parse_json(listed)]
+        found = [key for key in [*keys, _SILENT] if self._store.check([key])]
+        try:
+            told = [self._seal.open(self._store.get(key), key) for key in found]
+            return [Failure(**failure) for listed in told for failure in parse_json(listed)]
+        except LaunchError as error:
+            return [Failure("", str(error), time.time())]
+        except (ValueError, TypeError):
+            message = " says what no server of a launch says"
+            return [Failure("something that reaches the port", message, time.time())]
 
     def _run(self) -> None:
         seen = {i: (0, time.monotonic()) for i in range(len(self._addresses))}
