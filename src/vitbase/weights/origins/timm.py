@@ -36,13 +36,8 @@ _FUNCTIONS = {
     (3, 4, 6, 3): "vit_large_r50_s32_224",
 }
 # Its names of preprocessing, and ours.
-_PREPROCESS = {
-    "mean": "mean",
-    "std": "std",
-    "interpolation": "interpolation",
-    "crop_pct": "crop_ratio",
-    "crop_mode": "crop_mode",
-}
+_PREPROCESS = {"crop_pct": "crop_ratio"}
+_PREPROCESS |= {name: name for name in ("mean", "std", "interpolation", "crop_mode")}
 
 
 def read_sidecar(file: TensorFile) -> Sidecar:
