@@ -1,4 +1,4 @@
-"""Train, evaluate, inspect and ship Vision Transformers.
+"""Train and evaluate Vision Transformers, predict with them, convert their weights.
 
 The public API is loaded on first use, so that `import vitbase` is instant.
 """
