@@ -385,7 +385,10 @@ def test_interrupted_it_stops_at_once(tmp_path):
 
 INTERRUPTIBLE = r"""
 import os
+import signal
 import sys
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs are born deaf to it
 from vitbase.curation.checking import check
 from vitbase.cli.main import main
 
