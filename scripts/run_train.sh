@@ -25,9 +25,15 @@ if [ $# -eq 0 ] || [ "${1#-}" != "$1" ]; then
 fi
 recipe=$1
 shift
+# Runs of this script have a folder of their own: train.py keeps ./ckpt_0.
+case " $* " in
+    *" --output_dir"*) ;;
+    *) set -- --output_dir ./ckpt_parallel "$@" ;;
+esac
+: > "$log" # what an earlier run left in it says nothing of this one
 
 nohup "$python" -m vitbase launch "${launch[@]}" -- "$root/train.py" --name "$recipe" "$@" \
-    > "$log" 2>&1 < /dev/null &
+    >> "$log" 2>&1 < /dev/null &
 process=$!
 # A mistake is the first thing in the log: show it here, too.
 for _ in {1..60}; do

@@ -195,6 +195,12 @@ def test_run_train_sh_starts_in_the_background_and_shows_mistakes(tmp_path, tiny
     mistaken = shell("bash", script, "imagnet", cwd=tmp_path)
     assert mistaken.returncode == 2
     assert "Did you mean 'imagenet'" in mistaken.stdout
+    # Also beside the log of an earlier run, whose first line is no sign of this one.
+    (tmp_path / "train.log").write_text("epoch 1/1 of an earlier run\n" * 3)
+    mistaken = shell("bash", script, "imagnet", cwd=tmp_path)
+    assert mistaken.returncode == 2
+    assert "background" not in mistaken.stdout
+    assert "earlier run" not in (tmp_path / "train.log").read_text()
     assert shell("bash", script, cwd=tmp_path).returncode == 2
     started = shell("bash", script, "fashion", *TINY, "--data_path", tiny_idx, cwd=tmp_path)
     assert started.returncode == 0
@@ -219,4 +225,6 @@ def test_run_train_sh_takes_a_rank_table(tmp_path, tiny_idx, monkeypatch):
     log, deadline = tmp_path / "train_127.0.0.1.log", time.monotonic() + 90
     while "Run folder: " not in log.read_text() and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert (tmp_path / "ckpt_0" / "checkpoints" / "train_vit_fashion-2_6").is_dir(), log.read_text()
+    run = tmp_path / "ckpt_parallel"  # train.py keeps ckpt_0
+    assert (run / "checkpoints" / "train_vit_fashion-2_6").is_dir(), log.read_text()
+    assert f"run folder {run.name}" in log.read_text()

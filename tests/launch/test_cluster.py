@@ -129,7 +129,7 @@ def rank_processes(folder: Path) -> list[int]:
 @pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 and /proc are Linux's")
 def test_two_servers_train_as_one_process_does_and_survive_a_killed_rank(imagenet, table, tmp_path):
     logs = start_servers(table, imagenet, epoch_size=10, checkpoint_every_steps=1)
-    run = imagenet / SERVERS[0] / "ckpt_0"
+    run = imagenet / SERVERS[0] / "ckpt_parallel"
     metrics = run / "metrics.jsonl"
     wait_until(lambda: metrics.is_file() and '"epoch": 2' in metrics.read_text(), logs[0])
     victims = rank_processes(imagenet / SERVERS[1])
@@ -140,7 +140,7 @@ def test_two_servers_train_as_one_process_does_and_survive_a_killed_rank(imagene
     assert "of 8 images (batch_size 2 x 4 devices)" in told
     assert "Continuing from" in told
     assert "evaluated 6 of 6, each once" in told
-    assert not (imagenet / SERVERS[1] / "ckpt_0").exists()
+    assert not (imagenet / SERVERS[1] / "ckpt_parallel").exists()
     assert (run / "checkpoints" / "train_vit_imagenet-10_3").is_dir()
     alone: dict[str, Any] = {"output_dir": str(tmp_path / "alone"), "batch_size": 8}
     alone |= {"checkpoint_every_steps": None, "resume": False}

@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypedDict
 import tyro
 
 from vitbase.config.config import FIELDS, Config, load_config
+from vitbase.config.hints import hint_for
 from vitbase.errors import ConfigError, nearest
 
 TYRO: Any = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
@@ -56,7 +57,8 @@ def refuse_unknown(words: list[str], known: Sequence[str]) -> None:
         if word.startswith("--") and len(word) > 2:
             name = word[2:].split("=", 1)[0].replace("-", "_")
             if name not in known:
-                raise ConfigError(f"Unknown option '--{name}'.{nearest(name, known)}")
+                hint = hint_for(name) or nearest(name, known)
+                raise ConfigError(f"Unknown option '--{name}'.{hint}")
 
 
 def drop_value(words: list[str], option: str) -> list[str]:
@@ -125,6 +127,26 @@ class LaunchOptions(TypedDict, total=False):
     secret_file: Annotated[
         str, tyro.conf.arg(help="what all servers share, to know each other by; or VITBASE_SECRET")
     ]
+
+
+class TableOptions(TypedDict, total=False):
+    server: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(
+            help="addresses and their devices: 10.0.0.1:8 10.0.0.2:8, or node[01-04]:8; none: "
+            "those of the SLURM or Volcano job, or this machine"
+        ),
+    ]
+    device_ids: Annotated[str, tyro.conf.arg(help="of every server: 4-7, 0,2 or [4,8)")]
+    merge: Annotated[tuple[str, ...], tyro.conf.arg(help="tables of single servers, to become one")]
+
+
+def parse_table(words: list[str]) -> dict[str, Any]:
+    """Read the options of `vitbase launch --make_rank_table`."""
+    words, _ = take_switch(words, "--make_rank_table")
+    usage = "--make_rank_table [--server ADDRESS:DEVICES ...] [--device_ids IDS] [--merge FILE ...]"
+    _, options = parse_places("launch", usage, 0, words, TableOptions)
+    return options
 
 
 def parse_launch(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 
 from vitbase._version import __version__
-from vitbase.cli.arguments import drop_value, parse_config, parse_launch
+from vitbase.cli.arguments import drop_value, parse_config, parse_launch, parse_table
 from vitbase.cli.data import run_data
 from vitbase.cli.evaluate import run_eval
 from vitbase.cli.predict import run_predict
@@ -27,6 +28,7 @@ _USAGE = """usage: vitbase COMMAND [...]
   data check PATH                          what training on these images would stumble over
   data pack PATH OUT                       images -> tar shards, smaller if wanted
   launch [--OPTION VALUE ...] -- COMMAND   a command on several devices, or servers
+  launch --make_rank_table [...]           the table of servers and devices that it needs
   explain [RECIPE] [--OPTION VALUE ...]    what a run would do, in numbers, without its data
   recipes                                  the recipes that ship with vitbase
 
@@ -79,6 +81,15 @@ def _run(words: list[str]) -> None:
 
 
 def _run_launch(words: list[str]) -> None:
+    if "--make_rank_table" in words:
+        options = parse_table(words)
+        from vitbase.launch.maketable import make_rank_table
+        from vitbase.launch.plan import count_devices
+
+        servers = options.pop("server", ())
+        table = make_rank_table(servers, **options, local_devices=count_devices() or 1)
+        say(json.dumps(table, indent=1))
+        return
     command, options, only_print = parse_launch(words, _COMMANDS)
     if command[0] == "train":
         parse_config("train", command[1:], default_recipe="fashion")  # a mistake shows at once
@@ -111,8 +122,11 @@ def seed_main(command: str) -> None:
     recipe = find_value(words, "name") or "imagenet"
     words = drop_value(words, "name")
     if command == "train" and find_value(words, "output_dir") is None:
-        # The seed keeps the checkpoints of device 0 in ./ckpt_0.
-        words += ["--output_dir", f"./ckpt_{find_value(words, 'device_id') or 0}"]
+        # The seed keeps the checkpoints of device 0 in ./ckpt_0. A run on several has its own, so
+        # that one after the other, or both at once, do not meet in a folder.
+        devices = find_value(words, "num_devices") or os.environ.get("WORLD_SIZE", "1")
+        place = "parallel" if devices != "1" else find_value(words, "device_id") or 0
+        words += ["--output_dir", f"./ckpt_{place}"]
     asks_help = bool({"-h", "--help"} & set(words))
     if command == "eval" and not asks_help and find_value(words, "name") is None:
         given = find_value(words, "checkpoint_path")

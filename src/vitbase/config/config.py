@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
+from vitbase.config.hints import hint_for
 from vitbase.config.options import (
     AugmentSection,
     CheckpointSection,
@@ -115,7 +116,9 @@ def section_of(option: str) -> str:
     Raises: ConfigError for an unknown option, with the nearest known one.
     """
     if option not in FIELDS:
-        raise ConfigError(f"Unknown option '{option}'.{nearest(option, FIELDS)}")
+        raise ConfigError(
+            f"Unknown option '{option}'.{hint_for(option) or nearest(option, FIELDS)}"
+        )
     return FIELDS[option][0]
 
 
@@ -152,7 +155,8 @@ def _explain(error: ValidationError, origin: str) -> str:
             elif name in FIELDS:
                 lines.append(f"Option '{name}' belongs into [{FIELDS[name][0]}], not [{path[0]}].")
             else:
-                lines.append(f"Unknown option '{name}'.{nearest(name, FIELDS)}")
+                hint = hint_for(name) or nearest(name, FIELDS)
+                lines.append(f"Unknown option '{name}'.{hint}")
             continue
         message = finding["msg"].removeprefix("Value error, ").removeprefix("Input ")
         message = message[0].lower() + message[1:]

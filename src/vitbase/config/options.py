@@ -387,3 +387,6 @@ class CheckpointSection(Section):
     checkpoint_every_steps: int | None = _free_on_resume(
         None, "also save inside an epoch, every so many steps", ge=1
     )
+    checkpoint_format: Literal["native", "mindspore"] = _free_on_resume(
+        "native", "mindspore: also write .ckpt files into the run folder, as MindSpore has them"
+    )

@@ -248,6 +248,11 @@ def run_plan(plan: Plan) -> int:
                 f"log and the checkpoints are on {plan.addresses[0]}."
             )
             _await_first_server(plan)
+        elif not plan.is_alone:
+            say(
+                f"Server 1 of {len(plan.addresses)}, {plan.num_devices} ranks; waiting for the "
+                f"others on {plan.addresses[0]} port {plan.port}."
+            )
         return run_agent(
             plan.torchrun_words(folder),
             plan.addresses,

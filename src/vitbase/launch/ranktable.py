@@ -5,8 +5,9 @@
     {"version": "1.0", "status": "completed", "server_count": "1", "server_list": [
       {"server_id": "10.0.0.1", "device": [{"device_id": "0", "rank_id": "0"}, ...]}, ...]}
 
-Numbers may be strings, as the tools write them, or numbers. Fields that only the devices' own
-network needs (device_ip, ...) are not read.
+Numbers may be strings, as the tools write them, or numbers, and there may be comments, as their
+documentation prints them. Fields that only the devices' own network needs (device_ip, ...) are not
+read. Version 2.0 lists ranks instead of servers, and older tables list groups.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -25,17 +27,24 @@ from vitbase.files import parse_json
 
 # 1.2 adds fields for super-nodes; those read here mean the same in both.
 _VERSIONS = ("1.0", "1.2")
-# Where server_id is a mere name, newer tables have the address beside it.
-_ADDRESS_FIELDS = ("host_ip", "server_ip", "server_id")
+_OF_RANKS = "2.0"
+# Where server_id is a mere name, newer tables have the address beside it; a container has its own.
+_ADDRESS_FIELDS = ("container_ip", "host_ip", "server_ip", "server_id")
 
 
 @dataclasses.dataclass(frozen=True)
 class Server:
-    """A server, and its devices in the order of their ranks."""
+    """A server, and its devices in the order of their ranks.
+
+    Attributes:
+      address: by which the others reach it.
+      names: all that it is called, among them its addresses inside and outside of a container.
+    """
 
     server_id: str
     address: str
     device_ids: tuple[int, ...]
+    names: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +61,8 @@ class RankTable:
     @property
     def digest(self) -> str:
         """A short name of the contents, equal on two servers that have the same table."""
-        return hashlib.blake2b(repr(self.servers).encode(), digest_size=4).hexdigest()
+        facts = [(s.server_id, s.address, s.device_ids) for s in self.servers]
+        return hashlib.blake2b(repr(facts).encode(), digest_size=4).hexdigest()
 
     def find_server(
         self, asked: str | None = None, is_here: Callable[[str], bool] | None = None
@@ -66,14 +76,20 @@ class RankTable:
         """
         names = ", ".join(server.server_id for server in self.servers)
         if asked is not None:
-            found = [i for i, s in enumerate(self.servers) if asked in {s.server_id, s.address}]
+            found = [
+                i for i, s in enumerate(self.servers) if asked in {s.server_id, s.address, *s.names}
+            ]
             if not found:
                 raise LaunchError(
                     f"{self.path} has no server '{asked}'. Give --server_id one of: {names}"
                 )
             return found[0]
         is_here = is_here or is_own_address
-        found = [i for i, server in enumerate(self.servers) if is_here(server.address)]
+        found = [
+            i
+            for i, server in enumerate(self.servers)
+            if any(map(is_here, {server.address, *server.names}))
+        ]
         if len(found) == 1:
             return found[0]
         if found:
@@ -109,17 +125,34 @@ def read_rank_table(path: str | Path) -> RankTable:
       repeats, its servers are unequal, or it is no rank table at all.
     """
     path = Path(path)
+    return parse_rank_table(path, read_table_file(path))
+
+
+def parse_rank_table(path: Path, table: Any) -> RankTable:
+    """Check a table that was read from a file. Raises: LaunchError as :func:`read_rank_table`."""
+    return RankTable(path, _Reader(path).read(table))
+
+
+def read_table_file(path: Path) -> Any:
+    """Read the JSON of a rank table, whatever it says. Raises: LaunchError."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not a text file"
         raise LaunchError(f"The rank table {path} cannot be read: {reason}.") from error
     try:
-        table = parse_json(text)
+        return parse_json(_COMMENT.sub(_keep_text, text))
     except ValueError as error:
         where = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
         raise LaunchError(f"The rank table {path} is not valid JSON{where}: {error}.") from error
-    return RankTable(path, _Reader(path).read(table))
+
+
+# A text in quotes, or a comment to the end of its line.
+_COMMENT = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*')
+
+
+def _keep_text(match: re.Match[str]) -> str:
+    return match[0] if match[0].startswith('"') else ""
 
 
 class _Reader:
@@ -129,7 +162,11 @@ class _Reader:
         self._path = path
 
     def read(self, table: Any) -> tuple[Server, ...]:
-        version = self._text(table, "version", "")
+        if isinstance(table, dict) and "server_list" not in table:
+            self._refuse_old(table)
+        version = self._version(table)
+        if version == _OF_RANKS and "rank_list" in table:
+            return self._read_ranks(table)
         if version not in _VERSIONS:
             self._refuse("version", f"should be {' or '.join(_VERSIONS)}, but is '{version}'")
         status = self._text(table, "status", "")
@@ -140,7 +177,8 @@ class _Reader:
                 f"Wait until it is complete, or generate it again",
             )
         listed = self._list(table, "server_list", "")
-        count = self._number(table, "server_count", "")
+        # Newer documentation calls it optional.
+        count = self._number(table, "server_count", "") if "server_count" in table else len(listed)
         if count != len(listed):
             self._refuse("server_count", f"is {count}, but server_list has {len(listed)} servers")
         servers: list[tuple[int, Server]] = []
@@ -157,11 +195,59 @@ class _Reader:
             )
         return tuple(server for _, server in sorted(servers, key=lambda item: item[0]))
 
+    def _version(self, table: Any) -> str:
+        """Return the version; some write it as a number."""
+        value = self._get(table, "version", "")
+        return str(value) if type(value) is float else self._text(table, "version", "")
+
+    def _read_ranks(self, table: dict[str, Any]) -> tuple[Server, ...]:
+        """Read a table of ranks: each has its device, and counts within its server (local_id)."""
+        ranks = []
+        for i, entry in enumerate(self._list(table, "rank_list", "")):
+            where = f"rank_list[{i}]"
+            numbers = (self._number(entry, f, where) for f in ("rank_id", "local_id", "device_id"))
+            ranks.append(tuple(numbers))
+        ranks.sort()
+        if [rank for rank, _, _ in ranks] != list(range(len(ranks))):
+            self._refuse("rank_list", f"should have the ranks 0 to {len(ranks) - 1}, each once")
+        if [local for _, local, _ in ranks] != list(range(len(ranks))):
+            servers = sum(local == 0 for _, local, _ in ranks)
+            self._refuse(
+                "rank_list",
+                f"has {len(ranks)} ranks on {servers} servers, but not the servers' addresses, "
+                f"by which they meet. Make a table that has them: vitbase launch "
+                f"--make_rank_table --server ADDRESS:{len(ranks) // max(servers, 1)} "
+                f"ADDRESS:{len(ranks) // max(servers, 1)} … > table.json",
+            )
+        here = "127.0.0.1"
+        return (Server(here, here, tuple(device for _, _, device in ranks), (here,)),)
+
+    def _refuse_old(self, table: dict[str, Any]) -> None:
+        """Say how an old table, of groups and instances, becomes one of today."""
+        groups = table.get("group_list")
+        if not isinstance(groups, list):
+            return
+        counts: dict[str, int] = {}
+        for group in groups:
+            instances = group.get("instance_list") if isinstance(group, dict) else None
+            for instance in instances if isinstance(instances, list) else ():
+                if isinstance(instance, dict) and isinstance(instance.get("server_id"), str):
+                    devices = instance.get("devices")
+                    more = len(devices) if isinstance(devices, list) else 1
+                    counts[instance["server_id"]] = counts.get(instance["server_id"], 0) + more
+        servers = " ".join(f"{name}:{count}" for name, count in counts.items())
+        self._refuse(
+            "group_list",
+            "belongs to the oldest form of rank tables, which lists groups of instances. Make one "
+            f"of today's form: vitbase launch --make_rank_table --server {servers or 'ADDRESS:8'} "
+            f"> table.json",
+        )
+
     def _server(self, entry: Any, where: str, seen: dict[int, str]) -> tuple[int, Server]:
         """Read a server; return its lowest rank, and it. Ranks are added to those seen."""
         server_id = self._text(entry, "server_id", where)
-        addresses = [entry.get(field) for field in _ADDRESS_FIELDS]
-        address = next(a for a in addresses if isinstance(a, str) and a.strip())
+        found = [entry.get(field) for field in _ADDRESS_FIELDS]
+        names = tuple(text.strip() for text in found if isinstance(text, str) and text.strip())
         devices: list[tuple[int, int]] = []
         for j, device in enumerate(self._list(entry, "device", where)):
             place = f"{where}.device[{j}]"
@@ -174,7 +260,8 @@ class _Reader:
             seen[rank] = place
             devices.append((rank, device_id))
         devices.sort()
-        server = Server(server_id, address.strip(), tuple(device_id for _, device_id in devices))
+        ids = tuple(device_id for _, device_id in devices)
+        server = Server(server_id, names[0], ids, names)
         return devices[0][0], server
 
     def _check_equal(self, servers: list[Server]) -> None:

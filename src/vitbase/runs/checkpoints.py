@@ -42,13 +42,17 @@ def checkpoint_name(run_name: str, epoch: int, step: int) -> str:
     return f"{PREFIX}_{run_name}-{epoch}_{step}"
 
 
-def list_checkpoints(folder: Path) -> list[Checkpoint]:
-    """List the checkpoints directly inside a folder, in the order they were taken."""
+def list_checkpoints(folder: Path, suffix: str = "") -> list[Checkpoint]:
+    """List the checkpoints directly inside a folder, in the order they were taken.
+
+    Args:
+      suffix: of the names of files to list instead; ours are folders without any.
+    """
     found = []
     if folder.is_dir():
         for entry in folder.iterdir():
-            match = NAME.match(entry.name)
-            if match and entry.is_dir():
+            match = NAME.match(entry.name.removesuffix(suffix))
+            if match and (entry.is_file() and entry.suffix == suffix if suffix else entry.is_dir()):
                 found.append(Checkpoint(int(match["epoch"]), int(match["step"]), entry))
     return sorted(found)
 

@@ -142,6 +142,11 @@ class RunFolder:
             if best is None or checkpoint.path.name != best.checkpoint:
                 shutil.rmtree(checkpoint.path)
 
+    def prune_files(self, suffix: str, keep: int) -> None:
+        """Keep in the run folder only the newest `keep` files that are named as checkpoints."""
+        for checkpoint in checkpoints.list_checkpoints(self.path, suffix)[:-keep]:
+            checkpoint.path.unlink()
+
     def cut_metrics_back(self, updates: int) -> None:
         """Drop the rows after an update, so that a resumed run writes each step once."""
         if not self.metrics_file.is_file():

@@ -23,11 +23,12 @@ from vitbase.training.guard import Guard
 from vitbase.training.loop import Run, fit
 from vitbase.training.objective import Objective
 from vitbase.training.progress import Reporter
-from vitbase.training.saver import Saver, advice_for
+from vitbase.training.saver import MINDSPORE_SUFFIX, Saver, advice_for
 from vitbase.training.schedule import Place, Schedule
 from vitbase.training.start import check_start, find_run, open_model, read_position
 from vitbase.training.state import momentum_tensors, stored_tensors
 from vitbase.training.step import Learner
+from vitbase.weights.save import choose_dialect
 
 
 def train(config: Config) -> TrainResult:
@@ -70,6 +71,8 @@ def _train(config: Config, runtime: Runtime) -> TrainResult:
     if checkpoint is None:
         begun = runtime.from_first(lambda: read_position(config, schedule, loader.steps_per_epoch))
     model, notes = open_model(config, data.train.class_names, checkpoint, runtime)
+    if config.checkpoint.checkpoint_format == "mindspore":  # before the first update is taken
+        runtime.everywhere(lambda: choose_dialect("mindspore", model.spec, MINDSPORE_SUFFIX))
     runtime.from_first(lambda: folder.start(config))
     board = _open_board(folder.path) if config.run.tensorboard and runtime.is_first else None
     journal = Journal(folder.metrics_file, rank=runtime.rank, board=board)

@@ -16,6 +16,8 @@ from vitbase.training.step import Learner
 from vitbase.weights.files.safetensors import write_safetensors
 from vitbase.weights.save import save_weights
 
+MINDSPORE_SUFFIX = ".ckpt"
+
 
 class Saver:
     """Writes the checkpoints of a run.
@@ -71,7 +73,12 @@ class Saver:
                 finished=place.ends_run,
             )
             self.folder.save(name, write_tensors, progress)
-            self.folder.prune(self.config.checkpoint.keep_checkpoint_max, self.best)
+            keep = self.config.checkpoint.keep_checkpoint_max
+            self.folder.prune(keep, self.best)
+            if self.config.checkpoint.checkpoint_format == "mindspore":
+                path = self.folder.path / f"{name}{MINDSPORE_SUFFIX}"
+                save_weights(learner.state.filled(weights), path, dialect="mindspore")
+                self.folder.prune_files(MINDSPORE_SUFFIX, keep)
 
         learner.runtime.from_first(write)
 
