@@ -11,7 +11,7 @@ import pytest
 
 import vitbase
 from vitbase.cli import data, weights
-from vitbase.cli.arguments import LaunchOptions
+from vitbase.cli.arguments import LaunchOptions, TableOptions
 from vitbase.config.config import FIELDS, recipe_names
 from vitbase.launch.ranktable import read_rank_table
 
@@ -25,7 +25,8 @@ OPTIONS = {
     *data._PackOptions.__annotations__,
     "json",
 }
-OPTIONS |= {*LaunchOptions.__annotations__, "print"}
+OPTIONS |= {*LaunchOptions.__annotations__, *TableOptions.__annotations__}
+OPTIONS |= {"print", "make_rank_table"}
 # What docs/cluster.md tells to type to others.
 OPTIONS |= {"nnodes", "nproc_per_node", "rdzv_backend", "rdzv_endpoint", "rdzv_id", "gpus"}
 

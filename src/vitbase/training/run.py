@@ -23,7 +23,7 @@ from vitbase.training.guard import Guard
 from vitbase.training.loop import Run, fit
 from vitbase.training.objective import Objective
 from vitbase.training.progress import Reporter
-from vitbase.training.saver import MINDSPORE_SUFFIX, Saver, advice_for
+from vitbase.training.saver import CKPT_SUFFIX, NATIVE, Saver, advice_for
 from vitbase.training.schedule import Place, Schedule
 from vitbase.training.start import check_start, find_run, open_model, read_position
 from vitbase.training.state import momentum_tensors, stored_tensors
@@ -71,8 +71,9 @@ def _train(config: Config, runtime: Runtime) -> TrainResult:
     if checkpoint is None:
         begun = runtime.from_first(lambda: read_position(config, schedule, loader.steps_per_epoch))
     model, notes = open_model(config, data.train.class_names, checkpoint, runtime)
-    if config.checkpoint.checkpoint_format == "mindspore":  # before the first update is taken
-        runtime.everywhere(lambda: choose_dialect("mindspore", model.spec, MINDSPORE_SUFFIX))
+    dialect = config.checkpoint.checkpoint_format
+    if dialect != NATIVE:  # refused before the first update is taken
+        runtime.everywhere(lambda: choose_dialect(dialect, model.spec, CKPT_SUFFIX))
     runtime.from_first(lambda: folder.start(config))
     board = _open_board(folder.path) if config.run.tensorboard and runtime.is_first else None
     journal = Journal(folder.metrics_file, rank=runtime.rank, board=board)

@@ -16,7 +16,9 @@ from vitbase.training.step import Learner
 from vitbase.weights.files.safetensors import write_safetensors
 from vitbase.weights.save import save_weights
 
-MINDSPORE_SUFFIX = ".ckpt"
+NATIVE = "native"
+CKPT_SUFFIX = ".ckpt"
+"""Of the files that are written beside the checkpoints, where another format is asked for."""
 
 
 class Saver:
@@ -75,10 +77,11 @@ class Saver:
             self.folder.save(name, write_tensors, progress)
             keep = self.config.checkpoint.keep_checkpoint_max
             self.folder.prune(keep, self.best)
-            if self.config.checkpoint.checkpoint_format == "mindspore":
-                path = self.folder.path / f"{name}{MINDSPORE_SUFFIX}"
-                save_weights(learner.state.filled(weights), path, dialect="mindspore")
-                self.folder.prune_files(MINDSPORE_SUFFIX, keep)
+            dialect = self.config.checkpoint.checkpoint_format
+            if dialect != NATIVE:
+                path = self.folder.path / f"{name}{CKPT_SUFFIX}"
+                save_weights(learner.state.filled(weights), path, dialect=dialect)
+                self.folder.prune_files(CKPT_SUFFIX, keep)
 
         learner.runtime.from_first(write)
 
