@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -61,8 +62,23 @@ def warn(line: str) -> None:
 
 def _write(stream: TextIO | None, line: str) -> None:
     if stream is not None:
-        stream.write(printable_lines(line) + "\n")
-        stream.flush()
+        try:
+            stream.write(printable_lines(line) + "\n")
+            stream.flush()
+        except BrokenPipeError:
+            if not _unread_is_fine:
+                raise
+            # What is written from here on, and at the end of the program, goes nowhere.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+_unread_is_fine = False
+
+
+def go_on_unread() -> None:
+    """Let this process go on when the reader of its output, such as `head`, has had enough."""
+    global _unread_is_fine  # noqa: PLW0603 (of the process, as its streams are)
+    _unread_is_fine = True
 
 
 @contextlib.contextmanager

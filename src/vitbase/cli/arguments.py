@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Sequence
 from typing import Annotated, Any, TypedDict
 
 import tyro
 
-from vitbase.config.config import FIELDS, Config, load_config
+from vitbase.config.config import FIELDS, Config, load_config, with_options
 from vitbase.config.hints import hint_for
-from vitbase.errors import ConfigError, nearest
+from vitbase.console import warn
+from vitbase.errors import LAUNCHED, ConfigError, nearest
+from vitbase.launch.words import find_value
 
 TYRO: Any = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
 
@@ -21,6 +24,7 @@ def parse_config(command: str, words: list[str], *, default_recipe: str) -> Conf
         recipe, words = words[0], words[1:]
     asks_help = bool({"-h", "--help"} & set(words))
     base = load_config(recipe)
+    words = write_sizes_out(words)
     refuse_unknown(words, (*FIELDS, "help", *(("json",) if command == "eval" else ())))
     given: dict[str, Any] = tyro.cli(
         _options_type(base),
@@ -31,7 +35,24 @@ def parse_config(command: str, words: list[str], *, default_recipe: str) -> Conf
         use_underscores=True,
     )
     options = {name: value for section in given.values() for name, value in section.items()}
-    return base.replace(**options) if options else base
+    config, notes = with_options(base, options)
+    # Of the processes of a run one says it: the launcher, or else the first rank.
+    if os.environ.get("RANK", "0") == "0" and LAUNCHED not in os.environ:
+        for note in notes:
+            warn(note)
+    return config
+
+
+def write_sizes_out(words: list[str]) -> list[str]:
+    """Write `--image_size N` as height and width."""
+    side = find_value(words, "image_size")
+    if side is None:
+        return words
+    kept = drop_value(words, "image_size")
+    for option in ("image_height", "image_width"):
+        if find_value(kept, option) is None:
+            kept += [f"--{option}", side]
+    return kept
 
 
 def _options_type(base: Config) -> Any:
@@ -89,6 +110,7 @@ def parse_places(
     places, words = words[:at], words[at:]
     if len(places) != count and not asks_help:
         raise ConfigError(f"Usage: vitbase {command} {usage}; got {' '.join(places) or 'nothing'}.")
+    words = write_sizes_out(words)
     refuse_unknown(words, (*kind.__annotations__, "help"))
     options: dict[str, Any] = tyro.cli(
         kind,

@@ -6,7 +6,7 @@ from typing import Annotated, TypedDict
 
 import tyro
 
-from vitbase.cli.arguments import TYRO, image_size_of, refuse_unknown, take_switch
+from vitbase.cli.arguments import TYRO, image_size_of, refuse_unknown, take_switch, write_sizes_out
 from vitbase.config.config import Config
 from vitbase.console import say, say_json
 from vitbase.errors import ConfigError, VitbaseError
@@ -30,6 +30,7 @@ class _PredictOptions(TypedDict):
 
 def run_predict(words: list[str]) -> None:
     words, as_json = take_switch(words, "--json")
+    words = write_sizes_out(words)
     refuse_unknown(words, (*_PredictOptions.__annotations__, "help"))
     options: _PredictOptions = tyro.cli(
         _PredictOptions,

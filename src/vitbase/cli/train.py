@@ -7,7 +7,7 @@ import sys
 
 from vitbase.cli.arguments import parse_config
 from vitbase.config.config import read_recipe_text, recipe_names
-from vitbase.console import say
+from vitbase.console import go_on_unread, say
 from vitbase.errors import ConfigError
 
 
@@ -21,6 +21,7 @@ def run_train(words: list[str]) -> None:
         sys.exit(run_local(devices, ["train", *words]))
     from vitbase.training.run import train  # torch: not needed to see a mistake in an option
 
+    go_on_unread()  # training that is watched through `head` is still to be done
     train(config)
 
 

@@ -10,6 +10,13 @@ from vitbase.cli.arguments import image_size_of, parse_places, take_switch
 from vitbase.console import say, say_json
 from vitbase.errors import ConfigError, VitbaseError
 
+_USAGE = """usage: vitbase weights show FILE [--tensors] [--json]
+       vitbase weights convert IN OUT --dialect NAME
+
+FILE is whatever --checkpoint_path takes: a run, a checkpoint, a weights file of any origin, or
+hf-hub:owner/name. `vitbase weights show --help` and `vitbase weights convert --help` list the
+options; docs/weights.md tells the whole."""
+
 
 class _WeightsOptions(TypedDict, total=False):
     num_heads: Annotated[
@@ -35,12 +42,12 @@ class _ConvertOptions(_WeightsOptions, total=False):
 
 def run_weights(words: list[str]) -> None:
     actions = {"show": _show_weights, "convert": _convert_weights}
+    if words and words[0] in {"-h", "--help"}:
+        say(_USAGE)
+        return
     if not words or words[0] not in actions:
         asked = f"Unknown action '{words[0]}'. " if words and words[0][:1] != "-" else ""
-        raise ConfigError(
-            f"{asked}Usage: vitbase weights show FILE [--tensors] [--json]\n"
-            f"   or: vitbase weights convert IN OUT --dialect NAME"
-        )
+        raise ConfigError(f"{asked}{_USAGE[0].upper()}{_USAGE[1:]}")
     actions[words[0]](words[1:])
 
 

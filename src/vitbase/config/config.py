@@ -31,6 +31,7 @@ from vitbase.config.options import (
     Section,
 )
 from vitbase.config.preprocess import OPTION_OF, Preprocess
+from vitbase.console import warn
 from vitbase.errors import ConfigError, nearest
 
 
@@ -205,8 +206,8 @@ def load_config(recipe: str, **options: Any) -> Config:
 
     Args:
       recipe: name of a shipped recipe, or a path ending in ``.toml``.
-      **options: any option of any section, by its plain name.
-    Returns: the validated configuration.
+      **options: any option of any section, by its plain name; image_size for height and width.
+    Returns: the validated configuration; see :func:`with_options`.
     Raises: ConfigError naming what is unknown, of the wrong type, or impossible.
     """
     text = read_recipe_text(recipe)
@@ -214,5 +215,53 @@ def load_config(recipe: str, **options: Any) -> Config:
         nested = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{recipe} is not valid TOML: {error}") from None
-    config = _validated(nested, recipe)
-    return config.replace(**options) if options else config
+    config, notes = with_options(_validated(nested, recipe), options)
+    for note in notes:
+        warn(note)
+    return config
+
+
+def with_options(base: Config, options: Mapping[str, Any]) -> tuple[Config, tuple[str, ...]]:
+    """Apply options that somebody gave on top of a recipe's, which give way to them.
+
+    A warm-up that nobody gave and that does not fit a shorter run is shortened with the run.
+    ``image_size`` stands for height and width.
+
+    Returns: the configuration, and in words what was changed beside.
+    Raises: ConfigError as :meth:`Config.replace`.
+    """
+    given = dict(options)
+    if "image_size" in given:
+        side = given.pop("image_size")
+        given = {"image_height": side, "image_width": side, **given}
+    shortened = _shortened_warmup(base, given)
+    notes = tuple(
+        f"{option} {getattr(base.schedule, option):g} of the recipe becomes {value:g}, in "
+        f"proportion to the shorter run. Give --{option} for another."
+        for option, value in shortened.items()
+    )
+    return base.replace(**given, **shortened) if given else base, notes
+
+
+def _shortened_warmup(base: Config, given: Mapping[str, Any]) -> dict[str, float]:
+    """Return the warm-up that fits a run whose length was given, where the recipe's does not."""
+    before = base.schedule
+    if {"warmup_epochs", "warmup_steps"} & given.keys():
+        return {}
+    epochs, steps = given.get("epoch_size", before.epoch_size), given.get("total_steps")
+    if not isinstance(epochs, int) or not isinstance(steps, int | None) or epochs < 1:
+        return {}  # a mistake, which validation names
+    share = epochs / before.epoch_size
+    if before.warmup_steps is None:
+        fits = steps is not None or before.warmup_epochs < epochs
+        return {} if fits else {"warmup_epochs": round(before.warmup_epochs * share, 4)}
+    images, batch = base.data.num_train_images, base.data.global_batch
+    if steps is None and before.total_steps is None and images and batch:
+        steps = epochs * (images // batch)
+    if steps is None or before.warmup_steps < steps:
+        return {}
+    if given.get("total_steps") is not None:
+        share = (
+            steps / before.total_steps if before.total_steps else 0.1 * steps / before.warmup_steps
+        )
+    return {"warmup_steps": int(before.warmup_steps * share)}

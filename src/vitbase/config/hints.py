@@ -18,6 +18,7 @@ _CALLED_HERE = {
     "num_train_epochs": "epoch_size",
     "max_steps": "total_steps",
     "wd": "weight_decay",
+    "img_size": "image_size",
     "opt": "optimizer",
     "sched": "schedule",
     "clip_grad": "clip_norm",
@@ -54,8 +55,6 @@ _OTHERWISE = {
     "dry_run": "`vitbase explain RECIPE` says what a run would do, without running it.",
     "wandb": _BOARD,
     "log_wandb": _BOARD,
-    "image_size": "Give --image_height and --image_width.",
-    "img_size": "Give --image_height and --image_width.",
     "dataset_sink_mode": "Images are always prepared while the device computes.",
 }
 

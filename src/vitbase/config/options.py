@@ -83,7 +83,10 @@ class DataSection(Section):
     )
     num_classes: int | None = Field(None, ge=2, description="none: as many as the data has")
     image_height: int | None = Field(
-        None, ge=1, description="rows of the model's input, in pixels; none: as the weights, or 224"
+        None,
+        ge=1,
+        description="rows of the model's input, in pixels; none: as the weights, or 224; "
+        "--image_size sets both sides",
     )
     image_width: int | None = Field(
         None, ge=1, description="columns of the model's input; none: as the weights, or 224"

@@ -134,6 +134,12 @@ class ClassificationSums:
         return self.top5_hits / self.images
 
     @property
+    def top5_tells(self) -> bool:
+        """Whether there are more than five classes; of fewer, `top5` is always all."""
+        classes = len(self.recall.images_per_class)  # 0: not counted by class
+        return classes == 0 or classes > 5
+
+    @property
     def loss(self) -> float:
         readable = self.images - self.unreadable
         return self.loss_sum / readable if readable else math.nan
@@ -146,7 +152,7 @@ class ClassificationSums:
     def to_row(self) -> dict[str, Any]:
         return {
             "eval_top1": self.top1,
-            "eval_top5": self.top5,
+            **({"eval_top5": self.top5} if self.top5_tells else {}),
             "eval_loss": self.loss,
             **(self.recall.to_row() if len(self.recall.images_per_class) else {}),
             "eval_images": self.images,
@@ -157,7 +163,8 @@ class ClassificationSums:
         return (
             f"{_describe_images(self.images, self.unreadable)}: "
             f"top-1 {self.top1:.2%} (standard error {self.top1_standard_error:.2%})  "
-            f"top-5 {self.top5:.2%}  loss {self.loss:.4f}"
+            + (f"top-5 {self.top5:.2%}  " if self.top5_tells else "")
+            + f"loss {self.loss:.4f}"
             + (f"  {self.recall.describe()}" if self.recall.is_unequal else "")
         )
 

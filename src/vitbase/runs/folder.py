@@ -58,8 +58,12 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
 
     def read_config(self) -> Config | None:
-        """Return the configuration of the run that is here, or None."""
-        return load_config(str(self.config_file)) if self.config_file.is_file() else None
+        """Return the configuration of the run that is here, or None.
+
+        A run that never reached a checkpoint left nothing to go on from: it is none.
+        """
+        begun = self.config_file.is_file() and checkpoints.list_checkpoints(self.checkpoints)
+        return load_config(str(self.config_file)) if begun else None
 
     def check(self, config: Config) -> None:
         """Check that `config` continues the run that is here, if there is one.
