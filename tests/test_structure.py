@@ -41,6 +41,7 @@ FLOORS = (
     ("runtime",),
     ("config", "rendezvous"),
     ("console", "files", "stores"),
+    ("disk",),
     ("errors", "_version"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

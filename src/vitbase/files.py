@@ -14,9 +14,11 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from vitbase.disk import open_regular
 
 WRITING = ".writing-"
 """What the names of files begin with that are not whole yet."""
@@ -58,6 +60,30 @@ def write_whole(path: Path, content: bytes | str) -> None:
         beside.write_bytes(data)
 
 
+def listed(names: Iterable[str]) -> str:
+    """Return names one a line; one that a line would not bring back stands there as JSON."""
+    return "".join(f"{_as_line(name)}\n" for name in names)
+
+
+def unlisted(text: str) -> list[str]:
+    """Return the names in a text, one a line, of :func:`listed` or anybody else."""
+    return [_from_line(line.strip()) for line in text.split("\n") if line.strip()]
+
+
+def _as_line(name: str) -> str:
+    plain = name == name.strip() and not {"\n", "\r"} & {*name} and name[:1] != '"'
+    return name if plain and name else json.dumps(name)
+
+
+def _from_line(line: str) -> str:
+    if line[0] == '"':
+        with contextlib.suppress(ValueError):
+            name = parse_json(line)
+            if isinstance(name, str) and _as_line(name) == line:
+                return name
+    return line
+
+
 def final_name(path: Path) -> Path:
     """Return the place that something written by :func:`written_whole` will have in the end."""
     return path.with_name(re.sub(rf"^({re.escape(WRITING)}[0-9a-f]{{8}}-)+", "", path.name))
@@ -88,7 +114,7 @@ def sync(path: Path) -> None:
 
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file's content, in hexadecimal. Raises: OSError."""
-    with path.open("rb") as file:
+    with open(path, "rb", opener=open_regular) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -114,7 +140,7 @@ def read_json(path: Path, *, longest: int = LONGEST_JSON) -> Any:
 
     Raises: OSError; ValueError as :func:`parse_json`.
     """
-    with path.open("rb") as file:
+    with open(path, "rb", opener=open_regular) as file:
         return parse_json(file.read(longest + 1), longest=longest)
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from vitbase.disk import LONGEST_FILE, is_passed_over, list_folder, open_regular, read_regular
 from vitbase.errors import DataError, ImageError
 
 T = TypeVar("T")
@@ -35,23 +36,6 @@ _LOST = frozenset(
 _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 # What tells two versions of a file apart, by the name that a file system gives it.
 _TAGS = ("ETag", "etag", "md5Hash", "generation", "Last-Modified", "LastModified", "mtime")
-
-
-def list_folder(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the names of the folders and of the files in a folder, hidden ones passed over.
-
-    Raises: DataError if it cannot be listed.
-    """
-    folders: list[str] = []
-    files: list[str] = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if not entry.name.startswith("."):
-                    (folders if entry.is_dir() else files).append(entry.name)
-    except OSError as error:
-        raise DataError(f"Cannot list {folder}: {error.strerror or error}") from None
-    return sorted(folders), sorted(files)
 
 
 class FileFacts(NamedTuple):
@@ -181,7 +165,8 @@ class LocalStore:
         return LocalStore(self.folder / name)
 
     def list(self) -> tuple[list[str], list[str]]:
-        return list_folder(self.folder)
+        found = list_folder(self.folder)
+        return found.folders, found.files
 
     def facts(self, name: str) -> FileFacts:
         try:
@@ -191,7 +176,7 @@ class LocalStore:
 
     def read_whole(self, name: str) -> bytes | None:
         try:
-            return (self.folder / name).read_bytes()
+            return read_regular(self.folder / name, LONGEST_FILE)
         except (FileNotFoundError, PermissionError):
             return None
         except OSError as error:
@@ -201,7 +186,7 @@ class LocalStore:
     def opened(self, name: str) -> Iterator[ReadRange]:
         path = self.folder / name
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = open_regular(path)
         except OSError as error:
             raise _unreadable(path, error) from None
 
@@ -254,7 +239,7 @@ class RemoteStore:
             full = str(entry["name"])
             name = full.rstrip("/").rsplit("/", 1)[-1]
             inside = full.rstrip("/").rsplit("/", 1)[0].strip("/") == self.path.strip("/")
-            if inside and name and not name.startswith((".", "?")):
+            if inside and name and name[0] != "?" and not is_passed_over(name):
                 (folders if entry.get("type") == "directory" else files).append(name)
         return sorted(set(folders)), sorted(set(files))
 

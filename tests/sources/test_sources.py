@@ -49,9 +49,10 @@ def test_strays_are_counted_and_hidden_entries_passed_over(tmp_path):
     (tmp_path / "b" / ".hidden.jpg").touch()
     source = read_folder(tmp_path, "data_path")
     assert len(source) == 2
-    (note,) = source.notes
-    assert "2 files were left out" in note
-    assert "readme.txt" in note
+    strays, passed_over = source.notes
+    assert "1 file was left out" in strays
+    assert "readme.txt" in strays
+    assert "3 system or hidden entries were passed over (the first: .cache)" in passed_over
 
 
 def test_a_link_to_a_folder_above_ends(tmp_path):
@@ -157,14 +158,14 @@ def test_train_alone_is_held_out_of(config, tmp_path):
 
 def test_a_class_may_be_called_train(config, tmp_path):
     write_folder(tmp_path, {"train": 3, "car": 3, "test": 2})
-    assert open_train_val(config(data_path=str(tmp_path))).train.class_names == (
-        "car",
-        "test",
-        "train",
-    )
-    shutil.rmtree(tmp_path / "car")  # train and test hold images, no class folders: two classes
-    data = open_train_val(config(data_path=str(tmp_path)))
-    assert data.train.class_names == ("test", "train")
+    with pytest.raises(DataError, match=r"classes car, test, train: --layout classes confirms"):
+        open_train_val(config(data_path=str(tmp_path)))
+    sure = config(data_path=str(tmp_path), layout="classes")
+    assert open_train_val(sure).train.class_names == ("car", "test", "train")
+    shutil.rmtree(tmp_path / "car")  # train and test hold images, no class folders
+    with pytest.raises(DataError, match=r"'train' would have to hold a folder for every class"):
+        open_train_val(config(data_path=str(tmp_path)))
+    assert open_train_val(sure).train.class_names == ("test", "train")
 
 
 def test_holdout_is_named_and_the_same_for_evaluation(config, tmp_path):

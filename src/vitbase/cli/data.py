@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, TypedDict
 import tyro
 
 from vitbase.cli.arguments import parse_places, take_switch
-from vitbase.console import counting, say, say_json
+from vitbase.config.options import Reading
+from vitbase.console import counting, printable, say, say_json
 from vitbase.errors import ConfigError
 
 _USAGE = """usage: vitbase data check PATH [--val_data_path PATH] [--json]
@@ -36,11 +37,13 @@ def _option(help_text: str, default: object) -> Any:
 
 
 _ValDataPath = Annotated[str, _option("evaluation images, where they are not in PATH", "none")]
+_Layout = Annotated[Reading, _option("what a folder in doubt holds", "auto")]
 _NumWorkers = Annotated[int, _option("threads", "one per core")]
 
 
 class _CheckOptions(TypedDict, total=False):
     val_data_path: _ValDataPath
+    layout: _Layout
     holdout_fraction: Annotated[float, _option("held out where there are none to evaluate", 0.1)]
     seed: Annotated[int, _option("of the run: it says which are held out", 0)]
     num_workers: _NumWorkers
@@ -49,6 +52,7 @@ class _CheckOptions(TypedDict, total=False):
 class _PackOptions(TypedDict, total=False):
     split: Annotated[Literal["train", "val", "both"], _option("what to pack", "both")]
     val_data_path: _ValDataPath
+    layout: _Layout
     short_side: Annotated[int, _option("pixels that the shorter side may keep", "all")]
     quality: Annotated[int, _option("of JPEGs made smaller, 1 to 100", 92)]
     shard_megabytes: Annotated[int, _option("size at which a shard ends", 256)]
@@ -93,4 +97,4 @@ def _pack(words: list[str]) -> None:
         reports = pack_data(place, out, **options, progress=progress)
     for report in reports:
         for line in report.lines():
-            say(line)
+            say(printable(line))

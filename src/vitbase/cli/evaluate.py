@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vitbase.cli.arguments import has_recipe, parse_config, take_switch
-from vitbase.console import say, say_json, warn
+from vitbase.console import printable, say, say_json, warn
 from vitbase.errors import ConfigError
 from vitbase.launch.words import find_value
 
@@ -28,11 +28,11 @@ def run_eval(words: list[str]) -> None:
     from vitbase.evaluation.run import evaluate_each
     from vitbase.runtime import is_first_rank
 
-    for result in evaluate_each(config, on_unreadable=warn):
+    for result in evaluate_each(config, on_unreadable=lambda line: warn(printable(line))):
         if not is_first_rank():
             continue
         for note in result.notes:
-            warn(note)
+            warn(printable(note))
         place = result.weights.parent if result.weights.name == "weights.safetensors" else None
         name = (place or result.weights).name
         if as_json:

@@ -14,8 +14,8 @@ from vitbase.cli.evaluate import run_eval
 from vitbase.cli.predict import run_predict
 from vitbase.cli.train import run_explain, run_recipes, run_train
 from vitbase.cli.weights import run_weights
-from vitbase.console import say, warn
-from vitbase.errors import LAUNCHED, ConfigError, VitbaseError, nearest, tell_launcher
+from vitbase.console import printable, say, warn
+from vitbase.errors import LAUNCHED, ConfigError, DataError, VitbaseError, nearest, tell_launcher
 from vitbase.launch.words import find_value
 
 _USAGE = """usage: vitbase COMMAND [...]
@@ -50,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         if error.is_everywhere and os.environ.get("RANK", "0") != "0":
             sys.exit(2)  # the first rank tells
-        warn(f"vitbase: error: {error}")
+        text = f"vitbase: error: {error}"  # of data, it is one line, with names that may be several
+        warn(printable(text) if isinstance(error, DataError) else text)
         sys.exit(2)
     except KeyboardInterrupt:
         if LAUNCHED not in os.environ:

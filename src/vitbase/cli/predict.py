@@ -8,7 +8,7 @@ import tyro
 
 from vitbase.cli.arguments import TYRO, image_size_of, refuse_unknown, take_switch, write_sizes_out
 from vitbase.config.config import Config
-from vitbase.console import say, say_json
+from vitbase.console import printable, say, say_json, warn
 from vitbase.errors import ConfigError, VitbaseError
 
 
@@ -31,11 +31,13 @@ class _PredictOptions(TypedDict):
 def run_predict(words: list[str]) -> None:
     words, as_json = take_switch(words, "--json")
     words = write_sizes_out(words)
+    words, recursive = take_switch(words, "--recursive")
     refuse_unknown(words, (*_PredictOptions.__annotations__, "help"))
     options: _PredictOptions = tyro.cli(
         _PredictOptions,
         prog="vitbase predict",
-        description="The classes a model sees in images. --json prints a JSON object a line.",
+        description="The classes a model sees in images. --json prints a JSON object a line; "
+        "--recursive takes the images in folders inside folders, too.",
         args=words,
         default=_PredictOptions(
             images=(),
@@ -50,7 +52,9 @@ def run_predict(words: list[str]) -> None:
         use_underscores=True,
     )
     if not options["images"] or not options["checkpoint_path"]:
-        raise ConfigError("Usage: vitbase predict IMAGE... --checkpoint_path PATH [--json]")
+        raise ConfigError(
+            "Usage: vitbase predict IMAGE... --checkpoint_path PATH [--recursive] [--json]"
+        )
     if options["top"] < 1:
         raise ConfigError("Option 'top' should be at least 1.")
     image_size = image_size_of(options["image_height"], options["image_width"])
@@ -58,7 +62,7 @@ def run_predict(words: list[str]) -> None:
     from vitbase.shipping.predict import expand, predict_each
     from vitbase.weights.load import load_model
 
-    images = expand(options["images"])
+    images = expand(options["images"], recursive=recursive, tell=lambda line: warn(printable(line)))
     weights, num_heads = options["checkpoint_path"], options["num_heads"]
     loaded = load_model(weights, num_heads=num_heads, image_size=image_size)
     if not as_json:
@@ -70,6 +74,6 @@ def run_predict(words: list[str]) -> None:
             say_json(found.to_dict())
         else:
             for line in found.lines():
-                say(line)
+                say(printable(line))
     if failed:
         raise VitbaseError(f"{failed} of {len(images)} images could not be read.")

@@ -188,7 +188,8 @@ def read_recipe_text(recipe: str) -> str:
     """
     if recipe.endswith(".toml"):
         try:
-            return Path(recipe).read_text(encoding="utf-8")
+            # A path in it may hold bytes that are no UTF-8.
+            return Path(recipe).read_text(encoding="utf-8", errors="surrogateescape")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"Cannot read the configuration file {recipe}: {error}") from None
     names = recipe_names()

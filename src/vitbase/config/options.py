@@ -14,6 +14,9 @@ from vitbase.config.preprocess import OPTION_OF, Preprocess, default_preprocess
 EMBEDDED = "embedded"
 """The ``data_path`` that names the images shipped inside the package."""
 
+Reading = Literal["auto", "splits", "classes", "files"]
+"""How a folder is read that could be read in several ways; "auto" asks where it is in doubt."""
+
 DEVICE_TARGETS = {name.lower(): name for name in ("auto", "Ascend", "GPU", "CPU")}
 
 
@@ -74,6 +77,9 @@ class DataSection(Section):
     )
     val_data_path: str | None = _free_on_resume(
         None, "evaluation images; none: test files or folder val in data_path, else held out"
+    )
+    layout: Reading = _free_on_resume(
+        "auto", "what a folder in doubt holds: splits, classes, or files of many images each"
     )
     num_train_images: int | None = Field(
         None, ge=1, description="size of the training set, for explain; checked against the data"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vitbase.console import columns_for, printable_lines, say
+from vitbase.console import columns_for, printable, say
 from vitbase.files import sync
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Journal:
     def warn(self, line: str) -> None:
         """Write a log line about what this rank alone has seen."""
         if self._rank:
-            say(f"[rank {self._rank}] {line}")
+            say(printable(f"[rank {self._rank}] {line}"))
         else:
             self.say(line)
 
@@ -71,11 +71,11 @@ class Journal:
         """Write a log line, from the first rank."""
         if self._rank:
             return
+        text = printable(line)  # a name in it may have several lines, and say what others would
         if self._display is not None:
-            text = printable_lines(line)
             self._display.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
-            say(line)
+            say(text)
 
     def show(self, step: int, text: str | None = None) -> None:
         """Move the live display, and change its text; nothing happens where there is none."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ import torch
 
 from vitbase.data.augment import EvalTransform
 from vitbase.data.normalize import normalize
-from vitbase.errors import DataError, ImageError
+from vitbase.disk import LONGEST_IMAGE, list_folder, read_regular, tell_passed_over
+from vitbase.errors import DataError, ImageError, first_few
 from vitbase.runtime import local_runtime
+from vitbase.sources.folders import Walk
 from vitbase.weights.load import LoadedModel, load_model
-
-_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,7 @@ def predict(
     top: int = 5,
     device_target: str = "auto",
     batch_size: int = 32,
+    recursive: bool = False,
 ) -> list[Prediction]:
     """Classify images.
 
@@ -59,34 +61,63 @@ def predict(
       paths: image files; a folder stands for every image directly inside it.
       weights: anything `checkpoint_path` takes; of a run, its newest checkpoint.
       top: how many classes to return for each image.
+      recursive: whether a folder stands for the images in the folders inside it, too.
     Returns: one Prediction for each image, in order.
     Raises: DataError if a path does not exist; WeightsError or CheckpointError for the weights.
     """
     loaded = load_model(weights)
     return list(
         predict_each(
-            expand(paths), loaded, top=top, device_target=device_target, batch_size=batch_size
+            expand(paths, recursive=recursive),
+            loaded,
+            top=top,
+            device_target=device_target,
+            batch_size=batch_size,
         )
     )
 
 
-def expand(paths: Sequence[str | Path]) -> list[Path]:
-    """Replace each folder by the images directly inside it, sorted by name.
+def expand(
+    paths: Sequence[str | Path],
+    *,
+    recursive: bool = False,
+    tell: Callable[[str], None] = lambda line: None,
+) -> list[Path]:
+    """Replace each folder by the images inside it, listed as in training, sorted by name.
 
+    Args:
+      recursive: whether to go into the folders inside.
+      tell: gets a line about what is passed over.
     Raises: DataError for a path that does not exist or a folder without images.
     """
     images: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES)
+            inside = [*_list_images(path, recursive, tell)]
             if not inside:
-                raise DataError(f"There are no images in the folder {path}.")
+                deeper = not recursive and list_folder(path).folders
+                hint = f" Those in '{deeper[0]}' and the like: --recursive." if deeper else ""
+                raise DataError(f"There are no images in the folder {path}.{hint}")
             images += inside
-        elif path.exists():
+        elif os.path.lexists(path):
             images.append(path)
         else:
             raise DataError(f"The image {path} does not exist.")
     return images
+
+
+def _list_images(folder: Path, recursive: bool, tell: Callable[[str], None]) -> list[Path]:
+    walk = Walk(folder)
+    found = sorted(walk.images("", recursive=recursive), key=os.fsencode)
+    for names, what in (
+        (walk.left_out, "not called like an image"),
+        (walk.not_entered, "being folders; --recursive goes into them"),
+    ):
+        if names:
+            tell(f"{folder}: {len(names)} passed over, {what}: {first_few(names, count=False)}.")
+    for note in tell_passed_over(folder, walk.passed_over):
+        tell(note)
+    return [folder / name for name in found]
 
 
 def predict_each(
@@ -113,7 +144,7 @@ def predict_each(
         errors: dict[int, str] = {}
         for row, path in enumerate(chunk):
             try:
-                transform(path.read_bytes(), None, rows[row])
+                transform(read_regular(path, LONGEST_IMAGE), None, rows[row])
             except ImageError as error:
                 errors[row] = str(error)
             except OSError as error:

@@ -16,11 +16,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from vitbase.disk import LONGEST_FILE, list_folder, read_regular
 from vitbase.errors import DataError
 from vitbase.sources.pickles import read_pickle
 from vitbase.sources.source import Images, Source, counted_names, parse_names, refuse_repeated
 from vitbase.sources.splits import SPLIT_WORDS, Split, find_split
-from vitbase.stores import list_folder
 
 IDX_IMAGES = re.compile(
     rf"(?P<head>.*?(?P<split>{'|'.join(sorted(SPLIT_WORDS))})-)images[-.]idx3-ubyte(\.gz)?"
@@ -29,6 +29,7 @@ _IDX_USUAL: dict[Split, str] = {"train": "train", "val": "t10k"}
 Archive = Literal["idx", "cifar10", "cifar100", "cifar10 pickles", "cifar100 pickles"]
 CIFAR_SIDE = 32
 _CIFAR_BYTES = 3 * CIFAR_SIDE * CIFAR_SIDE
+_PART = re.compile(r".*-ubyte(\.gz)?|(data_batch_\d+|test_batch|train|test|meta)(\.bin)?")
 _CIFAR_BATCH = re.compile(r"data_batch_\d+\..*")
 
 
@@ -68,6 +69,11 @@ def find_archive(names: Iterable[str]) -> Archive | None:
     return "cifar100 pickles" if "meta" in names and {"train", "test"} & names else None
 
 
+def is_whole_archive(names: Iterable[str]) -> bool:
+    """Tell whether several files of an archive are there, rather than one that has strayed."""
+    return sum(_PART.fullmatch(name) is not None for name in names) > 1
+
+
 def read_archive(folder: Path, split: Split, option: str) -> Source:
     """Read one split of the archive that a folder holds.
 
@@ -77,7 +83,7 @@ def read_archive(folder: Path, split: Split, option: str) -> Source:
       option: the option that named the folder, for messages.
     Raises: DataError naming the file that is missing, cut short, or contradicts another.
     """
-    _, names = list_folder(folder)
+    names = list_folder(folder).files
     kind = find_archive(names)
     assert kind is not None
     if kind == "idx":
@@ -150,7 +156,7 @@ def _read_idx_array(path: Path, *, dimensions: int) -> NDArray[np.uint8]:
 
 def _read_maybe_gzipped(path: Path) -> bytes:
     try:
-        content = path.read_bytes()
+        content = read_regular(path, LONGEST_FILE)
         return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"Cannot read {path}: {error}") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -12,14 +12,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vitbase.disk import LONGEST_IMAGE, list_folder, read_regular, tell_passed_over
 from vitbase.errors import DataError, ImageError, first_few
 from vitbase.sources.source import UNKNOWN_SIZE, Images, Labels, Source
-from vitbase.stores import list_folder
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
     | {".ppm", ".pgm"}
 )
+ARCHIVE_SUFFIXES = (".tar", ".tgz", ".gz", ".zip", ".7z", ".rar", ".parquet", ".arrow", ".bin")
+"""What files end in that may hold a data set of their own: first of those left out to be named."""
 _PROBE_BYTES = 4096
 LAYOUT = "one folder per class, with its images inside: {root}/<class>/<image>.jpg (or png, webp…)"
 
@@ -63,11 +65,7 @@ class Files(Images):
     def _read(self, row: int, middle: int | None = None) -> bytes:
         """Return a file's bytes, or as many from its middle. Raises: ImageError."""
         try:
-            with open(self.describe(row), "rb", buffering=0) as file:
-                if middle is None:
-                    return file.read()
-                file.seek(max(0, (os.fstat(file.fileno()).st_size - middle) // 2))
-                return file.read(middle)
+            return read_regular(self.describe(row), LONGEST_IMAGE, middle)
         except OSError as error:
             raise ImageError(f"cannot be read: {error.strerror or error}") from None
 
@@ -80,6 +78,7 @@ class Listing(NamedTuple):
     counts: NDArray[np.int64]  # files of each class
     class_names: tuple[str, ...]
     notes: tuple[str, ...]
+    repeated: tuple[str, ...] = ()  # the folders in each class folder, where they are the same
 
     def source(self, root: Path) -> Source:
         """Return these files as a source."""
@@ -127,7 +126,8 @@ def build_source(
 def read_folder(root: Path, option: str) -> Source:
     """List a folder of class folders. Classes and files are ordered by name.
 
-    Hidden entries (``.name``) are passed over. Other files are left out, counted in the notes.
+    What a system left there, and hidden entries, are passed over; other files are left out. Both
+    are counted in the notes.
 
     Args:
       root: the folder that holds the class folders.
@@ -139,51 +139,113 @@ def read_folder(root: Path, option: str) -> Source:
 
 def list_classes(root: Path, option: str) -> tuple[Listing, list[Stamp]]:
     """List a folder as :func:`read_folder` does. Returns: also every folder, as it was before."""
-    own = _stamp(root, "")
-    stamps = [own]
-    folders, strays = list_folder(root)
+    walk = Walk(root)
+    folders, files = walk.enter(_stamp(root, ""))
     if not folders:
-        raise DataError(f"--{option} {root}: {_wrong_layout(root, strays)}")
+        raise DataError(f"--{option} {root}: {_wrong_layout(root, files)}")
+    walk.left_out = sorted(files, key=lambda name: not name.lower().endswith(ARCHIVE_SUFFIXES))
     paths: list[bytes] = []
     lengths: list[NDArray[np.int64]] = []
-    left_out = list(strays)
     for name in folders:
-        found = [*_images(root, name, left_out, frozenset({own.inode}), stamps)]
+        found = [*walk.images(name)]
         if not found:
+            others = [other for other in folders if other != name and holds_images(root / other)]
+            only = f", or give --{option} {root / others[0]}" if len(others) == 1 else ""
             raise DataError(
                 f"--{option} {root}: the class folder '{name}' holds no images. "
-                "Fill it, or take it away."
+                f"Fill it, or take it away{only}."
             )
         encoded = sorted(os.fsencode(path) for path in found)
         lengths.append(np.array([len(path) for path in encoded], np.int64))
         paths.append(b"".join(encoded))
     notes: tuple[str, ...] = ()
-    if left_out:
-        what = "file was" if len(left_out) == 1 else "files were"
+    if walk.left_out:
+        what = "file was" if len(walk.left_out) == 1 else "files were"
         notes = (
-            f"{root}: {len(left_out)} {what} left out, not being images in a class folder "
-            f"(the first: {left_out[0]}).",
+            f"{root}: {len(walk.left_out)} {what} left out, not being images in a class folder "
+            f"({first_few(walk.left_out, count=False)}).",
         )
+    notes += tell_passed_over(root, walk.passed_over)
     counts = np.array([len(part) for part in lengths], np.int64)
-    return Listing(b"".join(paths), np.concatenate(lengths), counts, tuple(folders), notes), stamps
+    listing = Listing(
+        *(b"".join(paths), np.concatenate(lengths), counts, tuple(folders), notes),
+        repeated=_repeated(folders, walk.holding),
+    )
+    return listing, walk.stamps
 
 
-def _images(
-    root: Path, folder: str, left_out: list[str], above: frozenset[int], stamps: list[Stamp]
-) -> Iterator[str]:
-    """Yield the images below a folder as relative paths; append other files to ``left_out``."""
-    stamp = _stamp(root, folder)
-    if stamp.inode and stamp.inode in above and _leads_up(root / folder):
-        return  # a link to a folder above: everything in it is listed already
-    stamps.append(stamp)
-    folders, files = list_folder(root / folder)
-    for name in files:
-        if is_image_name(name):
-            yield f"{folder}/{name}"
-        else:
-            left_out.append(f"{folder}/{name}")
-    for name in folders:
-        yield from _images(root, f"{folder}/{name}", left_out, above | {stamp.inode}, stamps)
+def _repeated(classes: Sequence[str], holding: Collection[tuple[str, ...]]) -> tuple[str, ...]:
+    """Return the folders in each class folder, if they are the same and hold all the images."""
+    inside: dict[str, set[str]] = {name: set() for name in classes}
+    for name, *deeper in holding:
+        inside[name].add(deeper[0] if deeper else "")
+    first, *others = inside.values()
+    same = len(first) > 1 and "" not in first and all(other == first for other in others)
+    return tuple(sorted(first)) if same else ()
+
+
+def refuse_repeated_folders(listing: Listing, root: Path, option: str) -> None:
+    """Raise a DataError if each class folder holds the same folders, which may be the classes."""
+    if not listing.repeated:
+        return
+    classes, told = listing.class_names, first_few(listing.repeated)
+    what = f"the folders {first_few(classes)} hold the same folders each ({told})"
+    if len(classes) == 1:
+        what = f"it holds a single folder, '{classes[0]}', and that the folders {told}"
+    raise DataError(
+        f"--{option} {root}: {what}. If these are the classes, give --{option} "
+        f"{root / classes[0]}; if {first_few(classes)} should be, give --layout classes."
+    )
+
+
+class Walk:
+    """Lists what is below a folder, every folder once; remembers what is no image."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.left_out: list[str] = []  # files, relative to the root, as all names here
+        self.passed_over: list[str] = []
+        self.stamps: list[Stamp] = []  # of every folder, as it was just before
+        self.not_entered: list[str] = []  # folders
+        self.holding: set[tuple[str, ...]] = set()  # images: the first two parts of folders' names
+
+    def enter(self, stamp: Stamp) -> tuple[list[str], list[str]]:
+        """Return the folders and files in a folder."""
+        self.stamps.append(stamp)
+        folders, files, passed_over = list_folder(self.root / stamp.folder)
+        self.passed_over += (os.path.join(stamp.folder, name) for name in passed_over)
+        return folders, files
+
+    def images(
+        self, folder: str, above: frozenset[int] | None = None, *, recursive: bool = True
+    ) -> Iterator[str]:
+        """Yield the images below a folder, or directly in it; "" is the root."""
+        stamp = _stamp(self.root, folder)
+        if above is None:
+            above = frozenset(root.inode for root in self.stamps[:1])
+        if stamp.inode and stamp.inode in above and _leads_up(self.root / folder):
+            return  # a link to a folder above: everything in it is listed already
+        folders, files = self.enter(stamp)
+        prefix = folder and f"{folder}/"
+        any_image = False
+        for name in files:
+            if is_image_name(name):
+                any_image = True
+                yield prefix + name
+            else:
+                self.left_out.append(prefix + name)
+        if any_image:
+            self.holding.add(tuple(folder.split("/")[:2]))
+        if not recursive:
+            self.not_entered += folders
+            return
+        for name in folders:
+            yield from self.images(prefix + name, above | {stamp.inode})
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether there is an image below a folder."""
+    return any(True for _ in Walk(folder.parent).images(folder.name))
 
 
 def _leads_up(folder: Path) -> bool:

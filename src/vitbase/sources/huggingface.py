@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vitbase.disk import LONGEST_IMAGE, list_folder, read_regular
 from vitbase.errors import DataError, ImageError
 from vitbase.sources.source import UNKNOWN_SIZE, Images, Labels, Source
-from vitbase.sources.splits import SPLIT_NAMES, SPLIT_WORDS, SPLITS_TOLD, Split, find_split
-from vitbase.stores import list_folder
+from vitbase.sources.splits import SPLIT_NAMES, SPLITS_TOLD, Split, find_split, split_word
 
 PREFIX = "hf:"
 IMAGE_NAMES = ("image", "img", "jpg", "png")
@@ -47,7 +47,7 @@ class Rows(Images):
         if image["bytes"] is not None:
             return bytes(image["bytes"])
         try:
-            return Path(image["path"]).read_bytes()
+            return read_regular(image["path"], LONGEST_IMAGE)
         except (OSError, TypeError) as error:
             raise ImageError(f"cannot be read: {error}") from None
 
@@ -72,10 +72,17 @@ class Rows(Images):
 
 def holds_dataset(folder: Path) -> bool:
     """Tell whether a folder is a saved data set, or holds Parquet or Arrow files."""
-    folders, files = list_folder(folder)
+    folders, files, _ = list_folder(folder)
     if _SAVED & set(files) or any(_FILE.fullmatch(name) for name in files):
         return True
-    return "data" in folders and any(map(_FILE.fullmatch, list_folder(folder / "data")[1]))
+    return "data" in folders and any(map(_FILE.fullmatch, list_folder(folder / "data").files))
+
+
+def is_whole(folder: Path) -> bool:
+    """Tell whether it is a saved data set, or a file names its split, as strays do not."""
+    _, files, _ = list_folder(folder)
+    found = (match for match in map(_FILE.fullmatch, files) if match)
+    return bool(_SAVED & set(files)) or any(split_word(match["split"]) for match in found)
 
 
 def has_split(place: str, split: Split, option: str) -> bool:
@@ -144,7 +151,7 @@ def _load_with(library: Any, place: str, option: str) -> dict[str, Any]:
         name, _, config = place.removeprefix(PREFIX).partition(":")
         return dict(library.load_dataset(name, config or None))
     folder = Path(place)
-    if _SAVED & set(list_folder(folder)[1]):
+    if _SAVED & set(list_folder(folder).files):
         found = library.load_from_disk(str(folder))
         return dict(found) if isinstance(found, dict) else {"": found}
     kind, files = _files_by_split(folder, option)
@@ -172,16 +179,16 @@ def _files_by_split(folder: Path, option: str) -> tuple[str, dict[str, list[str]
 
     Raises: DataError if some say a split and others do not, or there are two kinds.
     """
-    if not any(map(_FILE.fullmatch, list_folder(folder)[1])):
+    if not any(map(_FILE.fullmatch, list_folder(folder).files)):
         folder = folder / "data"
     files: dict[str, list[str]] = {}
     kinds = set()
-    for name in list_folder(folder)[1]:
+    for name in list_folder(folder).files:
         match = _FILE.fullmatch(name)
         if match:
             split = match["split"].lower()
             kinds.add(match["kind"])
-            files.setdefault(split if split in SPLIT_WORDS else "", []).append(str(folder / name))
+            files.setdefault(split if split_word(split) else "", []).append(str(folder / name))
     if "" in files and len(files) > 1:
         stray = Path(files[""][0]).name
         raise DataError(

@@ -24,30 +24,39 @@ from typing import BinaryIO
 
 import numpy as np
 
+from vitbase.disk import SYSTEM_NAMES
 from vitbase.files import cache_folder, parse_json, written_whole
-from vitbase.sources.folders import IMAGE_SUFFIXES, Listing, Stamp, list_classes, read_stamp
+from vitbase.sources.folders import (
+    IMAGE_SUFFIXES,
+    Listing,
+    Stamp,
+    list_classes,
+    read_stamp,
+    refuse_repeated_folders,
+)
 from vitbase.sources.source import Source
 
 SMALL = 10_000
 """Fewer files than these are listed in no time; they are not kept."""
 
 _RACY_NS = 2_000_000_000  # FAT's clock ticks every two seconds; no other in use is coarser
-_MAGIC = b"vitbase listing 1\n"
+_MAGIC = b"vitbase listing 2\n"
 _DIGEST_BYTES = 16
 
 
-def open_folder(root: Path, option: str) -> Source:
+def open_folder(root: Path, option: str, *, confirmed: bool = False) -> Source:
     """List a folder of class folders as :func:`read_folder` does, or take its listing as kept.
 
     Args:
       root: the folder that holds the class folders.
       option: the option that named it, for messages.
-    Raises: DataError as :func:`read_folder`.
+      confirmed: whether somebody has said that these are the classes.
+    Raises: DataError as :func:`read_folder`, or if that is to be doubted.
     """
     place = _place(root)
     kept = None if place is None else _read(place, root)
     if kept is not None:
-        return kept.source(root)
+        return _source(kept, root, option, confirmed)
     started_ns = time.time_ns()
     listing, stamps = list_classes(root, option)
     newest_ns = max(max(stamp.mtime_ns, stamp.ctime_ns) for stamp in stamps)
@@ -55,6 +64,12 @@ def open_folder(root: Path, option: str) -> Source:
     if place is not None and len(listing.lengths) >= SMALL and at_rest:
         with suppress(OSError):
             _write(place, listing, stamps)
+    return _source(listing, root, option, confirmed)
+
+
+def _source(listing: Listing, root: Path, option: str, confirmed: bool) -> Source:
+    if not confirmed:
+        refuse_repeated_folders(listing, root, option)
     return listing.source(root)
 
 
@@ -63,7 +78,8 @@ def _place(root: Path) -> Path | None:
     folder = cache_folder()
     if folder is None:
         return None
-    what = [_MAGIC, os.fsencode(os.path.realpath(root)), *sorted(map(str.encode, IMAGE_SUFFIXES))]
+    names = sorted(map(str.encode, IMAGE_SUFFIXES | SYSTEM_NAMES))
+    what = [_MAGIC, os.fsencode(os.path.realpath(root)), *names]
     key = blake2b(b"\0".join(what), digest_size=16)
     return folder / f"listing-{key.hexdigest()}"
 
@@ -74,6 +90,7 @@ def _write(place: Path, listing: Listing, stamps: Sequence[Stamp]) -> None:
         {
             "class_names": listing.class_names,
             "notes": listing.notes,
+            "repeated": listing.repeated,
             "stamps": stamps,
             "files": len(listing.lengths),
             "bytes": len(listing.paths),
@@ -128,4 +145,5 @@ def _parse(file: BinaryIO, size: int, root: Path) -> Listing | None:
     for stamp in head["stamps"]:  # a thousand questions instead of a million entries
         if read_stamp(root, stamp[0]) != tuple(stamp):
             return None
-    return Listing(paths, lengths, counts, class_names, tuple(head["notes"]))
+    notes = tuple(head["notes"])
+    return Listing(paths, lengths, counts, class_names, notes, tuple(head["repeated"]))

@@ -49,11 +49,11 @@ def open_train_val(config: Config) -> TrainVal:
             f"There are no training images: give --data_path FOLDER ({LAYOUT.format(root='FOLDER')}"
             f"; shards, IDX, CIFAR, Parquet), FILE.csv or hf:owner/name, or --data_path {EMBEDDED}."
         )
-    train = open_source(options.data_path, "train", "data_path")
+    train = open_source(options.data_path, "train", "data_path", options.layout)
     _check_class_count(train, config)
     notes: list[str] = [*train.notes]
     held_out: tuple[str, ...] = ()
-    match find_val(options.data_path, options.val_data_path):
+    match find_val(options.data_path, options.val_data_path, options.layout):
         case Given(layout):
             val = layout.open("val")
             if _same_images(train, val):
@@ -85,7 +85,7 @@ def open_val(config: Config, class_names: Sequence[str] | None = None) -> Source
     """
     options = config.data
     before: tuple[str, ...] = ()
-    match find_val(options.data_path, options.val_data_path):
+    match find_val(options.data_path, options.val_data_path, options.layout):
         case Given(layout) | Beside(layout):
             val = layout.open("val")
         case HeldOut(layout):

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vitbase.disk import LONGEST_FILE, read_regular
 from vitbase.errors import DataError
 
 _DTYPES = {"u1": np.dtype("u1"), "b1": np.dtype("b1")} | {
@@ -30,7 +31,7 @@ def read_pickle(path: Path) -> Any:
     Raises: DataError naming the file and what else it asks for, or how it is damaged.
     """
     try:
-        content = path.read_bytes()
+        content = read_regular(path, LONGEST_FILE)
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror or error}") from None
     try:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitbase.errors import DataError
+from vitbase.files import unlisted
 
 Labels = NDArray[Any]
 """int64 [N], one class an image; or float32 [N, C] of zeros and ones, any number of classes."""
@@ -88,7 +89,7 @@ def counted_names(count: int) -> tuple[str, ...]:
 
 def parse_names(text: str, where: object) -> tuple[str, ...]:
     """Return the class names in a text, one a line. Raises: DataError as `refuse_repeated`."""
-    names = tuple(line.strip() for line in text.split("\n") if line.strip())
+    names = tuple(unlisted(text))
     refuse_repeated(names, where)
     return names
 

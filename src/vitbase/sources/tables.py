@@ -18,11 +18,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vitbase.disk import list_folder, open_regular
 from vitbase.errors import DataError, first_few
 from vitbase.sources.folders import IMAGE_SUFFIXES, build_source, is_image_name
 from vitbase.sources.source import Labels, Source
 from vitbase.sources.splits import SPLIT_NAMES, SPLIT_WORDS, SPLITS_TOLD, Split, find_split
-from vitbase.stores import list_folder
 
 TABLE_SUFFIXES = {".csv": ",", ".tsv": "\t"}
 PATH_COLUMNS = (
@@ -111,7 +111,7 @@ def read_table(path: Path, split: Split, option: str) -> Source:
 def _opened(path: Path, option: str) -> Iterator[Iterator[tuple[int, list[str]]]]:
     """Open a table for its rows that are not blank, with the lines they end in."""
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with open(path, encoding="utf-8-sig", newline="", opener=open_regular) as file:
             reader = csv.reader(file, delimiter=TABLE_SUFFIXES[path.suffix.lower()])
             yield ((reader.line_num, row) for row in reader if any(map(str.strip, row)))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -283,7 +283,7 @@ def _find_files(table: _Table, names: Sequence[str]) -> list[str]:
         if folder not in listed:
             listed[folder] = set()
             with suppress(DataError):
-                listed[folder].update(list_folder(root / folder)[1])
+                listed[folder].update(list_folder(root / folder).files)
         matches = [file] if file in listed[folder] else []
         if not matches and not is_image_name(file):
             matches = [file + suffix for suffix in _SUFFIXES if file + suffix in listed[folder]]

@@ -11,7 +11,7 @@ from vitbase.console import say
 from vitbase.data.augment import TrainTransform
 from vitbase.data.loader import TrainLoader
 from vitbase.errors import ConfigError
-from vitbase.files import write_whole
+from vitbase.files import listed, write_whole
 from vitbase.runs.checkpoints import STATE_FILE
 from vitbase.runs.folder import RunFolder
 from vitbase.runs.journal import Board, Journal
@@ -80,7 +80,7 @@ def _train(config: Config, runtime: Runtime) -> TrainResult:
     for line in (*data.notes, *notes, *found.warnings):
         journal.say(line)
     if data.held_out and runtime.is_first:
-        write_whole(folder.path / "held_out.txt", "".join(f"{path}\n" for path in data.held_out))
+        write_whole(folder.path / "held_out.txt", listed(data.held_out))
         say(f"The held-out images are listed in {folder.path / 'held_out.txt'}")
     learner = Learner(model, config, runtime, layout, schedule, objective)
     updates, continued = 0, None

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from vitbase.config.config import Config
+from vitbase.config.options import Reading
 from vitbase.curation.checking.classes import check_classes_match, check_counts, check_order
 from vitbase.curation.checking.images import look_at
 from vitbase.curation.checking.report import DataReport, Place, SplitReport, empty_report
@@ -31,6 +32,7 @@ def check_data(
     data_path: str,
     val_data_path: str | None = None,
     *,
+    layout: Reading = "auto",
     holdout_fraction: float = 0.1,
     seed: int = 0,
     num_workers: int | None = None,
@@ -41,6 +43,7 @@ def check_data(
     Args:
       data_path: as the option of that name in training.
       val_data_path: likewise.
+      layout: likewise.
       holdout_fraction: likewise; it says which images are held out where none are for evaluation.
       seed: likewise.
       num_workers: threads; None: one per usable core.
@@ -49,13 +52,13 @@ def check_data(
     """
     count_workers(num_workers)
     Config().replace(holdout_fraction=holdout_fraction, seed=seed)  # as a run would take them
-    layout = recognise(data_path, "data_path")
-    train = layout.open("train")
-    described = layout.words
+    found = recognise(data_path, "data_path", layout)
+    train = found.open("train")
+    described = found.words
     val: Source | None = None
     val_place = data_path
     notes: tuple[str, ...] = ()
-    match find_val(data_path, val_data_path):
+    match find_val(data_path, val_data_path, layout):
         case Given(other, val_place):
             val = other.open("val")
             described += f"; for evaluation {other.words}"

@@ -26,7 +26,7 @@ def show_report(report: DataReport) -> None:
         return
     if not sys.stdout.isatty():
         for line in plain_lines(report):
-            say(line)
+            say(printable(line))
         return
     from rich.console import Console
 

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from vitbase.config.options import Reading
 from vitbase.curation.packing.files import read_manifest
 from vitbase.curation.packing.split import SHARD_BYTES, PackReport, pack_source
 from vitbase.errors import DataError
@@ -21,6 +22,7 @@ def pack_data(
     *,
     split: Literal["train", "val", "both"] = "both",
     val_data_path: str | None = None,
+    layout: Reading = "auto",
     short_side: int | None = None,
     quality: int | None = None,
     shard_megabytes: int = SHARD_BYTES >> 20,
@@ -36,6 +38,7 @@ def pack_data(
       out_dir: gets the shards of all splits.
       split: "both" takes the evaluation images where there are any.
       val_data_path: evaluation images, where ``data_path`` does not have them.
+      layout: as the option of that name in training.
       short_side: images whose shorter side is longer are made smaller.
       quality: of the JPEGs that these become; None: 92.
       shard_megabytes: in 2**20 bytes; a shard ends with the image that reaches this size.
@@ -55,18 +58,18 @@ def pack_data(
     layouts: dict[Split, Layout] = {}
     used: dict[str, str] = {}
     if split != "val":
-        layouts["train"], used["data_path"] = recognise(data_path, "data_path"), data_path
+        layouts["train"], used["data_path"] = recognise(data_path, "data_path", layout), data_path
     if split != "train":
-        match find_val(data_path, val_data_path):
-            case Given(layout, place):
-                layouts["val"], used["val_data_path"] = layout, place
-            case Beside(layout):
-                layouts["val"], used["data_path"] = layout, data_path
-            case HeldOut(layout) if split == "val":  # all that is there
-                layouts["val"], used["data_path"] = layout, data_path
+        match find_val(data_path, val_data_path, layout):
+            case Given(found, place):
+                layouts["val"], used["val_data_path"] = found, place
+            case Beside(found):
+                layouts["val"], used["data_path"] = found, data_path
+            case HeldOut(found) if split == "val":  # all that is there
+                layouts["val"], used["data_path"] = found, data_path
     for option, path in used.items():
         _refuse_inside(out, path, option)
-    sources = {name: layout.open(name) for name, layout in layouts.items()}
+    sources = {name: found.open(name) for name, found in layouts.items()}
     if "val" in sources:
         if "train" in sources:
             names = sources["train"].class_names

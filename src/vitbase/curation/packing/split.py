@@ -39,7 +39,7 @@ from vitbase.curation.packing.images import Change, Prepared, prepare_image
 from vitbase.data.order import epoch_permutation
 from vitbase.data.threads import CHUNK, count_workers, map_positions
 from vitbase.errors import DataError, ImageError
-from vitbase.files import remove_unfinished, write_whole
+from vitbase.files import listed, remove_unfinished, write_whole
 from vitbase.sources.shards.labels import NAMES_FILE
 from vitbase.sources.shards.layout import MANIFEST
 from vitbase.sources.shards.source import open_shards
@@ -64,6 +64,7 @@ class PackReport:
     kept_shards: int  # that were there already
     changes: dict[Change, int]  # images copied, resized, or encoded; of shards not kept
     left_out: tuple[LeftOut, ...]
+    notes: tuple[str, ...] = ()  # what is remarkable about where they were
 
     def lines(self) -> Iterator[str]:
         """Yield what a person wants to know of it."""
@@ -77,6 +78,7 @@ class PackReport:
         )
         for found in self.left_out:
             yield f"  left out {found.place}: {found.cause}"
+        yield from (f"  {note}" for note in self.notes)
 
 
 def pack_source(
@@ -290,8 +292,7 @@ class _Packing:
         images = sum(entry["samples"] for entry in self.entries)
         if not images:
             raise DataError("There is no image to pack: none can be read.")
-        names = "".join(f"{name}\n" for name in self.source.class_names)
-        write_whole(self.folder / NAMES_FILE, names)
+        write_whole(self.folder / NAMES_FILE, listed(self.source.class_names))
         self.state.update(complete=True, num_samples=images)
         self._write_manifest()
         write_json(self.folder / INFO, {"splits": timm_splits(self.manifest["splits"])})
@@ -306,6 +307,7 @@ class _Packing:
             kept_shards=self.kept,
             changes=self.changes,
             left_out=tuple(self.left_out),
+            notes=self.source.notes,
         )
 
 

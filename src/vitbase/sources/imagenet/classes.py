@@ -14,15 +14,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from vitbase.disk import list_folder, open_regular
 from vitbase.errors import DataError, first_few
 from vitbase.sources.folders import build_source, is_image_name
 from vitbase.sources.source import Source
-from vitbase.stores import list_folder
 
 SYNSET = re.compile(r"n\d{8}")
 NUM_CLASSES = 1000
@@ -86,6 +87,16 @@ def holds_flat_images(folders: Iterable[str], files: Iterable[str]) -> bool:
     return all("devkit" in name.lower() for name in folders) and any(map(is_image_name, files))
 
 
+def holds_labelled_images(folder: Path, folders: Iterable[str], files: Iterable[str]) -> bool:
+    """Tell whether a folder with these entries holds such images, and a file has their labels."""
+    return holds_flat_images(folders, files) and next(_label_files(folder), None) is not None
+
+
+def may_hold_labels(name: str) -> bool:
+    """Tell by its name whether a file or folder beside images may hold their labels."""
+    return "devkit" in name.lower() or any(pattern.fullmatch(name) for pattern, _ in _READERS)
+
+
 def read_flat_images(folder: Path, option: str) -> Source:
     """Read ImageNet images that lie side by side, with labels from a file inside or near by.
 
@@ -98,7 +109,7 @@ def read_flat_images(folder: Path, option: str) -> Source:
     Returns: the images by name. The classes are all of ImageNet-1k, in its order.
     Raises: DataError naming the label file and the line if they do not fit the images.
     """
-    _, files = list_folder(folder)
+    files = list_folder(folder).files
     images = [name for name in files if is_image_name(name)]
     found = next(_label_files(folder), None)
     if found is None:
@@ -131,7 +142,7 @@ def _label_files(folder: Path) -> Iterator[tuple[Path, _Reader]]:
     """Yield the files that may hold labels, the nearest first, at each place the surest first."""
     for place in _label_places(Path(os.path.abspath(folder))):
         with suppress(DataError):  # a folder higher up may be forbidden
-            _, files = list_folder(place)
+            files = list_folder(place).files
             for pattern, read in _READERS:
                 for name in files:
                     if pattern.fullmatch(name) and not _lists_classes(place / name):
@@ -145,7 +156,7 @@ def _label_places(folder: Path) -> Iterator[Path]:
     for level in levels:
         yield level
         with suppress(DataError):
-            for name in list_folder(level)[0]:
+            for name in list_folder(level).folders:
                 if "devkit" in name.lower():
                     yield from (level / name, level / name / "data")
 
@@ -155,7 +166,8 @@ def _lists_classes(path: Path) -> bool:
     if "synset" not in path.name:
         return False
     try:
-        lines = path.read_text(encoding="utf-8").split("\n", NUM_CLASSES + 1)
+        with open(path, encoding="utf-8", opener=open_regular) as file:
+            lines = [*islice(file, NUM_CLASSES + 2)]
     except (OSError, UnicodeDecodeError):
         return True
     words = [line.split() for line in lines if line.strip()]
@@ -165,7 +177,7 @@ def _lists_classes(path: Path) -> bool:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    with open(path, encoding="utf-8-sig") as file:
+    with open(path, encoding="utf-8-sig", opener=open_regular) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield number, line.strip()
@@ -213,7 +225,7 @@ def _read_pairs(path: Path) -> Iterator[_Label]:
 
 
 def _read_csv(path: Path) -> Iterator[_Label]:
-    with open(path, encoding="utf-8-sig", newline="") as file:
+    with open(path, encoding="utf-8-sig", newline="", opener=open_regular) as file:
         rows = csv.reader(file)
         header = next(rows, [])
         if len(header) != 2:

@@ -39,7 +39,7 @@ def read_class_names(store: Store) -> tuple[str, ...] | None:
         where = f"{store.place}/{name}"
         try:
             if name in _LISTS:
-                found = parse_names(content.decode("utf-8"), where)
+                found = parse_names(content.decode("utf-8", "surrogateescape"), where)
             else:
                 found = _find_names(parse_json(content))
                 refuse_repeated(found, where)

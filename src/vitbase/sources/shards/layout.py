@@ -10,7 +10,7 @@ from typing import Any
 
 from vitbase.errors import DataError
 from vitbase.files import parse_json
-from vitbase.sources.splits import SPLIT_NAMES, SPLIT_WORDS, find_split
+from vitbase.sources.splits import SPLIT_NAMES, find_split, split_word
 from vitbase.stores import Store
 
 MANIFEST = "manifest.json"
@@ -100,13 +100,27 @@ def _groups_by_name(store: Store, names: Sequence[str]) -> dict[str, Group]:
             groups[split] = Group(split, store, named)
     if not groups:
         return {"all": Group("all", store, tuple(names))}
-    others = tuple(name for name in names if not words[name] & SPLIT_WORDS)
+    others = tuple(name for name in names if not any(map(split_word, words[name])))
     return {key: replace(group, left_out=others) for key, group in groups.items()}
 
 
 def is_shard(name: str) -> bool:
     """Whether a file of this name is a shard."""
     return name.endswith(".tar") and not name.startswith(".")
+
+
+def is_whole_set(files: Sequence[str], folders: Sequence[str]) -> bool:
+    """Whether the shards among some files are surely a data set: described, indexed or numbered.
+
+    A tar file that is called as a folder beside it is what that was unpacked from.
+    """
+    numbered = [
+        re.sub(r"\d+", "", name)
+        for name in files
+        if re.fullmatch(r".*\d{3,}\.tar", name) and name[:-4] not in folders
+    ]
+    described = any(name in _INFOS or name.endswith(".index") for name in files)
+    return described or len(set(numbered)) < len(numbered)
 
 
 def tell_no_shards(split: str, groups: Iterable[str], store: Store) -> str:

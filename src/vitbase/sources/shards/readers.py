@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from vitbase.disk import open_regular
 from vitbase.errors import ImageError
 from vitbase.sources.shards.index import BLOCK
 from vitbase.stores import FileFacts, RemoteStore, facts_of
@@ -82,7 +83,7 @@ class _Descriptor:
     def __init__(self, path: str) -> None:
         self.number = -1
         try:
-            self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self.number = open_regular(path)
         except OSError as error:
             raise ImageError(f"the shard cannot be read: {error.strerror or error}") from None
 

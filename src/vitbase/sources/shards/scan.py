@@ -12,8 +12,10 @@ import os
 import tarfile
 import zlib
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
+from vitbase.disk import SYSTEM_NAMES
 from vitbase.errors import DataError
 from vitbase.files import parse_json
 from vitbase.sources.folders import IMAGE_SUFFIXES
@@ -53,6 +55,9 @@ def scan_shard(read: ReadRange, name: str, facts: FileFacts, where: str, window:
         folder, _, base = member.name.rpartition("/")
         stem, dot, suffix = base.partition(".")
         if not stem or not dot or _is_meta(member.name):  # hidden, without suffix, or a remark
+            continue
+        if _is_of_system(folder):
+            left_out.append(member.name)
             continue
         key, suffix = (f"{folder}/{stem}" if folder else stem), suffix.lower()
         sample = samples.setdefault(key, {})
@@ -209,6 +214,11 @@ def _cut_short(where: str, size: int, place: str = "") -> DataError:
         f"{where} is cut short: it ends at byte {size:,}{place}, without the mark that ends a tar "
         "file. Fetch it again."
     )
+
+
+@lru_cache(maxsize=4096)
+def _is_of_system(folder: str) -> bool:
+    return not SYSTEM_NAMES.isdisjoint(folder.lower().split("/"))
 
 
 def _is_meta(name: str) -> bool:
