@@ -3,6 +3,7 @@
 import math
 import random
 from collections import Counter
+from functools import partial
 from statistics import NormalDist
 
 import numpy as np
@@ -18,6 +19,7 @@ from torchvision.transforms import autoaugment as tv_augment
 from vitbase.config.options import AugmentSection
 from vitbase.config.preprocess import default_preprocess
 from vitbase.data.augment import build_policy
+from vitbase.data.decode import cut
 from vitbase.data.order import sample_generator
 from vitbase.data.policies.policies import (
     ColorJitter,
@@ -352,6 +354,7 @@ def test_colour_jitter_is_torchvisions():
 
 def test_simple_crop_is_torchvisions(monkeypatch):
     pixels = photo(40, 60)
+    read = partial(cut, pixels)
     for position in range(40):
         down, right = sample_generator(0, 0, position).random(2).tolist()
         drawn = iter([int(down * 17), int(right * 37)])
@@ -360,9 +363,9 @@ def test_simple_crop_is_torchvisions(monkeypatch):
         expected = np.asarray(crop(Image.fromarray(pixels)))
         monkeypatch.undo()
         top, left = draw_simple_window((40, 60), 32, 32, 4, sample_generator(0, 0, position))
-        assert np.array_equal(cut_reflected(pixels, top, left, 32, 32), expected)
+        assert np.array_equal(cut_reflected(read, (40, 60), (top, left, 32, 32)), expected)
     padded = np.pad(pixels, ((4, 4), (4, 4), (0, 0)), "reflect")
-    assert np.array_equal(cut_reflected(pixels, -4, -4, 48, 68), padded)
+    assert np.array_equal(cut_reflected(read, (40, 60), (-4, -4, 48, 68)), padded)
 
 
 def test_erased_windows_are_timms(monkeypatch):

@@ -9,8 +9,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from vitbase.data.augment import resize
 from vitbase.data.decode import FORMATS, Pixels, decode, decode_window, read_size
+from vitbase.data.resize import resize
 
 Change = Literal["copied", "resized", "encoded"]
 _SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}

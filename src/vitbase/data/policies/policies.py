@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitbase.config.preprocess import Preprocess
-from vitbase.data.decode import Pixels
+from vitbase.data.decode import Pixels, Window
 from vitbase.data.policies import operations, warps
 from vitbase.data.policies.warps import Axis, Colour, Resampling
 
@@ -186,10 +186,17 @@ def draw_simple_window(
     return top, int(right * (size[1] + 2 * pad - width + 1)) - pad
 
 
-def cut_reflected(pixels: Pixels, top: int, left: int, height: int, width: int) -> Pixels:
+def cut_reflected(
+    read: Callable[[Window], Pixels], size: tuple[int, int], window: Window
+) -> Pixels:
     """Cut a window that may reach beyond the border, where the image is mirrored.
 
     The border's own pixels are not repeated, as with numpy's and torchvision's "reflect".
+
+    Args:
+      read: gives a window within the image.
+      size: (height, width) of the image.
+      window: that is wanted.
     """
 
     def places(first: int, count: int, size: int) -> NDArray[np.int64]:
@@ -197,11 +204,12 @@ def cut_reflected(pixels: Pixels, top: int, left: int, height: int, width: int) 
         result: NDArray[np.int64] = np.minimum(mirrored, 2 * (size - 1) - mirrored)
         return result
 
-    rows = places(top, height, pixels.shape[0])
-    columns = places(left, width, pixels.shape[1])
+    top, left, height, width = window
+    rows = places(top, height, size[0])
+    columns = places(left, width, size[1])
     inner_top, inner_left = int(rows.min()), int(columns.min())
     rows, columns = rows - inner_top, columns - inner_left
-    inner = pixels[inner_top:, inner_left:][: rows.max() + 1, : columns.max() + 1]
+    inner = read((inner_top, inner_left, int(rows.max()) + 1, int(columns.max()) + 1))
     if inner.shape[:2] == (height, width):
         return inner
     result: Pixels = inner[rows[:, None], columns]
