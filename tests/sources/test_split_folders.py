@@ -227,6 +227,16 @@ def test_a_folder_of_pictures_beside_shards_is_left_out(tmp_path):
     assert source.notes[0] == f"{tmp_path}: left out: preview."
 
 
+def test_images_side_by_side_beside_a_stray_tar(tmp_path):
+    images = [f"val/ILSVRC2012_val_0000000{number}.JPEG" for number in range(1, 7)]
+    write(tmp_path, *images, "val/backup.tar")
+    labels = ("490", "361", "171", "822", "297", "482")
+    (tmp_path / "ILSVRC2012_validation_ground_truth.txt").write_text("\n".join(labels))
+    for reading in ("auto", "classes"):  # which is said of the training images
+        source = open_source(str(tmp_path / "val"), "val", "val_data_path", reading)
+        assert source.labels.tolist() == [65, 970, 230, 809, 516, 57]
+
+
 def test_asked_for_what_is_not_there(tmp_path):
     write(tmp_path, "a/1.jpg", "b/1.jpg")
     with pytest.raises(DataError, match="no folder there is called like one"):

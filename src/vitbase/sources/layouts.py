@@ -185,6 +185,8 @@ def _look(path: Path) -> _Folder:
 
 def _recognise(path: Path, option: str, reading: Reading, *, is_split: bool = False) -> Layout:
     here = _look(path)
+    if reading != "files" and not here.folders:
+        reading = "auto"  # nothing in it is in doubt
     files = _of_files(here, option)
     if reading == "files" and files is None:
         raise DataError(f"--{option} {path}: --layout files, but there is no file of images.")
