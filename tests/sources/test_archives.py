@@ -9,6 +9,7 @@ import pytest
 from made_images import idx, write_idx
 
 from vitbase.errors import DataError
+from vitbase.sources import archives
 from vitbase.sources.archives import read_archive
 
 SAMPLES = resources.files("vitbase") / "sources" / "samples"
@@ -176,4 +177,11 @@ def test_cifar100_takes_the_fine_label(tmp_path):
     assert np.array_equal(source.labels, labels)
     (tmp_path / "train.bin").write_bytes(content[:-1])
     with pytest.raises(DataError, match="not a multiple of 3074"):
+        read_archive(tmp_path, "train", "data_path")
+
+
+def test_a_packed_file_is_bounded_before_it_is_unpacked(tmp_path, monkeypatch):
+    write_idx(tmp_path, compress=True)
+    monkeypatch.setattr(archives, "_LONGEST_UNPACKED", 1000)
+    with pytest.raises(DataError, match="unpacks to more than 1,000 bytes"):
         read_archive(tmp_path, "train", "data_path")

@@ -91,11 +91,10 @@ class DataSection(Section):
     image_height: int | None = Field(
         None,
         ge=1,
-        description="rows of the model's input, in pixels; none: as the weights, or 224; "
-        "--image_size sets both sides",
+        description="rows of the input (--image_size: both sides); none: weights', or 224",
     )
     image_width: int | None = Field(
-        None, ge=1, description="columns of the model's input; none: as the weights, or 224"
+        None, ge=1, description="columns of the input; none: as the weights, or 224"
     )
     image_channels: Literal[1, 3] | None = Field(
         None, description="1 grey, 3 RGB; none: as the weights, or 3"

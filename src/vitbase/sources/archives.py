@@ -6,6 +6,7 @@ CIFAR comes as plain records ("binary version") and as pickles ("python version"
 from __future__ import annotations
 
 import gzip
+import io
 import re
 import zlib
 from collections.abc import Iterable, Sequence
@@ -27,6 +28,7 @@ IDX_IMAGES = re.compile(
 )
 _IDX_USUAL: dict[Split, str] = {"train": "train", "val": "t10k"}
 Archive = Literal["idx", "cifar10", "cifar100", "cifar10 pickles", "cifar100 pickles"]
+_LONGEST_UNPACKED = 1 << 32  # bytes of a packed file: eight times the largest that is published
 CIFAR_SIDE = 32
 _CIFAR_BYTES = 3 * CIFAR_SIDE * CIFAR_SIDE
 _PART = re.compile(r".*-ubyte(\.gz)?|(data_batch_\d+|test_batch|train|test|meta)(\.bin)?")
@@ -157,7 +159,13 @@ def _read_idx_array(path: Path, *, dimensions: int) -> NDArray[np.uint8]:
 def _read_maybe_gzipped(path: Path) -> bytes:
     try:
         content = read_regular(path, LONGEST_FILE)
-        return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+        if content[:2] != b"\x1f\x8b":
+            return content
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+            unpacked = file.read(_LONGEST_UNPACKED + 1)
+        if len(unpacked) > _LONGEST_UNPACKED:
+            raise OSError(f"it unpacks to more than {_LONGEST_UNPACKED:,} bytes")
+        return unpacked
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"Cannot read {path}: {error}") from None
 
