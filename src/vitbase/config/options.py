@@ -91,7 +91,7 @@ class DataSection(Section):
     image_height: int | None = Field(
         None,
         ge=1,
-        description="rows of the input (--image_size: both sides); none: weights', or 224",
+        description="rows of the input (--image_size: both sides); none: weights', 224",
     )
     image_width: int | None = Field(
         None, ge=1, description="columns of the input; none: as the weights, or 224"
