@@ -18,7 +18,7 @@ from vitbase.stores import list_folder
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-    | {".ppm", ".pgm"}
+    | {".ppm", ".pgm", ".avif", ".jp2", ".j2k", ".jpx", ".heic", ".heif"}
 )
 _PROBE_BYTES = 4096
 LAYOUT = "one folder per class, with its images inside: {root}/<class>/<image>.jpg (or png, webp…)"
