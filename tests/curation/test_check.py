@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 from made_images import FAULTS, bomb, encode, photo, write_folder
+from PIL import Image, features
 
 from vitbase.curation.checking.check import check_leak, check_split
 from vitbase.curation.checking.report import KINDS, DataReport, SplitReport
 from vitbase.curation.checking.table import plain_lines
+from vitbase.data.decode import decode
+from vitbase.errors import ImageError
 from vitbase.sources.folders import read_folder
 from vitbase.sources.open import open_source
 
@@ -53,6 +56,42 @@ def test_a_decompression_bomb_is_refused_before_decoding(tmp_path):
     assert report.wrong
     (place,) = report.findings["unreadable"]
     assert "pixels" in place.detail
+
+
+def test_what_is_no_image_is_told_in_the_loaders_words(tmp_path):
+    write_folder(tmp_path, {"a": 4, "b": 4})
+    files = {
+        "page.jpg": b"<!DOCTYPE html><html>404</html>",
+        "pointer.png": b"version https://git-lfs.github.com/spec/v1\n",
+        "damaged.png": encode(photo(60, 60), "PNG").replace(b"IDAT", b"IDAU"),
+        "clip.jpg": b"\0\0\0\x10ftypisom\0\0\0\0" + bytes(80),
+    }
+    for name, content in files.items():
+        (tmp_path / "a" / name).write_bytes(content)
+    report = check_split("train", read_folder(tmp_path, "data_path"))
+    assert report.counts == {"unreadable": 4}
+    for place in report.findings["unreadable"]:
+        with pytest.raises(ImageError) as caught:
+            decode(files[Path(place.path).name])
+        assert place.detail == str(caught.value)
+    assert any("an HTML page" in line for line in lines_of(report))
+    assert any("`git lfs pull`" in line for line in lines_of(report))
+
+
+def test_a_large_profile_and_rare_formats_are_no_faults(tmp_path):
+    image = Image.fromarray(photo(40, 50))
+    write_folder(tmp_path, {"a": 1, "b": 1})
+    image.save(tmp_path / "a" / "profile.png", icc_profile=bytes(3 << 20))
+    kinds = {"ICO": "x.ico"}
+    for kind, feature, name in (("AVIF", "avif", "x.avif"), ("JPEG2000", "jpg_2000", "x.jp2")):
+        if features.check(feature):
+            kinds[kind] = name
+    for kind, name in kinds.items():
+        image.save(tmp_path / "a" / name, kind)
+    report = check_split("train", read_folder(tmp_path, "data_path"))
+    assert report.counts == {}
+    del kinds["ICO"]  # by its suffix the icon of a folder
+    assert report.formats == {"JPEG": 2, "PNG": 1, **dict.fromkeys(kinds, 1)}
 
 
 def test_copies_are_found_by_content(tmp_path):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from made_images import encode, photo, write_folder, write_idx
 from made_shards import contents_of
 from made_sources import given as made_source
+from PIL import features
 
 from vitbase.config.options import AugmentSection
 from vitbase.config.preprocess import default_preprocess
@@ -33,6 +34,7 @@ def pngs(count: int) -> list[bytes]:
 
 
 IMAGES = pngs(40)
+RARE = {"AVIF": "avif", "JPEG2000": "jpg_2000"}
 
 
 def list_source(count: int, classes: int = 3) -> Source:
@@ -138,6 +140,29 @@ def test_files_small_enough_are_copied_and_others_made_smaller(tmp_path, monkeyp
     # Near to what resizing the whole image gives.
     whole = pack_images.resize(decode(images[1], 1), 45, 32, "bicubic").astype(int)
     assert np.abs(decode(packed.read(1), 1).astype(int) - whole).mean() < 4
+
+
+def test_every_format_that_opens_is_packed_and_found_again(tmp_path):
+    kinds = ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "ICO"]
+    kinds += [kind for kind, name in RARE.items() if features.check(name)]
+    images = [encode(photo(48, 48), kind) for kind in kinds]
+    labels = np.zeros(len(kinds), np.int64)
+    source = made_source(images, labels, ("a", "b"), kinds)
+    assert pack_source(source, tmp_path, "train").images == len(kinds)
+    (tmp_path / "train.json").unlink(missing_ok=True)
+    for index in tmp_path.glob("*.json"):
+        index.unlink()  # the shard itself says what is in it
+    packed = open_shards(str(tmp_path), "train", "data_path")
+    assert [packed.read(i) for i in range(len(packed))] == images
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+def test_what_is_too_long_for_a_jpeg_becomes_a_png(as_file):
+    pixels = np.zeros((3, 100_000, 1), np.uint8)
+    raw = encode(pixels, "PNG") if as_file else pixels
+    suffix, data, change = pack_images.prepare_image(raw, 2, 90)
+    assert (suffix, change) == ("png", "resized")
+    assert decode(data).shape == (2, 66_667, 3)
 
 
 def test_archives_are_packed_without_loss(tmp_path):

@@ -9,7 +9,7 @@ import simplejpeg
 from made_images import encode, photo
 from PIL import Image
 
-from vitbase.data import decode as decode_module
+from vitbase.data import formats
 from vitbase.data.decode import decode, read_size, to_channels
 from vitbase.errors import ImageError
 
@@ -145,9 +145,10 @@ def test_stray_bytes_in_a_jpeg_are_pillows_to_judge():
     ("data", "message"),
     [
         (b"", "empty"),
-        (b"no image at all", "none of JPEG, PNG"),
-        (b"\xff\xd8\xff garbage", "none of JPEG, PNG"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "none of JPEG, PNG"),
+        (b"no image at all", "not a readable image: it is text"),
+        (b"\xff\xd8\xff garbage", "the JPEG cannot be decoded: "),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "a PostScript file"),
+        (b"\x02\x93" * 40, "begins with 02 93 02 93 02 93 02 93, as none of JPEG, PNG"),
     ],
 )
 def test_what_is_no_image_is_an_error(data, message):
@@ -174,7 +175,7 @@ def test_bombs_are_refused_before_decoding(side):
 
 def test_a_jpeg_bomb_is_refused_before_decoding(monkeypatch):
     data = encode(photo(40, 50))
-    monkeypatch.setattr(decode_module, "MAX_PIXELS", 1999)
+    monkeypatch.setattr(formats, "MAX_PIXELS", 1999)
     monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *_: pytest.fail("was decoded"))
     for read in (decode, read_size):
         with pytest.raises(ImageError, match="50x40 pixels are more than the 1,999"):

@@ -128,3 +128,11 @@ def test_other_formats_are_decoded_whole():
     data = encode(photo(HEIGHT, WIDTH), "PNG")
     window = (9, 11, 100, 50)
     assert np.array_equal(decode_window(data, window, shrink=2), cut(decode(data), window))
+
+
+def test_the_memory_of_a_huge_image_is_not_kept(monkeypatch):
+    monkeypatch.setattr(decode_module, "_scratch", decode_module._Scratch())
+    monkeypatch.setattr(decode_module, "_MOST_KEPT", HEIGHT * WIDTH * 3 - 1)
+    found = decode_window(JPEGS["420"], (0, 0, HEIGHT, WIDTH))
+    assert np.array_equal(found, decode(JPEGS["420"]))
+    assert decode_module._scratch.memory.size == 0

@@ -1,35 +1,31 @@
 """From the bytes of an image file to uint8 pixels [H, W, C], or to a window of them.
 
-Plain JPEGs go through libjpeg-turbo, everything else through Pillow; both give the pixels that
-Pillow's ``convert("RGB")`` gives, which timm and torchvision train on. As there, transparency is
-dropped (not composited), the first frame of an animation counts, and the EXIF orientation is not
-applied. 16-bit greys are scaled to 8 bits (Pillow alone would clip them).
+Plain JPEGs go through libjpeg-turbo, everything else through Pillow (see formats.py); both give the
+pixels that Pillow's ``convert("RGB")`` gives, which timm and torchvision train on. As there,
+transparency is dropped (not composited), the first frame of an animation counts, and the EXIF
+orientation is not applied. 16-bit greys are scaled to 8 bits (Pillow alone would clip them).
 """
 
 from __future__ import annotations
 
-import io
 import threading
 from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401 (they register themselves)
+from PIL import Image
 
+from vitbase.data.formats import read_image, refuse_bomb
 from vitbase.errors import ImageError
 
 Pixels = NDArray[np.uint8]
 Window = tuple[int, int, int, int]
 """(top, left, height, width) in pixels."""
 
-MAX_PIXELS = 178_956_970
-"""Images beyond this are refused before decoding (a quarter of a GiB at 3 bytes, as in Pillow)."""
-
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""What Pillow may open. No format that runs another program (EPS starts Ghostscript)."""
-
-Image.preinit()  # not safe to be done by several threads at once
+_MOST_KEPT = 1 << 26
+"""Bytes of a thread's memory that may stay with it: 22 million pixels."""
+_LUMA_AT_ONCE = 1 << 20
 
 
 def read_size(data: bytes) -> tuple[int, int]:
@@ -43,10 +39,9 @@ def read_size(data: bytes) -> tuple[int, int]:
         except ValueError:
             pass  # Pillow reads some that libjpeg-turbo refuses
         else:
-            _refuse_bomb(height, width)
+            refuse_bomb(height, width)
             return height, width
-    with _open(data) as image:
-        return image.height, image.width
+    return read_image(data, lambda image: (image.height, image.width))
 
 
 def decode(data: bytes, channels: int = 3) -> Pixels:
@@ -60,7 +55,7 @@ def decode(data: bytes, channels: int = 3) -> Pixels:
     """
     pixels = _decode_jpeg(data, channels) if data[:2] == b"\xff\xd8" else None
     if pixels is None:
-        pixels = _decode_other(data)
+        pixels = read_image(data, _pixels_of)
     return to_channels(pixels, channels)
 
 
@@ -110,10 +105,17 @@ def to_channels(pixels: Pixels, channels: int) -> Pixels:
         return pixels
     if channels == 3:
         return np.repeat(pixels, 3, axis=-1)
-    # ITU-R 601-2 in 16-bit fixed point, rounded: the same integers as Pillow's convert("L").
-    weighted = pixels @ np.array([19595, 38470, 7471], np.uint32)
-    grey: Pixels = ((weighted + 0x8000) >> 16).astype(np.uint8)
-    return grey[..., None]
+    # ITU-R 601-2 in 16-bit fixed point, rounded: the same integers as Pillow's convert("L"). In
+    # parts, as they take 4 bytes for each of an image's values.
+    grey: Pixels = np.empty((*pixels.shape[:2], 1), np.uint8)
+    axis = int(pixels.shape[1] > pixels.shape[0])
+    parts = -(-grey.size // _LUMA_AT_ONCE)
+    for part, to in zip(
+        np.array_split(pixels, parts, axis), np.array_split(grey, parts, axis), strict=True
+    ):
+        weighted = part @ np.array([19595, 38470, 7471], np.uint32)
+        to[..., 0] = (weighted + 0x8000) >> 16
+    return grey
 
 
 class _Frame(NamedTuple):
@@ -125,11 +127,16 @@ class _Frame(NamedTuple):
 
 
 class _Scratch(threading.local):
-    """A thread's memory to decode into: fresh memory for each image would cost a tenth more."""
+    """A thread's memory to decode into: fresh memory for each image would cost a tenth more.
+
+    That of the rare huge image is not kept.
+    """
 
     memory: NDArray[np.uint8] = np.empty(0, np.uint8)
 
     def at_least(self, size: int) -> NDArray[np.uint8]:
+        if size > _MOST_KEPT:
+            return np.empty(size, np.uint8)
         if self.memory.size < size:
             self.memory = np.empty(size, np.uint8)
         return self.memory
@@ -151,7 +158,7 @@ def _decode_jpeg(
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
         if colorspace not in ("YCbCr", "RGB", "Gray"):
             return None
-        _refuse_bomb(height, width)
+        refuse_bomb(height, width)
         # Luma of a colour JPEG is computed from RGB, as Pillow does, not taken from its Y.
         kind = "GRAY" if colorspace == "Gray" and channels == 1 else "RGB"
         if bottom is None:
@@ -229,16 +236,6 @@ def _find_frame(data: bytes) -> _Frame | None:
     return None
 
 
-def _decode_other(data: bytes) -> Pixels:
-    with _open(data) as image:
-        try:
-            return _pixels_of(image)
-        except MemoryError:
-            raise
-        except Exception as error:  # Pillow's plugins raise many kinds
-            raise ImageError(f"the {image.format} cannot be decoded: {error}") from None
-
-
 def _pixels_of(image: Image.Image) -> Pixels:
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image)
@@ -251,23 +248,3 @@ def _pixels_of(image: Image.Image) -> Pixels:
         return np.asarray(image)[..., None]
     image.info.pop("transparency", None)  # it would be dropped with a warning
     return np.asarray(image.convert("RGB"))
-
-
-def _open(data: bytes) -> Image.Image:
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(str(error)) from None
-    except Exception:  # Pillow's plugins raise many kinds
-        known = ", ".join(FORMATS)
-        cause = "the file is empty" if not data else f"it is none of {known}, or damaged"
-        raise ImageError(f"not a readable image: {cause}") from None
-    _refuse_bomb(image.height, image.width)
-    return image
-
-
-def _refuse_bomb(height: int, width: int) -> None:
-    if height * width > MAX_PIXELS:
-        raise ImageError(
-            f"{width}x{height} pixels are more than the {MAX_PIXELS:,} that are safe to decode"
-        )

@@ -18,7 +18,7 @@ from vitbase.sources.source import UNKNOWN_SIZE, Images, Labels, Source
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-    | {".ppm", ".pgm"}
+    | {".ppm", ".pgm", ".avif", ".jp2", ".j2k", ".jpx", ".heic", ".heif"}
 )
 ARCHIVE_SUFFIXES = (".tar", ".tgz", ".gz", ".zip", ".7z", ".rar", ".parquet", ".arrow", ".bin")
 """What files end in that may hold a data set of their own: first of those left out to be named."""

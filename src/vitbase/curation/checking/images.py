@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from hashlib import blake2b
 from typing import NamedTuple
@@ -10,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from vitbase.data.decode import FORMATS, decode
+from vitbase.data.decode import decode
+from vitbase.data.formats import read_image
 from vitbase.errors import ImageError
 from vitbase.sources.source import Source
 
@@ -25,6 +25,10 @@ _SUFFIXES = {
     "GIF": {".gif"},
     "TIFF": {".tif", ".tiff"},
     "PPM": {".ppm", ".pgm", ".pbm", ".pnm"},
+    "AVIF": {".avif", ".avifs"},
+    "JPEG2000": {".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"},
+    "HEIF": {".heic", ".heif", ".hif"},
+    "ICO": {".ico"},
 }
 _KNOWN_SUFFIXES = frozenset().union(*_SUFFIXES.values())
 _SMALLEST_SIDE, _LARGEST_SIDE, _LARGEST_ASPECT = 16, 12_000, 20
@@ -61,7 +65,7 @@ def look_at(source: Source, index: int) -> ImageFacts:
         height, width = decode(raw).shape[:2]
     except ImageError as error:
         text = str(error)
-        faults.append(("truncated" if "truncated" in text else "unreadable", text))
+        faults.append(("truncated" if "truncated" in text.lower() else "unreadable", text))
         digest = 0
     return ImageFacts(digest, len(raw), kind, height, width, tuple(faults))
 
@@ -69,13 +73,8 @@ def look_at(source: Source, index: int) -> ImageFacts:
 def _read_header(data: bytes, suffix: str, faults: list[tuple[str, str]]) -> str:
     """Add what an image's header tells to its faults; return its format, or nothing."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            kind = image.format or ""
-            width, height = image.size
-            mode = image.mode
-            frames = getattr(image, "n_frames", 1)
-            turned = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:  # Pillow's plugins raise many kinds; decoding says what is wrong
+        kind, (width, height), mode, frames, turned = read_image(data, _facts_of)
+    except ImageError:  # decoding says what is wrong
         return ""
     if mode == "CMYK":
         faults.append(("CMYK", ""))
@@ -97,3 +96,9 @@ def _read_header(data: bytes, suffix: str, faults: list[tuple[str, str]]) -> str
     ):
         faults.append(("absurd size", f"{width}x{height} pixels"))
     return kind
+
+
+def _facts_of(image: Image.Image) -> tuple[str, tuple[int, int], str, int, int]:
+    """Return an image's format, (width, height), mode, frames and orientation."""
+    turned = image.getexif().get(_EXIF_ORIENTATION, 1)
+    return image.format or "", image.size, image.mode, getattr(image, "n_frames", 1), turned

@@ -9,11 +9,14 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from vitbase.data.decode import FORMATS, Pixels, decode, decode_window, read_size
+from vitbase.data.decode import Pixels, decode, decode_window, read_size
+from vitbase.data.formats import read_image
 from vitbase.data.resize import resize
 
 Change = Literal["copied", "resized", "encoded"]
-_SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}
+_SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2", "HEIF": "heic"}
+_LONGEST_JPEG = 65_500
+"""Pixels that a side of a JPEG can have (libjpeg's JPEG_MAX_DIMENSION)."""
 
 
 class Prepared(NamedTuple):
@@ -37,7 +40,7 @@ def prepare_image(raw: bytes | Pixels, short_side: int | None, quality: int | No
         if short_side is None or min(raw.shape[:2]) <= short_side:
             return Prepared("png", _encode_png(raw), "encoded")
         smaller = resize(raw, *_smaller(raw.shape[:2], short_side), "bicubic")
-        return Prepared("jpg", _encode_jpeg(smaller, quality), "resized")
+        return _resized(smaller, quality)
     height, width = read_size(raw)
     if short_side is None or min(height, width) <= short_side:
         decode(raw)
@@ -48,7 +51,13 @@ def prepare_image(raw: bytes | Pixels, short_side: int | None, quality: int | No
     shrink = max((s for s in (1, 2, 4, 8) if s <= fits), default=1)
     pixels = decode_window(raw, (0, 0, height, width), shrink=shrink)
     smaller = resize(pixels, *_smaller((height, width), short_side), "bicubic")
-    return Prepared("jpg", _encode_jpeg(smaller, quality), "resized")
+    return _resized(smaller, quality)
+
+
+def _resized(pixels: Pixels, quality: int | None) -> Prepared:
+    if max(pixels.shape[:2]) > _LONGEST_JPEG:
+        return Prepared("png", _encode_png(pixels), "resized")
+    return Prepared("jpg", _encode_jpeg(pixels, quality), "resized")
 
 
 def _smaller(size: tuple[int, ...], short_side: int) -> tuple[int, int]:
@@ -87,6 +96,5 @@ def _encode_png(pixels: Pixels) -> bytes:
 def _suffix_of(data: bytes) -> str:
     if data[:2] == b"\xff\xd8":
         return "jpg"
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        kind = image.format or "img"
+    kind = read_image(data, lambda image: image.format) or "img"
     return _SUFFIXES.get(kind, kind.lower())

@@ -27,7 +27,7 @@ LOCAL_WINDOW = 4096
 REMOTE_WINDOW = 1 << 16
 """Over a network a request costs as much as this many bytes do."""
 
-_SUFFIXES = ("jpg", "jpeg", "png", "webp", *sorted(s[1:] for s in IMAGE_SUFFIXES))
+_SUFFIXES = ("jpg", "jpeg", "png", "webp", *sorted(s[1:] for s in IMAGE_SUFFIXES), "ico")
 _LABEL_FIELDS = ("label", "cls", "class_id", "class_index", "class", "target", "labels")
 _ORIGIN_FIELDS = ("filename", "file_name", "path")
 _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
