@@ -40,7 +40,7 @@ FLOORS = (
     ("model",),
     ("runtime",),
     ("config", "rendezvous"),
-    ("console", "files", "stores"),
+    ("console", "files", "pickles", "stores"),
     ("errors", "_version"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

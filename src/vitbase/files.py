@@ -1,5 +1,4 @@
-"""Files of ours, written whole or not at all; JSON and pickles from outside, bounded before they
-are parsed.
+"""Files of ours, written whole or not at all; JSON from outside, bounded before it is parsed.
 
 What is written appears under its name only when all of it is on the disk: it is made beside, under
 a name that begins with ``.writing-``, synced, and renamed. A reader never sees half of it, and of
@@ -12,22 +11,18 @@ import contextlib
 import hashlib
 import json
 import os
-import pickletools
 import re
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 WRITING = ".writing-"
 """What the names of files begin with that are not whole yet."""
 
 LONGEST_JSON = 32 << 20
 """Bytes of JSON that are parsed: those of a weights file's header with 300,000 tensors."""
-
-LARGEST_TUPLE = 10_000
-"""Values in a tuple of a pickle, those of tuples inside it counted each time they stand there."""
 
 DEEPEST_JSON = 64
 """Levels of JSON that are parsed; what we and others write has fewer than ten."""
@@ -155,36 +150,3 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"'{twice[:80]}' stands there twice")
     return content
-
-
-def pickle_operations(pickled: IO[bytes]) -> Iterator[tuple[str, Any]]:
-    """Yield the operations of a pickle, by name, and their arguments; none is run.
-
-    Tuples that hold others several times over stand for exponentially many values, all of which are
-    visited when such a tuple becomes the key of a dict.
-
-    Raises: ValueError at such a tuple; and, where the pickle is damaged, whatever pickletools does.
-    """
-    sizes: list[int] = []  # of what would stand on the stack
-    memo: dict[Any, int] = {}
-    marks: list[int] = []
-    for operation, value, place in pickletools.genops(pickled):
-        name, before = operation.name, operation.stack_before
-        if name == "MARK":
-            marks.append(len(sizes))
-        elif name == "POP" and marks[-1:] == [len(sizes)]:
-            marks.pop()
-        elif name.endswith("PUT") or name == "MEMOIZE":
-            memo[len(memo) if name == "MEMOIZE" else value] = sizes[-1]
-        elif name.endswith("GET"):
-            sizes.append(memo[value])
-        else:
-            marked = pickletools.markobject in before
-            start = marks.pop() - before.index(pickletools.markobject) if marked else None
-            start = len(sizes) - len(before) if start is None else start
-            size = 1 + sum(sizes[start:]) if name.startswith("TUPLE") else 1
-            if size > max(LARGEST_TUPLE, place or 0):
-                raise ValueError("it holds tuples that stand for too many values")
-            del sizes[start:]
-            sizes += [size] * len(operation.stack_after)
-        yield name, value

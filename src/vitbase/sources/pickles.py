@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitbase.errors import DataError
-from vitbase.files import pickle_operations
+from vitbase.pickles import pickle_operations
 
 _DTYPES = {"u1": np.dtype("u1"), "b1": np.dtype("b1")} | {
     f"{kind}{size}": np.dtype(f"<{kind}{size}") for kind in "iuf" for size in (2, 4, 8)

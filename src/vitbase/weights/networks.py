@@ -62,7 +62,7 @@ def choose_network(file: TensorFile, wanted: str | None = None) -> Chosen:
     names = _without_wrappers(file)
     prefixes = list(_find_prefixes(names))
     if wanted is not None:
-        prefix = _find_wanted(prefixes, names, wanted)
+        prefix = _find_wanted(file, prefixes, names, wanted)
     elif not prefixes:
         return Chosen(file)
     else:
@@ -70,7 +70,7 @@ def choose_network(file: TensorFile, wanted: str | None = None) -> Chosen:
         first = [prefix for prefix in prefixes if _rank(prefix) == best]
         if len(first) > 1:
             raise WeightsError(
-                f"it holds several networks, and nothing tells which to take. {_HOW}: "
+                f"it holds several networks, and nothing tells which to take. To choose, {_HOW}: "
                 f"{_quoted(first)}"
             )
         prefix = first[0]
@@ -82,18 +82,27 @@ def choose_network(file: TensorFile, wanted: str | None = None) -> Chosen:
     }
     entry = _entry(file, next(iter(inside.values())))
     taken, competing = set(inside.values()), tuple(p for p in prefixes if p != prefix)
-    others = tuple(n for name, n in names.items() if n not in taken and name.startswith(competing))
+    others = tuple(
+        theirs
+        for name, theirs in names.items()
+        if theirs not in taken
+        and any(
+            name.startswith(rival) or _shared(name, rival) > _shared(name, prefix)
+            for rival in competing
+        )
+    )
     outside = {
         theirs: name[_shared(name, prefix) :]
         for name, theirs in names.items()
-        if theirs not in taken and theirs not in others and _entry(file, theirs) == entry
+        if theirs not in taken | set(others) and _entry(file, theirs) == entry
     }
     if wanted is not None:
         others, outside = (*others, *outside), {}
     notes = [*file.notes, *_notes(file, inside, entry)]
     if competing:
         notes.append(
-            f"of several networks that under '{prefix}'. For another: {_HOW}: {_quoted(competing)}"
+            f"of several networks that under '{prefix}'; to take another, {_HOW}: "
+            f"{_quoted(competing)}"
         )
     tensors = {name: file.tensors[theirs] for name, theirs in inside.items()}
     chosen = dataclasses.replace(file, tensors=tensors, notes=tuple(notes), entries={})
@@ -155,19 +164,24 @@ def _is_anchor(dialect: Dialect, name: str) -> bool:
     return any(re.fullmatch(dialect.signature[0], spelled) for spelled in named(dialect, [name]))
 
 
-def _find_wanted(prefixes: list[str], names: Mapping[str, str], wanted: str) -> str:
+def _find_wanted(
+    file: TensorFile, prefixes: list[str], names: Mapping[str, str], wanted: str
+) -> str:
     start = wanted if wanted.endswith((".", "/")) else f"{wanted}."
-    bare = _WRAPPER.sub("", start)
     fitting = [
         prefix
         for prefix in prefixes
-        if prefix.startswith((start, bare or start))
-        or any(theirs.startswith(start) for n, theirs in names.items() if n.startswith(prefix))
+        if any(
+            start
+            in (form[: len(start)] for form in (n, theirs, theirs[file.entries.get(theirs, 0) :]))
+            for n, theirs in names.items()
+            if n.startswith(prefix)
+        )
     ]
     best = [prefix for prefix in fitting if _rank(prefix) == min(map(_rank, fitting))]
     if len(best) == 1:
         return best[0]
-    there = f"{_HOW}: {_quoted(best or prefixes)}" if prefixes else "It holds none that is known"
+    there = f"To choose, {_HOW}: {_quoted(best or prefixes)}" if prefixes else "It holds none"
     raise WeightsError(f"no single network in it has names that begin with '{start}'. {there}")
 
 
@@ -185,7 +199,8 @@ def _shared(name: str, prefix: str) -> int:
 def _notes(file: TensorFile, inside: Mapping[str, str], entry: str) -> Iterator[str]:
     if entry:
         yield f"taken from its entry '{entry.rstrip('.')}'"
-    before = next((t.removesuffix(n) for n, t in inside.items() if t.endswith(n)), entry)
+    starts = (theirs.removesuffix(n) for n, theirs in inside.items() if theirs.endswith(n))
+    before = max(starts, key=len, default=entry)  # what only counts has no wrapper before it
     if before != entry:
         yield f"prefix '{before[len(entry) :]}' removed"
     between = {match[0] for t in inside.values() for match in _WRAPPER.finditer(t, len(before))}

@@ -22,8 +22,7 @@ from typing import IO, cast
 import torch
 
 from vitbase.errors import WeightsError
-from vitbase.files import pickle_operations
-from vitbase.weights.files.stand_ins import stand_ins
+from vitbase.pickles import pickle_operations, stand_ins
 from vitbase.weights.files.tensors import FileTensor, TensorFile, shape_problem
 
 _DEEPEST, _LONGEST_KEY = 5, 200  # of entries in entries
