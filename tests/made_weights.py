@@ -10,6 +10,7 @@ from torch import Tensor
 
 import vitbase
 from vitbase.weights.files.open import open_tensors
+from vitbase.weights.networks import choose_network
 from vitbase.weights.save import save_weights
 
 State = dict[str, Tensor]
@@ -21,7 +22,9 @@ def write_bare(path: Path, content: Any) -> None:
 
 
 def read_state(path: Path) -> State:
-    return {name: stored.read() for name, stored in open_tensors(path).tensors.items()}
+    """Read the tensors of the network in a file."""
+    file = choose_network(open_tensors(path)).file
+    return {name: stored.read() for name, stored in file.tensors.items()}
 
 
 def write_whole_network(path: Path) -> Path:

@@ -40,7 +40,7 @@ FLOORS = (
     ("model",),
     ("runtime",),
     ("config", "rendezvous"),
-    ("console", "files", "stores"),
+    ("console", "files", "pickles", "stores"),
     ("disk",),
     ("errors", "_version"),
 )

@@ -20,6 +20,7 @@ from PIL import Image
 
 import vitbase
 from vitbase.config.preprocess import Preprocess
+from vitbase.errors import WeightsError
 from vitbase.model import VisionTransformer, ViTSpec
 
 REFERENCE = Path(__file__).parents[1] / "reference"
@@ -514,3 +515,55 @@ def test_train_takes_heads_from_the_user_where_the_file_does_not_tell(
     log = train("--checkpoint_path", MINDSPORE, "--num_heads", 3)
     assert any("Not of the network, left out: 43 tensors" in line for line in log)
     assert vitbase.load_model(tmp_path / "run").spec.num_heads == 3
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_predict_with_weights_without_a_head_says_what_to_do(
+    run: Run, tmp_path: Path, photo: Path, words: list[str]
+) -> None:
+    model = vitbase.create_model("testing", num_classes=0, image_size=32)
+    path = tmp_path / "features.safetensors"
+    vitbase.save_weights(model, path)
+    code, out, err = run("predict", photo, "--checkpoint_path", path, *words)
+    assert (code, out.count("[]")) == (2, 0)
+    assert f"{path} has no head" in err
+    assert "vitbase train finetune" in err
+    assert "vitbase train linear_probe" in err
+    with pytest.raises(WeightsError, match="has no head"):
+        vitbase.predict([photo], path)
+
+
+def test_evaluation_of_weights_without_a_head_says_so(
+    run: Run, tmp_path: Path, photo_folder: Path
+) -> None:
+    vitbase.save_weights(
+        vitbase.create_model("testing", num_classes=0, image_size=32), tmp_path / "w.safetensors"
+    )
+    words = ("--checkpoint_path", tmp_path / "w.safetensors", "--val_data_path", photo_folder)
+    code, _, err = run("eval", "finetune", *words, "--device_target", "CPU")
+    assert code == 2
+    assert "has no head" in err
+
+
+def test_the_network_that_is_asked_for_is_shown_converted_evaluated_and_trained_on(
+    run: Run, tmp_path: Path, photo_folder: Path
+) -> None:
+    model = vitbase.create_model("testing", num_classes=3, image_size=32, gelu="erf")
+    vitbase.save_weights(model, tmp_path / "w.pth", dialect="timm")
+    state = torch.load(tmp_path / "w.pth", weights_only=True)
+    both = tmp_path / "both.pth"
+    torch.save({"student": state, "teacher": dict(state)}, both)
+    _, out, _ = run("weights", "show", both, "--num_heads", 2)
+    assert "taken from its entry 'teacher'" in out
+    words = ("--num_heads", 2, "--prefix", "student")
+    _, out, _ = run("weights", "show", both, *words)
+    assert "taken from its entry 'student'" in out
+    code, out, _ = run("weights", "convert", both, tmp_path / "o.pth", "--dialect", "timm", *words)
+    assert code == 0
+    assert "taken from its entry 'student'" in out
+    words = ("--checkpoint_path", both, "--num_heads", 2, "--device_target", "CPU")
+    wrong = ("--weights_prefix", "nobody")
+    code, _, err = run("eval", "finetune", "--val_data_path", photo_folder, *words, *wrong)
+    assert (code, "'student.'" in err) == (2, True)
+    code, _, err = run("train", "finetune", "--data_path", photo_folder, *words, *wrong)
+    assert (code, "'student.'" in err) == (2, True)

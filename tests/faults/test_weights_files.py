@@ -418,14 +418,64 @@ def test_a_whole_module_is_refused_by_the_name_of_its_class(tmp_path, name):
     assert "state_dict" in message
 
 
+def pickled_global(module: str, name: str, arguments: bytes = b")") -> bytes:
+    return b"c" + f"{module}\n{name}\n".encode() + arguments + b"R"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        pickled_global("numpy", "load"),
+        pickled_global("numpy", "fromfile"),
+        pickled_global("numpy.core.multiarray", "fromstring"),
+        pickled_global("numpy._core.multiarray", "frombuffer"),
+        pickled_global("numpy.testing._private.utils", "runstring"),
+        pickled_global("numpy.f2py.crackfortran", "getlincoef"),
+        pickled_global("pathlib", "os.system"),
+        pickled_global("pathlib", "Path.write_text"),
+        pickled_global("argparse", "FileType"),
+        pickled_global("datetime", "sys"),
+        pickled_global("builtins", "getattr"),
+        pickled_global("builtins", "eval"),
+        pickled_global("collections", "namedtuple"),
+    ],
+)
+def test_other_functions_of_the_modules_of_harmless_things_are_refused(state, tmp_path, call):
+    path = tmp_path / "w.pth"
+    torch.save({**state, "lr": "XX"}, path)
+    patch_pickle(path, b"X\x02\x00\x00\x00XX", call)
+    assert "not run" in refusal(path)
+
+
 @both_torch
-def test_a_checkpoint_of_lightning_says_how_to_extract_the_network(state, tmp_path, name):
-    named = {f"model.{key}": value for key, value in state.items()}
-    content = {"epoch": 3, "pytorch-lightning_version": "2.4.0", "state_dict": named}
-    FORMATS[name](tmp_path / "w.ckpt", content)
-    message = refusal(tmp_path / "w.ckpt")
-    assert f"'model.{next(iter(state))}'" in message
-    assert "load_from_checkpoint('w.ckpt')" in message
+@pytest.mark.parametrize(
+    "odd",
+    [np.array([1, "x"], object), np.zeros(2, [("a", "i4"), ("b", object)])],
+    ids=["objects", "objects in records"],
+)
+def test_arrays_of_objects_are_refused(state, tmp_path, name, odd):
+    FORMATS[name](tmp_path / name, {"model": state, "best": odd})
+    assert "not run" in refusal(tmp_path / name)
+
+
+def test_what_an_array_says_of_its_memory_is_not_believed(state, tmp_path):
+    """A type of objects that says it is none would have numpy follow any number as an address."""
+    path = tmp_path / "w.pth"
+    forged = np.dtype([("address", "u8")])
+    torch.save({**state, "best": np.zeros(2, forged)}, path)
+    patch_pickle(path, b"V8", b"O8")
+    assert "dtype-of-objects" in refusal(path)
+
+
+def test_tuples_of_tuples_do_not_take_exponential_work(state, tmp_path):
+    """A key of a dict is hashed: 2 to the power of 60 values."""
+    key: tuple[Any, ...] = ()
+    for _ in range(60):
+        key = (key, key)
+    path = tmp_path / "w.pth"
+    torch.save({"odd": "XX", **state}, path)
+    patch_pickle(path, b"X\x02\x00\x00\x00XX", b"}" + pickle.dumps(key, 2)[2:-1] + b"Ns")
+    assert "tuples that stand for too many values" in refusal(path)
 
 
 # --------------------------------------------------------------------------- claims: torch

@@ -10,6 +10,7 @@ import pytest
 from vitbase.errors import DataError
 from vitbase.sources.archives import read_archive
 from vitbase.sources.open import open_source
+from vitbase.sources.pickles import read_pickle
 
 PIXELS = np.zeros((7, 3072), np.uint8)
 
@@ -183,6 +184,54 @@ def test_pickles_that_ask_for_more_are_refused_by_name(tmp_path, content, named)
         read_archive(pickled, "train", "data_path")
     assert "data_batch_3" in str(caught.value)
     assert not made.exists()
+
+
+def nested(depth, around):
+    """Values that hold the one before twice: few bytes, and 2 to the power of depth values."""
+    value = []
+    for _ in range(depth):
+        value = around(value)
+    return value
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda value: [value, value],
+        lambda value: (value, value),
+        lambda value: {"a": value, "b": value},
+    ],
+    ids=["lists", "tuples", "dicts"],
+)
+def test_values_inside_each_other_take_no_exponential_work(tmp_path, around):
+    _, pickled = write_pickles(tmp_path, fine=False)
+    content = pickle.dumps({"data": nested(60, around)}, 2)
+    assert len(content) < 2000
+    (pickled / "data_batch_3").write_bytes(content)
+    with pytest.raises(DataError, match=r"data_batch_3.*too many values|more values than its"):
+        read_archive(pickled, "train", "data_path")
+
+
+def test_keys_inside_each_other_take_no_exponential_work(tmp_path):
+    _, pickled = write_pickles(tmp_path, fine=False)
+    key = pickle.dumps(nested(60, lambda value: (value or (), value or ())), 2)[2:-1]
+    (pickled / "data_batch_3").write_bytes(b"\x80\x02}" + key + b"Ns.")
+    with pytest.raises(DataError, match=r"data_batch_3.*too many values"):
+        read_archive(pickled, "train", "data_path")
+
+
+def test_a_value_inside_itself_is_refused(tmp_path):
+    _, pickled = write_pickles(tmp_path, fine=False)
+    loop = []
+    loop.append(loop)
+    (pickled / "data_batch_3").write_bytes(pickle.dumps({"data": loop}, 2))
+    with pytest.raises(DataError, match="data_batch_3"):
+        read_archive(pickled, "train", "data_path")
+
+
+def test_one_value_at_several_places_is_read(tmp_path):
+    (tmp_path / "p").write_bytes(pickle.dumps([(pair := (1, "x")), pair, {"a": pair}] * 3, 2))
+    assert read_pickle(tmp_path / "p") == [pair, pair, {"a": pair}] * 3
 
 
 def changed(**fields):

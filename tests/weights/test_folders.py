@@ -20,6 +20,7 @@ from vitbase.data.augment import EvalTransform
 from vitbase.data.normalize import normalize
 from vitbase.errors import WeightsError
 from vitbase.model import VisionTransformer, ViTSpec
+from vitbase.model.zoo import VARIANTS
 
 TOLERANCE = 1e-5
 LABELS = ("bag", "boot", "coat", "dress", "shirt")
@@ -331,6 +332,37 @@ def test_timm_opens_our_folders(tmp_path: Path, fields: dict[str, Any]) -> None:
             "crop_pct": needs.crop_ratio,
             "crop_mode": "center",
         }
+
+
+@pytest.mark.parametrize(
+    ("variant", "fields", "name"),
+    [
+        ("DINOv2-S_14", {}, "vit_small_patch14_dinov2"),
+        ("DINOv2-B_14-reg4", {}, "vit_base_patch14_reg4_dinov2"),
+        ("ViT-S_16", {"patch_size": 14}, "vit_small_patch16_224"),
+        ("ViT-Ti_16", {}, "vit_tiny_patch16_224"),
+        ("ViT-S_32", {}, "vit_small_patch32_224"),
+        ("ViT-B_8", {}, "vit_base_patch8_224"),
+        ("ViT-L_32", {}, "vit_large_patch32_224"),
+        ("ViT-H_14", {}, "vit_huge_patch14_224"),
+        ("ViT-g_14", {}, "vit_giant_patch14_224"),
+        ("testing", {}, "vit_tiny_patch16_224"),
+    ],
+)
+def test_timm_folders_have_the_name_of_their_own_model(
+    tmp_path: Path, variant: str, fields: dict[str, Any], name: str
+) -> None:
+    torch.manual_seed(0)
+    size = 4 * fields.get("patch_size", VARIANTS[variant].patch_size)
+    fields = {"depth": 1, "num_classes": 3, "image_size": size, "gelu": "erf", **fields}
+    model = vitbase.create_model(variant, **fields).eval()
+    torch.nn.init.normal_(model.head.weight, std=0.02)
+    vitbase.save_weights(model, tmp_path / "folder", dialect="timm")
+    config = json.loads((tmp_path / "folder" / "config.json").read_text())
+    assert config["architecture"] == name
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True).eval()
+    assert difference(model, theirs, draw(model.spec)) < TOLERANCE
+    assert vitbase.load_model(tmp_path / "folder").spec.num_heads == model.spec.num_heads
 
 
 @pytest.mark.parametrize("mode", ["center", "squash"])

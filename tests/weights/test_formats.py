@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import datetime
+import enum
 import io
 import json
+import random
 import tempfile
+import types
 import zipfile
 import zlib
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +27,7 @@ from made_weights import State, read_state, write_bare, write_whole_network
 from safetensors.torch import save_file
 
 import vitbase
+from vitbase.errors import WeightsError
 from vitbase.weights.files import mindspore
 from vitbase.weights.files.mindspore import write_mindspore
 from vitbase.weights.files.npz import write_npz
@@ -151,9 +158,58 @@ def test_the_order_of_the_tensors_is_that_of_the_file(tmp_path, kind):
 )
 def test_weights_are_found_in_what_training_scripts_save(state, tmp_path, kind, wrap, note):
     WRITERS[kind](tmp_path / "w.pth", wrap(state))
-    assert_same(read_state(tmp_path / "w.pth"), state)
+    found = read_state(tmp_path / "w.pth")
+    assert_same({name: value for name, value in found.items() if name != "n_averaged"}, state)
     report = vitbase.load_model(tmp_path / "w.pth").report
     assert any(note in said for said in report.notes) if note else report.notes == ()
+
+
+class Where(enum.Enum):
+    HERE = 1
+
+
+def beside() -> dict[str, Any]:
+    """What scripts save beside the weights."""
+    counts: defaultdict[str, list[int]] = defaultdict(list)
+    counts["a"].append(1)
+    return {
+        "accuracy": np.float64(0.5),
+        "steps": np.int64(3),
+        "done": np.bool_(True),
+        "history": np.arange(6.0).reshape(2, 3),
+        "names": np.array(["a", "b"]),
+        "numpy_rng": np.random.RandomState(0).get_state(),
+        "rng": random.Random(0).getstate(),
+        "path": Path("runs/here"),
+        "other path": PureWindowsPath("c:/runs"),
+        "args": argparse.Namespace(out=Path("x"), best=np.float32(1), sizes=[(1, 2)]),
+        "more": types.SimpleNamespace(a=1),
+        "when": datetime.datetime(2024, 5, 6, tzinfo=datetime.UTC),
+        "took": datetime.timedelta(seconds=3),
+        "ordered": OrderedDict(a=1),
+        "counts": counts,
+        "last": deque([1, 2], maxlen=3),
+        "shape": torch.Size([1, 2]),
+        "dtype": torch.float16,
+        "device": torch.device("cpu"),
+        "version": torch.__version__,
+        "kind": float,
+        "set": {1, 2},
+    }
+
+
+@both_torch
+@pytest.mark.parametrize("key", beside())
+def test_harmless_things_beside_the_weights_are_passed_over(state, tmp_path, kind, key):
+    WRITERS[kind](tmp_path / "w.pth", {"model": state, key: beside()[key]})
+    assert_same(read_state(tmp_path / "w.pth"), state)
+
+
+@both_torch
+def test_what_is_no_such_thing_is_refused_by_its_type(state, tmp_path, kind):
+    WRITERS[kind](tmp_path / "w.pth", {"model": state, "where": Where.HERE})
+    with pytest.raises(WeightsError, match=r"Where'\. It was not run"):
+        read_state(tmp_path / "w.pth")
 
 
 @both_torch

@@ -156,6 +156,24 @@ def test_a_folder_of_weights_files_is_taken_in_order(saved, tmp_path):
     assert find_weights(folder) == folder / "b.safetensors"
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["checkpoint-9.pth", "checkpoint-10.pth", "checkpoint-99.pth", "checkpoint-100.pth"],
+        ["vit-2_9.ckpt", "vit-2_10.ckpt", "vit-10_1.ckpt"],
+        ["9.pt", "10.pt", "a.pt"],
+        ["last.pth.tar", "model_best.pth.tar"],
+        ["epoch=9-step=1000.ckpt", "epoch=10-step=200.ckpt"],
+        ["w" + "1" * 40 + ".PTH", "w" + "1" * 60 + ".pth"],
+    ],
+)
+def test_numbers_in_names_are_sorted_as_numbers(tmp_path, names):
+    for name in sorted(names):
+        (tmp_path / name).touch()
+    assert [path.name for path in list_weights(tmp_path)] == names
+    assert find_weights(tmp_path).name == names[-1]
+
+
 def test_checkpoints_are_listed_by_place_not_by_name(tmp_path):
     for name in ("train_vit_x-10_5", "train_vit_x-9_5", "train_vit_x-9_50", "other"):
         (tmp_path / name).mkdir()

@@ -28,7 +28,10 @@ class _WeightsOptions(TypedDict, total=False):
     image_width: Annotated[int | None, tyro.conf.arg(help="likewise")]
     ignore: Annotated[
         tuple[str, ...],
-        tyro.conf.arg(help="tensors to leave out, by name or pattern, such as 'decoder_*'"),
+        tyro.conf.arg(help="tensors to leave out, by name or pattern, such as 'aux_head.*'"),
+    ]
+    prefix: Annotated[
+        str, tyro.conf.arg(help="of several networks, what the names of the wanted one begin with")
     ]
 
 

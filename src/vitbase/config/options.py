@@ -186,6 +186,10 @@ class ModelSection(Section):
     ignore_weights: tuple[str, ...] = Field(
         (), description="tensors of checkpoint_path to leave out, by name or pattern"
     )
+    weights_prefix: str | None = Field(
+        None,
+        description="of several networks in checkpoint_path, what names of this one begin with",
+    )
     continue_training: bool = Field(
         False,
         description="also take momentum and position from checkpoint_path, written by MindSpore",

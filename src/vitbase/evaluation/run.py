@@ -143,7 +143,13 @@ def _evaluate_each(
     damaged: CheckpointError | None = None
     for path in list_weights(config.model.checkpoint_path):
         try:
-            opened = open_weights(path, num_heads=heads, image_size=asked_size)
+            opened = open_weights(
+                path,
+                num_heads=heads,
+                image_size=asked_size,
+                ignore=config.model.ignore_weights,
+                prefix=config.model.weights_prefix,
+            )
         except CheckpointError as error:
             damaged = error
             if runtime.is_first:
@@ -176,6 +182,7 @@ def _check_fit(preprocess: Preprocess, loaded: LoadedModel, source: Source) -> t
             f"{loaded.path} takes images of {spec.in_channels} channels; give --image_channels "
             f"{spec.in_channels}."
         )
+    loaded.check_head()
     if len(source.class_names) > spec.num_classes:
         raise DataError(
             f"The evaluation images have {len(source.class_names)} classes, but "

@@ -63,7 +63,8 @@ def predict(
       top: how many classes to return for each image.
       recursive: whether a folder stands for the images in the folders inside it, too.
     Returns: one Prediction for each image, in order.
-    Raises: DataError if a path does not exist; WeightsError or CheckpointError for the weights.
+    Raises: DataError if a path does not exist; WeightsError or CheckpointError for the weights;
+      WeightsError if they have no head.
     """
     loaded = load_model(weights)
     return list(
@@ -129,6 +130,7 @@ def predict_each(
     batch_size: int = 32,
 ) -> Iterator[Prediction]:
     """As :func:`predict`, on a loaded model, yielding results as they come."""
+    loaded.check_head()
     # Half precision would be faster on some devices, and move probabilities in the third digit.
     runtime = local_runtime(device_target, precision="fp32")
     preprocess = loaded.preprocess

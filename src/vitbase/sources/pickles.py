@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from vitbase.disk import LONGEST_FILE, read_regular
 from vitbase.errors import DataError
+from vitbase.pickles import pickle_operations
 
 _DTYPES = {"u1": np.dtype("u1"), "b1": np.dtype("b1")} | {
     f"{kind}{size}": np.dtype(f"<{kind}{size}") for kind in "iuf" for size in (2, 4, 8)
@@ -35,7 +36,10 @@ def read_pickle(path: Path) -> Any:
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror or error}") from None
     try:
-        return _resolve(_Reader(io.BytesIO(content), encoding="bytes").load())
+        for _ in pickle_operations(io.BytesIO(content)):
+            pass
+        loaded = _Reader(io.BytesIO(content), encoding="bytes").load()
+        return _Resolver(most=len(content)).resolve(loaded)
     except _RefusedError as error:
         raise DataError(
             f"{path} is refused: its pickle asks for {error}, which a data file does not need. "
@@ -123,16 +127,42 @@ def _build_stand_ins() -> dict[tuple[str, str], Any]:
     }
 
 
-def _resolve(value: Any) -> Any:
-    """Replace the stand-ins in a value by what they noted."""
-    if isinstance(value, _Found):
-        return value.read()
-    if isinstance(value, dict):
-        return {key: _resolve(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_resolve(item) for item in value]
-    if isinstance(value, tuple):
-        return tuple(_resolve(item) for item in value)
-    if value is None or isinstance(value, str | bytes | int | float):
-        return value
-    raise _RefusedError(f"a {type(value).__name__}")
+class _Resolver:
+    """Replaces the stand-ins in a value by what they noted.
+
+    What stands at several places is done once, and counted at each of them: a file of some bytes
+    may stand for more values than anyone can visit. Without that, each takes at least a byte.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.done: dict[int, tuple[Any, Any, int]] = {}  # the value, kept so that its id is; result
+
+    def resolve(self, value: Any) -> Any:
+        return self._resolve(value)[0]
+
+    def _resolve(self, value: Any) -> tuple[Any, int]:
+        """Return what a value becomes, and of how many values it is made."""
+        if value is None or isinstance(value, str | bytes | int | float):
+            return value, 1
+        if id(value) in self.done:
+            return self.done[id(value)][1:]
+        found: Any
+        count = 1
+        if isinstance(value, _Found):
+            found = value.read()
+        elif isinstance(value, dict):
+            parts = [self._resolve(item) for item in value.values()]
+            found = dict(zip(value, (part for part, _ in parts), strict=True))
+            count += len(parts) + sum(number for _, number in parts)
+        elif isinstance(value, list | tuple):
+            parts = [self._resolve(item) for item in value]
+            items = [part for part, _ in parts]
+            found = items if isinstance(value, list) else tuple(items)
+            count += sum(number for _, number in parts)
+        else:
+            raise _RefusedError(f"a {type(value).__name__}")
+        if count > self.most:
+            raise _RefusedError(f"more values than its {self.most:,} bytes can hold")
+        self.done[id(value)] = (value, found, count)
+        return found, count

@@ -62,6 +62,7 @@ def preprocess_of_weights(config: Config) -> Preprocess | None:
         num_heads=config.model.num_heads,
         image_size=config.data.image_size,
         ignore=config.model.ignore_weights,
+        prefix=config.model.weights_prefix,
     )
 
 
@@ -94,6 +95,7 @@ def load_for_training(config: Config, class_names: tuple[str, ...] | None) -> Lo
         labels=class_names,
         image_size=(preprocess.height, preprocess.width),
         ignore=config.model.ignore_weights,
+        prefix=config.model.weights_prefix,
         **{name: getattr(config.model, name) for name in _REGULARISATION},
     )
     if loaded.spec.in_channels != preprocess.channels:

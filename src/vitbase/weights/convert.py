@@ -60,6 +60,7 @@ def convert_weights(
     num_heads: int | None = None,
     image_size: tuple[int, int] | None = None,
     ignore: Sequence[str] = (),
+    prefix: str | None = None,
     allow: Sequence[str] = (),
 ) -> Conversion:
     """Write weights of any origin in another dialect, open the result again, and compare outputs.
@@ -74,6 +75,7 @@ def convert_weights(
       num_heads: see `load_model`.
       image_size: (height, width) that it was trained on, where it is no square and not told.
       ignore: see `load_model`.
+      prefix: see `load_model`.
       allow: "gelu", "resnet_form" or "norm_eps" accepts the other system's; the difference is
         then reported.
     Raises: WeightsError if the source is unreadable, the dialect cannot express it, or outputs
@@ -88,7 +90,9 @@ def convert_weights(
     if os.path.lexists(path):  # unlike Path.exists, no error where a name is too long
         raise WeightsError(f"{path} exists already. Choose another name, or remove it.")
     find_tables(dialect, path.suffix)  # mistakes that need no reading first
-    loaded = load_model(source, num_heads=num_heads, trained_size=image_size, ignore=ignore)
+    loaded = load_model(
+        source, num_heads=num_heads, trained_size=image_size, ignore=ignore, prefix=prefix
+    )
     table = choose_dialect(dialect, loaded.spec, path.suffix, allow)  # before anything is written
     with written_weights(path) as writing:
         save_weights(

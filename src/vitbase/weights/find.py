@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from vitbase.errors import CheckpointError
@@ -14,7 +15,7 @@ from vitbase.runs.checkpoints import (
 )
 from vitbase.weights import hub
 
-WEIGHTS_SUFFIXES = {".ckpt", ".safetensors", ".npz", ".pth", ".pt", ".bin"}
+WEIGHTS_SUFFIXES = {".ckpt", ".safetensors", ".npz", ".pth", ".pt", ".bin", ".tar"}  # .pth.tar
 
 
 def find_weights(checkpoint_path: str | Path) -> Path:
@@ -62,9 +63,9 @@ def list_weights(checkpoint_path: str | Path) -> list[Path]:
         for name in hub.MODEL_FILES:
             if (path / name).is_file():
                 return [path / name]
-    files = sorted(entry for entry in path.iterdir() if entry.suffix in WEIGHTS_SUFFIXES)
+    files = [entry for entry in path.iterdir() if entry.suffix.lower() in WEIGHTS_SUFFIXES]
     if files:
-        return files
+        return sorted(files, key=lambda entry: _by_numbers(entry.name))
     raise CheckpointError(f"checkpoint_path {path} holds no checkpoint and no weights file.")
 
 
@@ -88,6 +89,12 @@ def verified(weights: Path) -> Path:
     else:
         remedy = "No other one of the run is whole."
     raise CheckpointError(f"Checkpoint {folder} is damaged: {damage}. {remedy}")
+
+
+def _by_numbers(name: str) -> tuple[list[tuple[str, int]], str]:
+    """Return a key that sorts numbers inside names as numbers: 9 before 10."""
+    parts = re.findall(r"(\D*)(\d{0,18})", name)  # more digits are no count, and may be too many
+    return [(text, int(number or -1)) for text, number in parts], name
 
 
 def _seed_form(path: Path) -> Path:

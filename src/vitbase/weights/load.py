@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -23,6 +22,7 @@ from vitbase.weights.architecture import read_preprocess_of, read_sidecar, read_
 from vitbase.weights.files.open import open_tensors
 from vitbase.weights.files.tensors import TensorFile
 from vitbase.weights.find import find_weights
+from vitbase.weights.networks import choose_network
 from vitbase.weights.origins.dialect import (
     HEAD,
     Dialect,
@@ -31,19 +31,11 @@ from vitbase.weights.origins.dialect import (
     their_name,
     to_ours,
 )
+from vitbase.weights.origins.pretraining import told_by_names
 from vitbase.weights.origins.registry import DIALECT_NAMES, DIALECTS
 from vitbase.weights.origins.sidecar import Sidecar
 from vitbase.weights.origins.vitbase import METADATA_KEY
-
-# What other models have and ours have not, so that the message can say more than a name.
-_STRANGERS = (
-    (r".*(dist_token|distillation_token|head_dist).*", "it is of a distilled DeiT with two heads"),
-    (r".*norm_pre.*|.*pre_layrnorm.*", "it is of CLIP, which has a norm before the blocks"),
-    (r".*[qk]_norm.*", "it is of a model that normalises queries and keys"),
-    (r".*(w12|weights_in|fc1_g).*", "it is of a gated MLP"),
-    (r"(decoder_|decoder\.).*|mask_token", "it is of a masked autoencoder's decoder"),
-    (r".*attn_pool.*|.*MAPHead.*", "it is of attention pooling"),
-)
+from vitbase.weights.strangers import explain_foreign, explain_unknown, leave_out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +84,15 @@ class LoadedModel:
     labels: tuple[str, ...] | None
     report: LoadReport
 
+    def check_head(self) -> None:
+        """Raises: WeightsError if the model tells no classes apart."""
+        if not self.spec.num_classes:
+            raise WeightsError(
+                f"{self.path} has no head: it gives features, and tells no classes apart. "
+                f"Fine-tune it on images of your classes (vitbase train finetune --checkpoint_path "
+                f"{self.path}), or learn a head alone (vitbase train linear_probe)."
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class OpenedWeights:
@@ -126,6 +127,7 @@ def load_model(
     stochastic_depth: float | None = None,
     stochastic_depth_rule: DepthRule | None = None,
     ignore: Sequence[str] = (),
+    prefix: str | None = None,
 ) -> LoadedModel:
     """Load a model from a run, a checkpoint, or a weights file of any known origin.
 
@@ -141,7 +143,9 @@ def load_model(
       dropout: rate for training on, instead of the file's.
       stochastic_depth: likewise.
       stochastic_depth_rule: likewise.
-      ignore: names, or patterns such as "decoder_*", of tensors in the file to leave out.
+      ignore: names, or patterns such as "aux_head.*", of tensors in the file to leave out.
+      prefix: of a file with several networks, what the names of the wanted one begin with; without
+        it the average, or the teacher, is taken, and the report says so.
     Raises: WeightsError or CheckpointError, naming the file and the first offending tensor.
     """
     opened = open_weights(
@@ -150,6 +154,8 @@ def load_model(
         image_size=image_size,
         trained_size=trained_size,
         ignore=ignore,
+        prefix=prefix,
+        new_head=num_classes is not None,
     )
     changes = {
         "num_classes": num_classes,
@@ -198,12 +204,20 @@ def read_preprocess(
     num_heads: int | None = None,
     image_size: tuple[int, int] | None = None,
     ignore: Sequence[str] = (),
+    prefix: str | None = None,
 ) -> Preprocess:
     """Read what images must become for the weights of a file, without building the model.
 
     Raises: WeightsError or CheckpointError, as :func:`load_model`.
     """
-    opened = open_weights(path, num_heads=num_heads, image_size=image_size, ignore=ignore)
+    opened = open_weights(
+        path,
+        num_heads=num_heads,
+        image_size=image_size,
+        ignore=ignore,
+        prefix=prefix,
+        new_head=True,  # no part of it is asked about
+    )
     return opened.preprocess
 
 
@@ -214,11 +228,14 @@ def open_weights(
     image_size: tuple[int, int] | None = None,
     trained_size: tuple[int, int] | None = None,
     ignore: Sequence[str] = (),
+    prefix: str | None = None,
+    new_head: bool = False,
     trust_metadata: bool = True,
 ) -> OpenedWeights:
     """Understand a weights file without reading its tensors.
 
     Args:
+      new_head: whether a head that is not one linear layer may be left out, for a new one.
       trust_metadata: False opens a file as another system would, by its tensors alone.
     Raises: WeightsError or CheckpointError, as :func:`load_model`.
     """
@@ -226,7 +243,7 @@ def open_weights(
     if not trust_metadata:
         metadata = {k: v for k, v in file.metadata.items() if k != METADATA_KEY}
         file = dataclasses.replace(file, metadata=metadata)
-    return understand(file, num_heads, image_size, trained_size, ignore)
+    return understand(file, num_heads, image_size, trained_size, ignore, prefix, new_head)
 
 
 def understand(
@@ -235,26 +252,29 @@ def understand(
     image_size: tuple[int, int] | None = None,
     trained_size: tuple[int, int] | None = None,
     ignore: Sequence[str] = (),
+    prefix: str | None = None,
+    new_head: bool = False,
 ) -> OpenedWeights:
     """Find out whose the tensors of a file are, and what model they make.
 
     Raises: WeightsError, as :func:`load_model`.
     """
     with _naming(file.path):
-        ignored = [n for n in file.tensors if any(fnmatchcase(n, pattern) for pattern in ignore)]
-        tensors = {name: t for name, t in file.tensors.items() if name not in ignored}
-        dialect = find_dialect(DIALECTS, tensors)
+        file, ignored = _ignore(file, ignore)
+        chosen = choose_network(file, prefix)
+        file, inside = _ignore(chosen.file, ignore)
+        outside, beside = chosen.outside, [*chosen.others, *ignored, *inside]
+        dialect = find_dialect(DIALECTS, file.tensors)
         if dialect is None:
-            first = next(iter(tensors), None)
-            raise WeightsError(
-                f"its {len(tensors)} tensors"
-                + (f" (the first is '{first}')" if first else "")
-                + f" are not those of a Vision Transformer of {', '.join(DIALECT_NAMES)}"
-            )
-        ours, skipped, unknown = to_ours(dialect, tensors)
-        if unknown:
-            raise WeightsError(_explain_unknown(unknown))
+            raise WeightsError(explain_foreign(file.tensors, DIALECT_NAMES))
+        ours, skipped, unknown = to_ours(dialect, file.tensors)
+        strange = {**{name: name for name in unknown}, **outside}
+        left, strange = leave_out(strange, chosen.pretraining, new_head)
+        if strange:
+            raise WeightsError(explain_unknown(strange, outside, chosen.prefix))
         sidecar = read_sidecar(file, dialect)
+        if chosen.pretraining:
+            sidecar = told_by_names(sidecar, chosen.prefix, ours)
         spec = read_spec(dialect, ours, sidecar, num_heads, trained_size, image_size)
         if spec.depth > len(ours):  # each block has several: do not build what cannot be filled
             raise WeightsError(
@@ -266,7 +286,16 @@ def understand(
             raise WeightsError(f"it has {len(labels)} labels for {spec.num_classes} classes")
         notes = (*file.notes, *_note_changes(ours, sidecar, num_heads))
         file = dataclasses.replace(file, notes=notes)
-        return OpenedWeights(file, dialect, ours, (*skipped, *ignored), sidecar, spec, preprocess)
+        return OpenedWeights(
+            file, dialect, ours, (*skipped, *left, *beside), sidecar, spec, preprocess
+        )
+
+
+def _ignore(file: TensorFile, patterns: Sequence[str]) -> tuple[TensorFile, list[str]]:
+    """Leave out what a user names. Returns: the rest, and the names of what is left out."""
+    names = [name for name in file.tensors if any(fnmatchcase(name, p) for p in patterns)]
+    rest = {name: tensor for name, tensor in file.tensors.items() if name not in set(names)}
+    return dataclasses.replace(file, tensors=rest), names
 
 
 @contextlib.contextmanager
@@ -290,18 +319,6 @@ def _note_changes(
     theirs = sidecar.spec.num_heads if sidecar.spec else sidecar.num_heads
     if None not in (theirs, num_heads) and theirs != num_heads:
         yield f"num_heads {num_heads} as asked, not {theirs} as the file says"
-
-
-def _explain_unknown(unknown: list[str]) -> str:
-    others = f" ({len(unknown)} such tensors)" if len(unknown) > 1 else ""
-    for pattern, meaning in _STRANGERS:
-        if re.fullmatch(pattern, unknown[0]):
-            others = f": {meaning}{others}"
-            break
-    return (
-        f"tensor '{unknown[0]}' belongs to no part of a Vision Transformer that vitbase "
-        f"computes{others}. To load the rest without it, ignore it by name or pattern"
-    )
 
 
 def fill_model(

@@ -38,7 +38,7 @@ class Shown:
       path: the file; of a run, its newest checkpoint's.
       format: of the file.
       bytes: its size; of a sharded checkpoint, all of it.
-      tensors: every one of the file.
+      tensors: those of the network, or every one of the file where it holds none.
       notes: how the file was opened.
       opened: None where its tensors make no Vision Transformer.
       assumed: what the file does not tell, and is taken as usual for its origin and sizes.
@@ -120,6 +120,7 @@ def show_weights(
     num_heads: int | None = None,
     image_size: tuple[int, int] | None = None,
     ignore: Sequence[str] = (),
+    prefix: str | None = None,
 ) -> Shown:
     """Look into a weights file without reading its tensors.
 
@@ -130,16 +131,15 @@ def show_weights(
       num_heads: see `load_model`.
       image_size: (height, width) that it was trained on, where it is no square and not told.
       ignore: see `load_model`.
+      prefix: see `load_model`.
     Raises: WeightsError or CheckpointError if there is no file, or it is of no known format.
     """
     places = list_weights(path)
     file = open_tensors(verified(places[-1]))
-    notes = file.notes
-    if len(places) > 1:
-        notes = (*notes, f"the last of {len(places)} in {path}")
     opened, assumed, error = None, tuple[str, ...](), None
     try:
-        opened = understand(file, num_heads, trained_size=image_size, ignore=ignore)
+        opened = understand(file, num_heads, trained_size=image_size, ignore=ignore, prefix=prefix)
+        file = opened.file
         assumed = tuple(_find_assumed(opened, num_heads, image_size))
         state = build_unfilled(opened.spec).state_dict()
         check_shapes(opened, {name: tuple(value.shape) for name, value in state.items()})
@@ -150,6 +150,9 @@ def show_weights(
         if opened
         else {}
     )
+    notes = file.notes
+    if len(places) > 1:
+        notes = (*notes, f"the last of {len(places)} in {path}")
     rows = tuple(
         TensorRow(name, ours.get(name, ""), tensor.shape, _short(tensor.dtype))
         for name, tensor in file.tensors.items()

@@ -40,6 +40,7 @@ class TensorFile:
       processor: the `preprocessor_config.json` beside it, if there is one.
       parts: the files that hold the tensors, where it is an index of them.
       notes: what a log should say of how it was opened.
+      entries: how much of a name is the entry of the file, or the entries, that its tensor is in.
     """
 
     path: Path
@@ -50,6 +51,7 @@ class TensorFile:
     processor: Mapping[str, Any] | None = None
     parts: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
+    entries: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in self.tensors:

@@ -2,16 +2,15 @@
 
 A pickle is a program. First its operations are looked at, and none is run: torch believes the
 sizes that they claim, and allocates them; a bare pickle's tensors need not be there at all. Then
-torch's restricted reader runs it, which calls nothing but what makes tensors.
+torch's restricted reader runs it, which calls nothing but what makes tensors; what else scripts
+save beside them becomes stand-ins that hold nothing.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import mmap
 import pickle
-import pickletools
 import re
 import warnings
 import zipfile
@@ -23,23 +22,10 @@ from typing import IO, cast
 import torch
 
 from vitbase.errors import WeightsError
+from vitbase.pickles import pickle_operations, stand_ins
 from vitbase.weights.files.tensors import FileTensor, TensorFile, shape_problem
 
-# Where a training script puts the weights; averaged ones first, as they are the better model.
-_WRAPPERS = (
-    "state_dict_ema",
-    "model_ema",
-    "ema",
-    "teacher",
-    "state_dict",
-    "model_state_dict",
-    "model",
-    "module",
-    "net",
-)
-_PREFIXES = ("module.", "_orig_mod.", "model.")
-_NOT_WEIGHTS = {"n_averaged"}  # a counter of torch's weight averaging
-_LIGHTNING = "pytorch-lightning_version"
+_DEEPEST, _LONGEST_KEY = 5, 200  # of entries in entries
 _FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 
 # What stands in a bare file before the contents of its storages: five pickles.
@@ -77,6 +63,11 @@ def read_torch_zip(
     Raises: WeightsError naming the file, and the tensor where it is one that is wrong.
     """
     pickles = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
+    if any(re.match(r"[^/]+/(constants\.pkl|code/|models/)", entry.filename) for entry in entries):
+        raise WeightsError(
+            f"{path} is a program with its weights (of torch.jit or torch.export), which is not "
+            f"run. Where it was made, save its state_dict() with torch.save."
+        )
     if not pickles:
         first = f"'{entries[0].filename[:80]}'" if entries else "nothing"
         raise WeightsError(f"{path} is an archive of something else: it holds {first}.")
@@ -161,8 +152,7 @@ class _Scan:
         before: deque[tuple[str, object]] = deque(maxlen=3)
         claim: tuple[str, int] | None = None
         numbers: list[int] = []
-        for operation, value, _ in pickletools.genops(pickled):
-            kind = operation.name
+        for kind, value in pickle_operations(pickled):
             if kind in _PUTS:
                 if text is not None:
                     memo[value] = text
@@ -182,14 +172,6 @@ class _Scan:
             if kind == "BINPERSID":
                 claim = self._claim(list(before))
             before.append((kind, value))
-        if _LIGHTNING in constants:
-            name, _ = next(iter(self.storages.values()), ("none", 0))
-            raise WeightsError(
-                f"{self._path} is a checkpoint of PyTorch Lightning, whose tensors are named after "
-                f"a module of its user (the first is '{name}'). Extract the network first: "
-                f"torch.save(your_module.load_from_checkpoint({self._path.name!r}).model"
-                f".state_dict(), 'weights.pth')."
-            )
         return constants
 
     def _claim(self, before: list[tuple[str, object]]) -> tuple[str, int] | None:
@@ -275,7 +257,7 @@ def _read(path: Path, *, mapped: bool) -> TensorFile:
     try:
         with (
             warnings.catch_warnings(),
-            torch.serialization.safe_globals([argparse.Namespace]),
+            torch.serialization.safe_globals(stand_ins()),
             path.open("rb") as file,
         ):
             warnings.simplefilter("ignore")
@@ -292,14 +274,10 @@ def _read(path: Path, *, mapped: bool) -> TensorFile:
     except Exception as error:  # torch raises many kinds on damaged files
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(f"{path} is a damaged file of torch's: {cause}.") from None
-    state, wrappers = _unwrap(path, content)
-    tensors, prefix = _without_prefix({n: t for n, t in state.items() if n not in _NOT_WEIGHTS})
-    notes = [f"taken from its entry '{'.'.join(wrappers)}'"] if wrappers else []
-    if prefix:
-        notes.append(f"prefix '{prefix}' removed")
+    tensors, entries = _flatten(path, content)
     checked = {name: _tensor_of(path, name, tensor) for name, tensor in tensors.items()}
     _check_total(path, tensors)
-    return TensorFile(path, "torch", checked, notes=tuple(notes))
+    return TensorFile(path, "torch", checked, entries=entries)
 
 
 def _tensor_of(path: Path, name: str, tensor: torch.Tensor) -> FileTensor:
@@ -333,34 +311,33 @@ def _check_total(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
             raise WeightsError(f"{path}: tensor '{name}' claims more bytes than the file has.")
 
 
-def _unwrap(path: Path, content: object) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Find the state_dict in what a training script saved."""
-    wrappers: list[str] = []
-    while isinstance(content, Mapping):
-        tensors = {
-            name: value
-            for name, value in content.items()
-            if isinstance(value, torch.Tensor) and isinstance(name, str)
-        }
-        inner = next((k for k in _WRAPPERS if isinstance(content.get(k), Mapping)), None)
-        if tensors and inner is None:
-            return tensors, wrappers
-        if inner is None or len(wrappers) > 4:
-            keys = ", ".join(repr(key)[:40] for key in list(content)[:8])
-            raise WeightsError(f"{path} holds no weights under a known name; it holds {keys}.")
-        wrappers.append(inner)
-        content = content[inner]
-    kind = type(content).__name__
-    raise WeightsError(f"{path} holds a {kind}, not a state_dict: names and tensors.")
+def _flatten(path: Path, content: object) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
+    """Find the tensors in what a training script saved.
 
-
-def _without_prefix(tensors: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], str]:
-    """Remove the prefix that data parallelism, compilation or a wrapper put before every name."""
-    removed = ""
-    while tensors:
-        prefix = next((p for p in _PREFIXES if all(n.startswith(p) for n in tensors)), None)
-        if prefix is None:
-            break
-        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-        removed += prefix
-    return tensors, removed
+    Returns: them, by the names of the entries that they are in and their own, and how long of each
+      name those of the entries are.
+    """
+    if not isinstance(content, Mapping):
+        kind = type(content).__name__
+        raise WeightsError(f"{path} holds a {kind}, not a state_dict: names and tensors.")
+    tensors: dict[str, torch.Tensor] = {}
+    entries: dict[str, int] = {}
+    seen = {id(content)}  # what stands at several places is one network
+    places: deque[tuple[str, int, Mapping[object, object]]] = deque([("", 0, content)])
+    while places:
+        entry, depth, mapping = places.popleft()
+        for key, value in mapping.items():
+            if not isinstance(key, str):
+                continue
+            if isinstance(value, torch.Tensor):
+                if tensors.setdefault(entry + key, value) is not value:
+                    raise WeightsError(f"{path}: tensor '{entry + key}' stands there twice.")
+                entries[entry + key] = len(entry)
+            elif isinstance(value, Mapping) and id(value) not in seen and depth < _DEEPEST:
+                seen.add(id(value))
+                if len(key) <= _LONGEST_KEY and key.isprintable():
+                    places.append((f"{entry}{key}.", depth + 1, value))
+    if not tensors:
+        keys = ", ".join(repr(key)[:40] for key in list(content)[:8])
+        raise WeightsError(f"{path} holds no tensors under a name; it holds {keys or 'nothing'}.")
+    return tensors, entries

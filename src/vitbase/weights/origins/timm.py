@@ -29,11 +29,20 @@ _NAMES: tuple[tuple[str, dict[str, Any] | None], ...] = (
     (r"test_vit2?", {"num_heads": 2}),
 )
 # Its model functions by the stages of their ResNet stem; any of them takes all other sizes.
-_FUNCTIONS = {
+_HYBRIDS = {
     (): "vit_tiny_r_s16_p8_224",
     (2, 2, 2, 2): "vit_small_r26_s32_224",
     (3, 4, 9): "vit_base_r50_s16_224",
     (3, 4, 6, 3): "vit_large_r50_s32_224",
+}
+# And those of patches by width, with the patches that each width has one for; likewise.
+_SIZES = {
+    192: ("tiny", (16,)),
+    384: ("small", (16, 8, 32)),
+    768: ("base", (16, 8, 32)),
+    1024: ("large", (16, 14, 32)),
+    1280: ("huge", (14,)),
+    1408: ("giant", (14,)),
 }
 # Its names of preprocessing, and ours.
 _PREPROCESS = {"crop_pct": "crop_ratio"}
@@ -77,8 +86,7 @@ def _write_sidecar(
     spec: ViTSpec, preprocess: Preprocess | None, labels: tuple[str, ...] | None
 ) -> dict[str, dict[str, Any]]:
     """Return the `config.json` with which `local-dir:` opens a folder, as save_config_for_hf."""
-    hybrid = spec.stem == "resnet"
-    if hybrid and spec.resnet_layers not in _FUNCTIONS:
+    if spec.stem == "resnet" and spec.resnet_layers not in _HYBRIDS:
         raise WeightsError(f"timm has no model with resnet_layers {spec.resnet_layers}.")
     if spec.resnet_width_factor != 1.0:
         raise WeightsError(
@@ -116,7 +124,7 @@ def _write_sidecar(
         values = preprocess.model_dump(mode="json")
         trained |= {theirs: values[ours] for theirs, ours in _PREPROCESS.items()}
     config = {
-        "architecture": _FUNCTIONS[spec.resnet_layers] if hybrid else "vit_base_patch16_224",
+        "architecture": _function(spec),
         "num_classes": spec.num_classes,
         "num_features": spec.width,
         "global_pool": arguments["global_pool"],
@@ -125,6 +133,19 @@ def _write_sidecar(
         **({"label_names": list(labels)} if labels else {}),
     }
     return {"config.json": config}
+
+
+def _function(spec: ViTSpec) -> str:
+    """Return the name of the model function nearest to an architecture."""
+    if spec.stem == "resnet":
+        return _HYBRIDS[spec.resnet_layers]
+    width = min(_SIZES, key=lambda width: abs(width - spec.width))
+    size, patches = _SIZES[width]
+    if spec.patch_size == 14 and spec.layer_scale_init is not None and 384 <= width <= 1024:
+        registers = "_reg4" if spec.num_registers else ""
+        return f"vit_{size}_patch14{registers}_dinov2"
+    patch = spec.patch_size if spec.patch_size in patches else patches[0]
+    return f"vit_{size}_patch{patch}_224"
 
 
 def _express(state: dict[str, Tensor], spec: ViTSpec) -> tuple[dict[str, Tensor], ViTSpec]:
