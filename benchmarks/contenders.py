@@ -14,7 +14,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def vitbase_batches(folder: str, pipeline: str, workers: int, as_floats: bool) -> Iterator[int]:
-    from vitbase.config.options import AugmentSection
+    from vitbase.config.learning import AugmentSection
     from vitbase.config.preprocess import default_preprocess
     from vitbase.data.augment import EvalTransform, TrainTransform
     from vitbase.data.loader import EvalLoader, TrainLoader

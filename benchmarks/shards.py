@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from photos import make_corpus
 
-from vitbase.config.options import AugmentSection
+from vitbase.config.learning import AugmentSection
 from vitbase.config.preprocess import default_preprocess
 from vitbase.curation.packing.split import pack_source
 from vitbase.data.augment import TrainTransform

@@ -14,7 +14,7 @@ from made_shards import contents_of
 from made_sources import given as made_source
 from PIL import features
 
-from vitbase.config.options import AugmentSection
+from vitbase.config.learning import AugmentSection
 from vitbase.config.preprocess import default_preprocess
 from vitbase.curation.packing import images as pack_images
 from vitbase.curation.packing.split import pack_source, verify_shards

@@ -8,7 +8,7 @@ import torchvision.transforms as tv
 from made_images import encode, photo
 from PIL import Image
 
-from vitbase.config.options import AugmentSection
+from vitbase.config.learning import AugmentSection
 from vitbase.config.preprocess import Preprocess
 from vitbase.data.augment import (
     EvalTransform,

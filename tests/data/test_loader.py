@@ -11,7 +11,7 @@ import torch
 from made_images import write_folder
 from made_sources import read_by
 
-from vitbase.config.options import AugmentSection
+from vitbase.config.learning import AugmentSection
 from vitbase.config.preprocess import Preprocess
 from vitbase.data.augment import EvalTransform, TrainTransform
 from vitbase.data.loader import IGNORED_LABEL, EvalLoader, TrainLoader
@@ -195,7 +195,7 @@ def test_leaving_early_stops_the_threads(source):
 
 ABANDONED = """
 import sys
-from vitbase.config.options import AugmentSection
+from vitbase.config.learning import AugmentSection
 from vitbase.config.preprocess import Preprocess
 from vitbase.data.augment import TrainTransform
 from vitbase.sources.folders import read_folder

@@ -16,7 +16,7 @@ from timm.data import auto_augment as timm_augment
 from timm.data.random_erasing import RandomErasing as TimmErasing
 from torchvision.transforms import autoaugment as tv_augment
 
-from vitbase.config.options import AugmentSection
+from vitbase.config.learning import AugmentSection
 from vitbase.config.preprocess import default_preprocess
 from vitbase.data.augment import build_policy
 from vitbase.data.decode import cut

@@ -13,7 +13,7 @@ import pytest
 import torch
 from made_images import encode, photo
 
-from vitbase.config.options import AugmentSection
+from vitbase.config.learning import AugmentSection
 from vitbase.config.preprocess import Preprocess, default_preprocess
 from vitbase.data import resize as resize_module
 from vitbase.data.augment import EvalTransform, TrainTransform, centre_window, eval_size
@@ -79,7 +79,7 @@ def test_narrow_images_are_cut_as_the_whole_would_be(size, interpolation):
 PEAK = """
 import json, resource, sys
 import numpy as np
-from vitbase.config.options import AugmentSection
+from vitbase.config.learning import AugmentSection
 from vitbase.config.preprocess import default_preprocess
 from vitbase.data.augment import EvalTransform, TrainTransform
 from vitbase.data.order import sample_generator

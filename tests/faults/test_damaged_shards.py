@@ -17,7 +17,7 @@ import pytest
 from made_images import encode, photo, write_folder
 from made_shards import contents_of
 
-from vitbase.config.options import AugmentSection
+from vitbase.config.learning import AugmentSection
 from vitbase.config.preprocess import default_preprocess
 from vitbase.curation.packing import files as pack_files
 from vitbase.curation.packing.split import pack_source, verify_shards

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch._inductor import config as inductor_config
 
 import vitbase
-from vitbase.config.options import AugmentSection
+from vitbase.config.learning import AugmentSection
 from vitbase.config.preprocess import default_preprocess
 from vitbase.data.augment import TrainTransform
 from vitbase.data.loader import TrainLoader

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from timm.optim import param_groups_layer_decay
 
-from vitbase.config.options import OptimizerSection, ScheduleSection
+from vitbase.config.learning import OptimizerSection, ScheduleSection
 from vitbase.errors import ConfigError
 from vitbase.model.vit import VisionTransformer
 from vitbase.model.zoo import build_model, list_variants, variant_spec

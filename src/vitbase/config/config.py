@@ -19,17 +19,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from vitbase.config.hints import hint_for
-from vitbase.config.options import (
-    AugmentSection,
-    CheckpointSection,
-    DataSection,
-    LossSection,
-    ModelSection,
-    OptimizerSection,
-    RunSection,
-    ScheduleSection,
-    Section,
-)
+from vitbase.config.learning import AugmentSection, LossSection, OptimizerSection, ScheduleSection
+from vitbase.config.options import CheckpointSection, DataSection, ModelSection, RunSection, Section
 from vitbase.config.preprocess import OPTION_OF, Preprocess
 from vitbase.console import warn
 from vitbase.errors import ConfigError, nearest

@@ -1,6 +1,7 @@
 """The options of a run, in sections: each typed, documented and bounded. No torch here.
 
-A section is frozen and closed to unknown names. `config.py` puts them together.
+A section is frozen and closed to unknown names. `learning.py` has those of how a model learns;
+`config.py` puts them together.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-def _free_on_resume(default: Any, description: str, **bounds: Any) -> Any:
+def free_on_resume(default: Any, description: str, **bounds: Any) -> Any:
     """Declare an option that may differ when a run is continued (it moves no number)."""
     return Field(
         default, description=description, json_schema_extra={"free_on_resume": True}, **bounds
@@ -39,14 +40,14 @@ class RunSection(Section):
     name: str = Field(
         "imagenet", pattern=r"^[A-Za-z0-9_.]+$", description="name of the run, in its checkpoints"
     )
-    output_dir: str | None = _free_on_resume(None, "run folder; none: runs/<name>")
+    output_dir: str | None = free_on_resume(None, "run folder; none: runs/<name>")
     seed: int = Field(0, ge=0, lt=2**63, description="of order, augmentation, initialisation")
-    device_target: str = _free_on_resume("auto", "Ascend, GPU, CPU or auto, in any case")
-    device_id: int = _free_on_resume(0, "which of the local devices, where it is one", ge=0)
-    num_devices: int | None = _free_on_resume(
+    device_target: str = free_on_resume("auto", "Ascend, GPU, CPU or auto, in any case")
+    device_id: int = free_on_resume(0, "which of the local devices, where it is one", ge=0)
+    num_devices: int | None = free_on_resume(
         None, "local devices to train on together; none: one, or as the launcher says", ge=1
     )
-    parallel: Literal["auto", "ddp", "fsdp"] = _free_on_resume(
+    parallel: Literal["auto", "ddp", "fsdp"] = free_on_resume(
         "auto", "fsdp shards the training state over the devices; auto: where it is large"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
@@ -54,9 +55,9 @@ class RunSection(Section):
     )
     tf32: bool = Field(False, description="let fp32 matrix products round to TF32, where there is")
     compile: bool = Field(False, description="compile the repeated block with torch.compile")
-    resume: bool = _free_on_resume(True, "continue the run found in output_dir")
-    log_every_steps: int = _free_on_resume(50, "steps between two log lines", ge=1)
-    tensorboard: bool = _free_on_resume(False, "also write the metrics for TensorBoard")
+    resume: bool = free_on_resume(True, "continue the run found in output_dir")
+    log_every_steps: int = free_on_resume(50, "steps between two log lines", ge=1)
+    tensorboard: bool = free_on_resume(False, "also write the metrics for TensorBoard")
 
     @field_validator("device_target", mode="before")
     @classmethod
@@ -72,13 +73,13 @@ class RunSection(Section):
 class DataSection(Section):
     """Which images, and how many at a time."""
 
-    data_path: str | None = _free_on_resume(
+    data_path: str | None = free_on_resume(
         None, f"training images: class folders, IDX or CIFAR files, or '{EMBEDDED}'"
     )
-    val_data_path: str | None = _free_on_resume(
+    val_data_path: str | None = free_on_resume(
         None, "evaluation images; none: test files or folder val in data_path, else held out"
     )
-    layout: Reading = _free_on_resume(
+    layout: Reading = free_on_resume(
         "auto", "what a folder in doubt holds: splits, classes, or files of many images each"
     )
     num_train_images: int | None = Field(
@@ -115,7 +116,7 @@ class DataSection(Section):
         None,
         description="evaluation: squash ignores the aspect; none: as the weights, or center",
     )
-    batch_size: int = _free_on_resume(128, "images per device and forward pass, at most", ge=1)
+    batch_size: int = free_on_resume(128, "images per device and forward pass, at most", ge=1)
     global_batch: int | None = Field(
         None,
         ge=1,
@@ -124,15 +125,15 @@ class DataSection(Section):
     sampling: Literal["uniform", "balanced"] = Field(
         "uniform", description="balanced: every class equally often"
     )
-    eval_batch_size: int | None = _free_on_resume(None, "none: batch_size", ge=1)
-    num_workers: int | None = _free_on_resume(None, "decoding threads; none: one per core", ge=1)
+    eval_batch_size: int | None = free_on_resume(None, "none: batch_size", ge=1)
+    num_workers: int | None = free_on_resume(None, "decoding threads; none: one per core", ge=1)
     holdout_fraction: float = Field(
         0.1, gt=0, lt=1, description="share held out for evaluation without val_data_path"
     )
-    on_bad_image: Literal["skip", "raise"] = _free_on_resume(
+    on_bad_image: Literal["skip", "raise"] = free_on_resume(
         "skip", "unreadable in training: named and left out of the loss, or the end of the run"
     )
-    max_bad_images: int = _free_on_resume(
+    max_bad_images: int = free_on_resume(
         10, "unreadable images tolerated in one training epoch, each named in the log", ge=0
     )
 
@@ -221,184 +222,18 @@ class ModelSection(Section):
     head_bias_init: float | None = Field(None, description="initial bias of the head")
     gelu: Literal["tanh", "erf"] | None = Field(None, description="form of GELU")
     freeze_backbone: bool = Field(False, description="train the head alone (linear probing)")
-    activation_checkpointing: bool = _free_on_resume(
+    activation_checkpointing: bool = free_on_resume(
         False, "compute blocks again in the backward pass: less memory, more time"
     )
-
-
-class OptimizerSection(Section):
-    """How a gradient becomes an update."""
-
-    optimizer: Literal["momentum", "adamw", "lamb"] = Field("momentum", description="update rule")
-    lr_init: float = Field(0.02, gt=0, description="peak learning rate; given: used as it is")
-    lr_by_global_batch: tuple[tuple[int, float], ...] = Field(
-        (),
-        description="(images per update, peak learning rate) pairs that lr_init follows, if not "
-        "given; between them by lr_scaling",
-    )
-    lr_scaling: Literal["linear", "sqrt"] | None = Field(
-        None, description="of lr_by_global_batch; none: linear for momentum, sqrt for the others"
-    )
-    momentum: float = Field(0.9, ge=0, lt=1, description="of optimizer momentum")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="of adamw and lamb")
-    weight_decay: float = Field(1e-4, ge=0, description="adamw, lamb: decoupled; momentum: L2")
-    decay_on: Literal["all", "all_but_norms", "kernels"] = Field(
-        "all_but_norms", description="which parameters decay"
-    )
-    layer_decay: float = Field(
-        1.0, gt=0, le=1, description="factor of the learning rate from a block to the one below"
-    )
-    clip_norm: float | None = Field(None, gt=0, description="largest global gradient norm")
-    accumulation_steps: int | None = _free_on_resume(
-        None, "forward passes per update; none: 1, or as global_batch needs", ge=1
-    )
-    ema_decay: float | None = Field(
-        None, gt=0, lt=1, description="average the weights over updates; none: do not"
-    )
-    ema_every_steps: int = Field(1, ge=1, description="updates between two steps of the average")
-
-    @field_validator("lr_by_global_batch")
-    @classmethod
-    def _rates_in_range(cls, value: tuple[tuple[int, float], ...]) -> tuple[tuple[int, float], ...]:
-        if any(batch < 1 or rate <= 0 for batch, rate in value):
-            raise ValueError("should be pairs of a number of images and a learning rate above 0")
-        return tuple(sorted(value))
-
-    @field_validator("betas")
-    @classmethod
-    def _betas_in_range(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not all(0 <= beta < 1 for beta in value):
-            raise ValueError("should be two numbers in [0, 1)")
-        return value
-
-
-class ScheduleSection(Section):
-    """How long, and the learning rate over time. Every schedule ends with the run."""
-
-    epoch_size: int = Field(160, ge=1, description="epochs of the whole run")
-    total_steps: int | None = Field(
-        None, ge=1, description="updates of the whole run; none: epoch_size epochs"
-    )
-    schedule: Literal["constant", "cosine", "linear"] = Field(
-        "cosine", description="after warm-up; cosine and linear end at lr_final"
-    )
-    lr_final: float = Field(0.0, ge=0, description="where the learning rate ends")
-    warmup_epochs: float = Field(0.0, ge=0, description="linear rise from zero, in epochs")
-    warmup_steps: int | None = Field(
-        None, ge=0, description="the same in updates; none: warmup_epochs"
-    )
-    eval_every_epochs: int = Field(
-        1, ge=1, description="epochs between two evaluations; the last epoch always has one"
-    )
-
-    @model_validator(mode="after")
-    def _warmup_ends(self) -> Self:
-        in_epochs = self.warmup_steps is None and self.total_steps is None
-        if in_epochs and self.warmup_epochs >= self.epoch_size:
-            raise ValueError(
-                f"warmup_epochs {self.warmup_epochs:g} should be less than "
-                f"epoch_size {self.epoch_size}"
-            )
-        if self.total_steps is not None and (self.warmup_steps or 0) >= self.total_steps:
-            raise ValueError(
-                f"warmup_steps {self.warmup_steps} should be less than "
-                f"total_steps {self.total_steps}"
-            )
-        return self
-
-
-class AugmentSection(Section):
-    """What training does to an image, in this order, and then to the images of a batch."""
-
-    train_crop: Literal["random_resized", "simple", "pad", "center"] = Field(
-        "random_resized",
-        description="simple: resize to cover, then as pad, mirrored at the border; "
-        "pad: resize, pad, random crop; center: as in evaluation",
-    )
-    crop_area_min: float = Field(0.08, gt=0, le=1, description="smallest area of random_resized")
-    crop_pad: int = Field(4, ge=0, description="pixels added on each side by pad and simple")
-    flip: bool = Field(True, description="mirror half of the images left to right")
-    policy: Literal[
-        "none", "randaugment_timm", "randaugment_torchvision", "randaugment_big_vision", "3-augment"
-    ] = Field("none", description="random operations; the three RandAugments differ")
-    randaugment_layers: int = Field(2, ge=1, description="operations for an image")
-    randaugment_magnitude: float = Field(
-        9.0, ge=0, description="of 10; of torchvision's: a whole number of 30"
-    )
-    randaugment_magnitude_std: float = Field(
-        0.0, ge=0, description="of timm's: standard deviation of the magnitude"
-    )
-    color_jitter: float = Field(
-        0.0, ge=0, description="reach of brightness, contrast, saturation; also in 3-augment"
-    )
-    erase_probability: float = Field(0.0, ge=0, le=1, description="of a random rectangle")
-    erase_mode: Literal["const", "rand", "pixel"] = Field(
-        "pixel", description="what covers it: the mean colour, a random one, or noise"
-    )
-    repeated_augmentation: int = Field(
-        1, ge=1, description="copies of an image in an epoch, which shows so many fewer images"
-    )
-    mixup_alpha: float = Field(0.0, ge=0, description="MixUp with Beta(alpha, alpha); 0: none")
-    cutmix_alpha: float = Field(0.0, ge=0, description="CutMix with Beta(alpha, alpha); 0: none")
-    mix_probability: float = Field(1.0, ge=0, le=1, description="of a step to be mixed")
-    mix_switch_probability: float = Field(
-        0.5, ge=0, le=1, description="of CutMix, where MixUp is possible too"
-    )
-
-    @property
-    def mixes(self) -> bool:
-        """Whether a step may mix its images."""
-        return (self.mixup_alpha > 0 or self.cutmix_alpha > 0) and self.mix_probability > 0
-
-    @model_validator(mode="after")
-    def _policy_fits(self) -> Self:
-        magnitude = self.randaugment_magnitude
-        if self.policy == "randaugment_torchvision" and (magnitude > 30 or magnitude % 1):
-            raise ValueError(
-                f"randaugment_magnitude {magnitude:g} should be a whole number up to 30 "
-                f"for policy {self.policy}"
-            )
-        if self.randaugment_magnitude_std and self.policy != "randaugment_timm":
-            raise ValueError("randaugment_magnitude_std belongs to policy randaugment_timm")
-        return self
-
-
-class LossSection(Section):
-    """What is minimised."""
-
-    loss: Literal["softmax", "sigmoid"] = Field(
-        "softmax", description="cross-entropy over all classes, or for each class apart"
-    )
-    label_smoothing: float = Field(
-        0.0, ge=0, lt=1, description="share of the target given to all classes alike"
-    )
-    over_classes: Literal["sum", "mean"] = Field(
-        "sum", description="of loss sigmoid: sum as in big_vision, mean as in DeiT III and timm"
-    )
-    binary_targets: bool = Field(
-        False, description="with loss sigmoid: both labels of mixed images count in full"
-    )
-    class_weights: Literal["none", "balanced"] = Field(
-        "none", description="balanced: an image of a rare class counts more"
-    )
-
-    @model_validator(mode="after")
-    def _targets_fit(self) -> Self:
-        for option in ("binary_targets", "over_classes"):
-            if self.loss != "sigmoid" and getattr(self, option) not in {False, "sum"}:
-                raise ValueError(f"{option} belongs to loss sigmoid")
-        if self.binary_targets and self.label_smoothing:
-            raise ValueError("binary_targets leaves nothing of label_smoothing: give one of them")
-        return self
 
 
 class CheckpointSection(Section):
     """What is kept of a run."""
 
-    keep_checkpoint_max: int = _free_on_resume(30, "newest checkpoints kept, beside the best", ge=1)
-    checkpoint_every_steps: int | None = _free_on_resume(
+    keep_checkpoint_max: int = free_on_resume(30, "newest checkpoints kept, beside the best", ge=1)
+    checkpoint_every_steps: int | None = free_on_resume(
         None, "also save inside an epoch, every so many steps", ge=1
     )
-    checkpoint_format: Literal["native", "mindspore"] = _free_on_resume(
+    checkpoint_format: Literal["native", "mindspore"] = free_on_resume(
         "native", "mindspore: also write .ckpt files into the run folder, as MindSpore has them"
     )

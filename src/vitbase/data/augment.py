@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vitbase.config.options import AugmentSection
+from vitbase.config.learning import AugmentSection
 from vitbase.config.preprocess import Preprocess
 from vitbase.data.decode import Pixels, Window, cut, decode, decode_window, read_size, to_channels
 from vitbase.data.policies.policies import (

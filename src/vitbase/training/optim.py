@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from vitbase.config.options import OptimizerSection
+from vitbase.config.learning import OptimizerSection
 from vitbase.errors import ConfigError
 from vitbase.runtime import Runtime
 from vitbase.training.lamb import Lamb

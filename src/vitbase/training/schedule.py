@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Literal
 
-from vitbase.config.options import ScheduleSection
+from vitbase.config.learning import ScheduleSection
 
 
 @dataclasses.dataclass(frozen=True)
