@@ -31,6 +31,7 @@ def needs(interpolation: Interpolation, **options: object) -> Preprocess:
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_any_window_of_any_size_has_the_pixels_of_the_whole(monkeypatch, interpolation, channels):
+    monkeypatch.setattr(resize_module, "_FEW", 0)
     monkeypatch.setattr(resize_module, "_MOST_WASTE", 0)  # the window's way, for every image
     rng = np.random.default_rng(channels)
     for block in (1 << 22, 400) * 25:
@@ -54,7 +55,8 @@ NARROW = [(1, 700), (700, 1), (3, 401), (401, 7), (30, 900), (900, 30), (60, 150
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", NARROW)
-def test_narrow_images_are_cut_as_the_whole_would_be(size, interpolation):
+def test_narrow_images_are_cut_as_the_whole_would_be(monkeypatch, size, interpolation):
+    monkeypatch.setattr(resize_module, "_FEW", 0)
     pixels = photo(*size)
     out = np.empty((48, 48, 3), np.uint8)
     for options in ({}, {"crop_ratio": 1.0}, {"crop_mode": "squash"}):
@@ -136,6 +138,7 @@ def test_what_is_resized_is_bounded_by_image_and_window(monkeypatch):
         return original(image, size=size, **options)
 
     monkeypatch.setattr(resize_module.F, "interpolate", spy)
+    monkeypatch.setattr(resize_module, "_FEW", 0)
     out = np.empty((48, 48, 3), np.uint8)
     for short in (1, 2, 9, 40, 100):
         for long in (100, 800, 3000):
