@@ -567,3 +567,18 @@ def test_the_network_that_is_asked_for_is_shown_converted_evaluated_and_trained_
     assert (code, "'student.'" in err) == (2, True)
     code, _, err = run("train", "finetune", "--data_path", photo_folder, *words, *wrong)
     assert (code, "'student.'" in err) == (2, True)
+
+
+def test_a_run_that_began_with_a_part_of_a_file_is_evaluated_whole(
+    run: Run, train: Callable[..., list[str]], tmp_path: Path, photo_folder: Path
+) -> None:
+    model = vitbase.create_model("testing", num_classes=3, image_size=32, gelu="erf")
+    vitbase.save_weights(model, tmp_path / "w.pth", dialect="timm")
+    state = torch.load(tmp_path / "w.pth", weights_only=True)
+    torch.save({"student": state, "teacher": dict(state)}, tmp_path / "both.pth")
+    words = ("--checkpoint_path", tmp_path / "both.pth", "--num_heads", 2)
+    log = train(*words, "--weights_prefix", "student", "--ignore_weights", "head.*")
+    assert any("taken from its entry 'student'" in line for line in log)
+    code, out, _ = run("eval", "--checkpoint_path", tmp_path / "run", "--device_target", "CPU")
+    assert code == 0
+    assert "evaluated" in out

@@ -284,8 +284,20 @@ def test_what_stands_beside_a_network_is_not_passed_over(state, tmp_path):
     assert_loads(path, state, ignore=["neck.*"])
 
 
-def test_more_networks_than_anybody_keeps_in_a_file_are_not_looked_into(tmp_path):
-    names = {f"n{number}.patch_embed.proj.weight": torch.ones(1) for number in range(300)}
+def test_a_network_without_a_prefix_can_be_asked_for(state, tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_file({**other(state), **under("ema.", state)}, path)
+    assert_loads(path, other(state), prefix="")
+    save_file(state, path)
+    with pytest.raises(WeightsError, match="one network has no prefix; leave out 'student'"):
+        vitbase.load_model(path, prefix="student")
+
+
+@pytest.mark.parametrize(
+    "anchor", ["patch_embed.proj.weight", "embeddings.patch_embeddings.projection.weight"]
+)
+def test_more_networks_than_anybody_keeps_in_a_file_are_not_looked_into(tmp_path, anchor):
+    names = {f"n{number}.{anchor}": torch.ones(1) for number in range(3000)}
     save_file(names, tmp_path / "w.safetensors")
     with pytest.raises(WeightsError, match="more than 16 networks"):
         vitbase.load_model(tmp_path / "w.safetensors")

@@ -20,6 +20,7 @@ from vitbase.data.loader import EvalLoader
 from vitbase.data.normalize import normalize
 from vitbase.errors import CheckpointError, ConfigError, DataError
 from vitbase.evaluation.metrics import ClassificationSums, MultiLabelSums
+from vitbase.runs.checkpoints import NAME, WEIGHTS_FILE
 from vitbase.runtime import Runtime, joined_runtime
 from vitbase.sources.open import Source, open_val
 from vitbase.weights.find import list_weights
@@ -143,12 +144,14 @@ def _evaluate_each(
     damaged: CheckpointError | None = None
     for path in list_weights(config.model.checkpoint_path):
         try:
+            # Of a run they say how it started; its own checkpoints are whole, and one network.
+            foreign = path.name != WEIGHTS_FILE or not NAME.match(path.parent.name)
             opened = open_weights(
                 path,
                 num_heads=heads,
                 image_size=asked_size,
-                ignore=config.model.ignore_weights,
-                prefix=config.model.weights_prefix,
+                ignore=config.model.ignore_weights if foreign else (),
+                prefix=config.model.weights_prefix if foreign else None,
             )
         except CheckpointError as error:
             damaged = error

@@ -293,9 +293,9 @@ def understand(
 
 def _ignore(file: TensorFile, patterns: Sequence[str]) -> tuple[TensorFile, list[str]]:
     """Leave out what a user names. Returns: the rest, and the names of what is left out."""
-    names = [name for name in file.tensors if any(fnmatchcase(name, p) for p in patterns)]
-    rest = {name: tensor for name, tensor in file.tensors.items() if name not in set(names)}
-    return dataclasses.replace(file, tensors=rest), names
+    out = {name: None for name in file.tensors if any(fnmatchcase(name, p) for p in patterns)}
+    rest = {name: tensor for name, tensor in file.tensors.items() if name not in out}
+    return dataclasses.replace(file, tensors=rest), list(out)
 
 
 @contextlib.contextmanager

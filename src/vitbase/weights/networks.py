@@ -25,7 +25,7 @@ _WRAPPER = re.compile(
 _AVERAGED = {"ema", "averaged", "swa", "teacher", "target"}
 _FOLLOWING = {"student", "online", "momentum"}
 _PRETRAINING = re.compile(r"(^|[._/])(teacher|target|student|online|momentum|base_encoder)[._/]")
-_ANCHORS = tuple(re.compile(rf"((?:.*[./])?){dialect.signature[0]}") for dialect in DIALECTS)
+_ANCHOR = re.compile(rf"((?:.*[./])?)(?:{'|'.join({table.signature[0]: 0 for table in DIALECTS})})")
 _MOST_NETWORKS, _DEEPEST = 16, 8
 _HOW = "give prefix (--prefix, in a run --weights_prefix)"
 
@@ -54,7 +54,8 @@ def choose_network(file: TensorFile, wanted: str | None = None) -> Chosen:
     """Find the network in a file, and where there are several, the one to take.
 
     Args:
-      wanted: what its names begin with in the file; None takes the average, or the teacher.
+      wanted: what its names begin with in the file, "" for those without a prefix; None takes the
+        average, or the teacher.
     Raises: WeightsError naming the networks, if it is not clear which.
     """
     if wanted is None and _is_one(file):
@@ -91,10 +92,11 @@ def choose_network(file: TensorFile, wanted: str | None = None) -> Chosen:
             for rival in competing
         )
     )
+    taken |= set(others)
     outside = {
         theirs: name[_shared(name, prefix) :]
         for name, theirs in names.items()
-        if theirs not in taken | set(others) and _entry(file, theirs) == entry
+        if theirs not in taken and _entry(file, theirs) == entry
     }
     if wanted is not None:
         others, outside = (*others, *outside), {}
@@ -140,24 +142,22 @@ def _find_prefixes(names: Mapping[str, str]) -> Iterator[str]:
     tried: dict[str, Dialect | None] = {"": whole}
     found: set[str] = set()
     for name in names:
-        for match in filter(None, (anchor.fullmatch(name) for anchor in _ANCHORS)):
-            if whole and whole.left_out and re.fullmatch(whole.left_out, name):
-                continue  # momentum has the names of the weights, too
-            ends = [0, *(part.end() for part in re.finditer(r"[./]", match[1]))]
-            for prefix in (name[:end] for end in ends[:_DEEPEST]):
-                if prefix not in tried:
-                    under = [n[len(prefix) :] for n in names if n.startswith(prefix)]
-                    tried[prefix] = find_dialect(DIALECTS, under)
-                dialect = tried[prefix]
-                if dialect and _is_anchor(dialect, name[len(prefix) :]):
-                    break
-            else:
-                continue
-            if prefix not in found:
-                found.add(prefix)
-                yield prefix
-            if len(found) > _MOST_NETWORKS:
+        match = _ANCHOR.fullmatch(name)
+        if match is None or (whole and whole.left_out and re.fullmatch(whole.left_out, name)):
+            continue  # momentum has the names of the weights, too
+        ends = [0, *(part.end() for part in re.finditer(r"[./]", match[1]))]
+        for prefix in (name[:end] for end in ends[:_DEEPEST]):
+            if len(found) > _MOST_NETWORKS or len(tried) > _MOST_NETWORKS * _DEEPEST:
                 raise WeightsError(f"it holds more than {_MOST_NETWORKS} networks")
+            if prefix not in tried:
+                under = [other[len(prefix) :] for other in names if other.startswith(prefix)]
+                tried[prefix] = find_dialect(DIALECTS, under)
+            dialect = tried[prefix]
+            if dialect and _is_anchor(dialect, name[len(prefix) :]):
+                if prefix not in found:
+                    found.add(prefix)
+                    yield prefix
+                break
 
 
 def _is_anchor(dialect: Dialect, name: str) -> bool:
@@ -167,6 +167,8 @@ def _is_anchor(dialect: Dialect, name: str) -> bool:
 def _find_wanted(
     file: TensorFile, prefixes: list[str], names: Mapping[str, str], wanted: str
 ) -> str:
+    if not wanted and "" in prefixes:
+        return ""
     start = wanted if wanted.endswith((".", "/")) else f"{wanted}."
     fitting = [
         prefix
@@ -181,6 +183,8 @@ def _find_wanted(
     best = [prefix for prefix in fitting if _rank(prefix) == min(map(_rank, fitting))]
     if len(best) == 1:
         return best[0]
+    if prefixes == [""]:
+        raise WeightsError(f"its one network has no prefix; leave out '{wanted}'")
     there = f"To choose, {_HOW}: {_quoted(best or prefixes)}" if prefixes else "It holds none"
     raise WeightsError(f"no single network in it has names that begin with '{start}'. {there}")
 

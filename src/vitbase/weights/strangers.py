@@ -80,12 +80,13 @@ def leave_out(
       new_head: whether its head is to be another.
     Returns: the file's names of those to leave out; and the others.
     """
-    out = [
-        theirs
-        for theirs, name in unknown.items()
-        if _HARMLESS.fullmatch(name) or ((pretraining or new_head) and _HEAD.fullmatch(name))
-    ]
-    return out, {theirs: name for theirs, name in unknown.items() if theirs not in set(out)}
+    out, rest = [], {}
+    for theirs, name in unknown.items():
+        if _HARMLESS.fullmatch(name) or ((pretraining or new_head) and _HEAD.fullmatch(name)):
+            out.append(theirs)
+        else:
+            rest[theirs] = name
+    return out, rest
 
 
 def explain_foreign(names: Iterable[str], dialects: Iterable[str]) -> str:
