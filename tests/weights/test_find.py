@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -133,3 +134,13 @@ def test_evaluation_of_damaged_checkpoints_alone_is_an_error(
         spoil(weights_of(run, epoch))
     with pytest.raises(CheckpointError, match="-3_6 is damaged"):
         vitbase.evaluate(tiny_config(checkpoint_path=str(run)))
+
+
+def test_what_is_neither_a_file_nor_a_folder_is_named_as_that(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "dangling").symlink_to(tmp_path / "gone")
+    for name in ("pipe", "dangling"):
+        with pytest.raises(CheckpointError, match="is neither a file nor a folder"):
+            list_weights(tmp_path / name)
+    with pytest.raises(CheckpointError, match="does not exist"):
+        list_weights(tmp_path / "gone")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -52,8 +53,9 @@ def list_weights(checkpoint_path: str | Path) -> list[Path]:
         if NAME.match(place.name) and place.is_dir():
             return [place / WEIGHTS_FILE]
     if not path.is_dir():
+        problem = "is neither a file nor a folder" if os.path.lexists(path) else "does not exist"
         raise CheckpointError(
-            f"checkpoint_path {path} does not exist. Give a run folder, one of its checkpoints, "
+            f"checkpoint_path {path} {problem}. Give a run folder, one of its checkpoints, "
             f"or a weights file.{_siblings(path)}"
         )
     found = list_checkpoints(path / "checkpoints") or list_checkpoints(path)
