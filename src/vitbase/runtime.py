@@ -259,15 +259,6 @@ def local_ranks() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def count_local_devices(device_target: str = "auto") -> int:
-    """Return how many devices of a kind this machine has; 1 on a CPU.
-
-    Raises: DeviceError if there is none of the kind.
-    """
-    device = _find_device(device_target, 0)
-    return 1 if device.type == "cpu" else int(torch.accelerator.device_count())
-
-
 def launched_ranks() -> int | None:
     """Return how many ranks torchrun has started; None if it did not start this process."""
     return int(os.environ["WORLD_SIZE"]) if {"WORLD_SIZE", "RANK"} <= os.environ.keys() else None

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any, TypedDict
 
 import tyro
 
 from vitbase.config.config import FIELDS, Config, load_config, with_options
 from vitbase.config.hints import hint_for
-from vitbase.console import warn
+from vitbase.console import say, warn
 from vitbase.errors import LAUNCHED, ConfigError, nearest
 from vitbase.launch.words import find_value
 
@@ -99,6 +99,22 @@ def drop_value(words: list[str], option: str) -> list[str]:
 def take_switch(words: list[str], switch: str) -> tuple[list[str], bool]:
     """Take an option without a value out of the words."""
     return [word for word in words if word != switch], switch in words
+
+
+def run_action(
+    words: list[str], actions: Mapping[str, Callable[[list[str]], None]], usage: str
+) -> None:
+    """Run `ACTION [...]` of a command that has several, or show how it is used.
+
+    Raises: ConfigError if it has no such action.
+    """
+    if words and words[0] in {"-h", "--help"}:
+        say(usage)
+        return
+    if not words or words[0] not in actions:
+        asked = f"Unknown action '{words[0]}'. " if words and words[0][:1] != "-" else ""
+        raise ConfigError(f"{asked}{usage[0].upper()}{usage[1:]}")
+    actions[words[0]](words[1:])
 
 
 def parse_places(

@@ -7,10 +7,9 @@ from typing import Annotated, Any, Literal, TypedDict
 
 import tyro
 
-from vitbase.cli.arguments import parse_places, take_switch
+from vitbase.cli.arguments import parse_places, run_action, take_switch
 from vitbase.config.options import Reading
 from vitbase.console import counting, printable, say, say_json
-from vitbase.errors import ConfigError
 
 _USAGE = """usage: vitbase data check PATH [--val_data_path PATH] [--json]
        vitbase data pack PATH OUT [--short_side N] [--quality N]
@@ -63,14 +62,7 @@ class _PackOptions(TypedDict, total=False):
 
 def run_data(words: list[str]) -> None:
     """Run `vitbase data ACTION [...]`. Exits with 1 if the check finds that training is wrong."""
-    actions = {"check": _check, "pack": _pack}
-    if words and words[0] in {"-h", "--help"}:
-        say(_USAGE)
-        return
-    if not words or words[0] not in actions:
-        asked = f"Unknown action '{words[0]}'. " if words and words[0][:1] != "-" else ""
-        raise ConfigError(f"{asked}{_USAGE[0].upper()}{_USAGE[1:]}")
-    actions[words[0]](words[1:])
+    run_action(words, {"check": _check, "pack": _pack}, _USAGE)
 
 
 def _check(words: list[str]) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, TypedDict
 
 import tyro
 
-from vitbase.cli.arguments import image_size_of, parse_places, take_switch
+from vitbase.cli.arguments import image_size_of, parse_places, run_action, take_switch
 from vitbase.console import say, say_json
 from vitbase.errors import ConfigError, VitbaseError
 
@@ -44,14 +44,7 @@ class _ConvertOptions(_WeightsOptions, total=False):
 
 
 def run_weights(words: list[str]) -> None:
-    actions = {"show": _show_weights, "convert": _convert_weights}
-    if words and words[0] in {"-h", "--help"}:
-        say(_USAGE)
-        return
-    if not words or words[0] not in actions:
-        asked = f"Unknown action '{words[0]}'. " if words and words[0][:1] != "-" else ""
-        raise ConfigError(f"{asked}{_USAGE[0].upper()}{_USAGE[1:]}")
-    actions[words[0]](words[1:])
+    run_action(words, {"show": _show_weights, "convert": _convert_weights}, _USAGE)
 
 
 def _show_weights(words: list[str]) -> None:

@@ -19,17 +19,6 @@ from vitbase.data.mix import binarize, one_hot
 LossKind = Literal["softmax", "sigmoid"]
 
 
-def cross_entropy_sum(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-    """Softmax cross-entropy, summed over the batch in float32.
-
-    Args:
-      logits_BC: [B, C], any float type.
-      labels_B: [B] int64 in [0, C), or IGNORED_LABEL.
-    Returns: scalar float32.
-    """
-    return F.cross_entropy(logits_BC.float(), labels_B, ignore_index=IGNORED_LABEL, reduction="sum")
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Loss:
     """A loss of logits against labels or soft targets, see :func:`build_loss`."""
