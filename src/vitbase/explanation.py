@@ -37,8 +37,14 @@ class Fact:
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """What a run would do. FLOPs count a multiply-add as two; sizes are bytes."""
+    """What a run would do. FLOPs count a multiply-add as two; sizes are bytes.
 
+    Attributes:
+      config: complete, as the run would have it.
+      notes: what of a recipe was fitted to the number of images.
+    """
+
+    config: Config
     steps_per_epoch: int
     total_steps: int
     global_batch: int
@@ -52,6 +58,7 @@ class Explanation:
     decayed: tuple[str, ...]
     kept: tuple[str, ...]
     facts: tuple[Fact, ...]
+    notes: tuple[str, ...]
 
 
 def explain(config: Config) -> Explanation:
@@ -64,13 +71,10 @@ def explain(config: Config) -> Explanation:
     tell = config.model.checkpoint_path is not None and config.model.model is None
     weights = preprocess_of_weights(config) if tell else None
     devices = config.run.num_devices or 1
-    completed = complete(config, Facts(weights=weights), devices)
+    num_images, num_classes, images_source = _find_images(config)
+    facts_of_data = Facts(weights, num_train_images=num_images, num_classes=num_classes)
+    completed = complete(config, facts_of_data, devices)
     config, layout, rate = completed.config, completed.layout, completed.rate
-    num_images = config.data.num_train_images
-    if num_images is None:
-        num_images, images_source = _count_images(config)
-    else:
-        images_source = "num_train_images"
     global_batch = layout.global_batch
     steps = num_images // global_batch
     if steps == 0:
@@ -105,7 +109,9 @@ def explain(config: Config) -> Explanation:
         Fact(
             "effective batch",
             f"{global_batch}",
-            layout.describe() if asked.data.global_batch is None else "global_batch",
+            "global_batch"
+            if asked.data.global_batch == global_batch
+            else layout.describe(),
         ),
         Fact("steps per epoch", f"{steps}", f"floor({num_images} / {global_batch})"),
         Fact(
@@ -161,6 +167,7 @@ def explain(config: Config) -> Explanation:
         ),
     )
     return Explanation(
+        config=config,
         steps_per_epoch=steps,
         total_steps=schedule.total_steps,
         global_batch=global_batch,
@@ -174,6 +181,7 @@ def explain(config: Config) -> Explanation:
         decayed=groups.decayed,
         kept=groups.kept,
         facts=facts,
+        notes=completed.notes,
     )
 
 
@@ -187,17 +195,24 @@ def _precision(config: Config) -> str:
         return "fp32"
 
 
-def _count_images(config: Config) -> tuple[int, str]:
-    path = config.data.data_path
-    if path is None or (path != EMBEDDED and not Path(path).exists()):
-        raise ConfigError(
-            "How many training images there are is not known: this recipe does not say, and "
-            f"data_path is {'not given' if path is None else f'{path}, which is not there'}. "
-            "Give --data_path, or --num_train_images."
-        )
-    from vitbase.sources.open import open_train_val  # only this branch reads data
+def _find_images(config: Config) -> tuple[int, int | None, str]:
+    """Return how many training images there are, of how many classes, and who says so."""
+    path, number = config.data.data_path, config.data.num_train_images
+    if number is not None:
+        return number, config.data.num_classes, "num_train_images"
+    if path is not None and (path == EMBEDDED or Path(path).exists()):
+        from vitbase.sources.open import open_train_val  # only this branch reads data
 
-    return len(open_train_val(config).train), f"counted in {path}"
+        train = open_train_val(config).train
+        return len(train), len(train.class_names), f"counted in {path}"
+    recipe = config.origin.base.data if config.origin else config.data
+    if recipe.num_train_images is not None:
+        return recipe.num_train_images, recipe.num_classes, f"of the recipe: {path} is not here"
+    raise ConfigError(
+        "How many training images there are is not known: this recipe does not say, and "
+        f"data_path is {'not given' if path is None else f'{path}, which is not there'}. "
+        "Give --data_path, or --num_train_images."
+    )
 
 
 def _find_spec(config: Config) -> tuple[ViTSpec, str]:

@@ -35,11 +35,14 @@ def run_explain(words: list[str]) -> None:
     for fact in explanation.facts:
         say(f"{fact.name:<{width}}  {fact.value:<{values}}  {fact.source}")
     say("")
-    warmup = f"{config.schedule.warmup_epochs:g} epochs"
-    if config.schedule.warmup_steps is not None:
-        warmup = f"{config.schedule.warmup_steps} steps"
+    for note in explanation.notes:
+        say(note)
+    schedule = explanation.config.schedule
+    warmup = f"{schedule.warmup_epochs:g} epochs"
+    if schedule.warmup_steps is not None:
+        warmup = f"{schedule.warmup_steps} steps"
     say(
-        f"learning rate ({config.schedule.schedule}, warm-up {warmup}, "
+        f"learning rate ({schedule.schedule}, warm-up {warmup}, "
         f"peak {explanation.peak_lr:g}):"
     )
     for step, rate in explanation.learning_rates:

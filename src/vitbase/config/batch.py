@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Literal
 
 from vitbase.config.config import Config
 from vitbase.errors import ConfigError
@@ -105,7 +106,7 @@ def peak_rate(config: Config, global_batch: int) -> PeakRate:
     batch, lr = min(pairs, key=lambda pair: abs(math.log(pair[0] / global_batch)))
     if batch == global_batch:
         return PeakRate(lr, f"lr_by_global_batch at {batch} images a step")
-    scaling = options.lr_scaling or ("linear" if options.optimizer == "momentum" else "sqrt")
+    scaling = scaling_of(config)
     ratio = global_batch / batch
     factor = ratio if scaling == "linear" else math.sqrt(ratio)
     root = "" if scaling == "linear" else "the root of "
@@ -113,3 +114,9 @@ def peak_rate(config: Config, global_batch: int) -> PeakRate:
         lr * factor,
         f"{scaling} scaling: {lr:g} at {batch} images a step, times {root}{global_batch} / {batch}",
     )
+
+
+def scaling_of(config: Config) -> Literal["linear", "sqrt"]:
+    """Return how the learning rate follows the batch."""
+    options = config.optimizer
+    return options.lr_scaling or ("linear" if options.optimizer == "momentum" else "sqrt")

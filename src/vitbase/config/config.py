@@ -8,6 +8,7 @@ where there is one, the nearest name.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tomllib
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 from pydantic.fields import FieldInfo
 
 from vitbase.config.hints import hint_for
@@ -26,9 +27,25 @@ from vitbase.console import warn
 from vitbase.errors import ConfigError, nearest
 
 
-class Config(BaseModel):
-    """Every option of a run, in sections."""
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where options come from: a recipe that ships with the package, and somebody on top of it.
 
+    Attributes:
+      recipe: its name.
+      base: its options.
+      given: names of the options that somebody has set, which nothing else may change.
+    """
+
+    recipe: str
+    base: Config
+    given: frozenset[str] = frozenset()
+
+
+class Config(BaseModel):
+    """Every option of a run, in sections. Two are equal if all their options are."""
+
+    _origin: Origin | None = PrivateAttr(None)
     model_config = ConfigDict(frozen=True, extra="forbid")
     run: RunSection = RunSection()
     data: DataSection = DataSection()
@@ -39,14 +56,26 @@ class Config(BaseModel):
     loss: LossSection = LossSection()
     checkpoint: CheckpointSection = CheckpointSection()
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Config) and self.model_dump() == other.model_dump()
+
+    @property
+    def origin(self) -> Origin | None:
+        """The recipe that this began as; None if every option is somebody's own, as in a file."""
+        return self._origin
+
     @property
     def output_dir(self) -> Path:
         """The run folder."""
         return Path(self.run.output_dir or f"runs/{self.run.name}")
 
+    def value(self, option: str) -> Any:
+        """Return the value of an option. Raises: ConfigError if there is no such option."""
+        return getattr(getattr(self, section_of(option)), option)
+
     def with_preprocess(self, preprocess: Preprocess) -> Config:
         """Return a copy in which every option of the preprocessing is set."""
-        return self.replace(
+        return self.derive(
             **{option: getattr(preprocess, field) for field, option in OPTION_OF.items()}
         )
 
@@ -58,18 +87,31 @@ class Config(BaseModel):
         return self.model.pre_trained
 
     def replace(self, **options: Any) -> Config:
-        """Return a copy with some options changed, validated like any other input.
+        """Return a copy in which somebody has set some options, validated like any other input.
 
         A given ``lr_init`` is used as it is: it ends what a recipe says of other batch sizes.
 
         Raises: ConfigError for an unknown name, a wrong type, or an impossible combination.
         """
+        if "lr_init" in options and "lr_by_global_batch" not in options:
+            options["lr_by_global_batch"] = ()
+        changed = self.derive(**options)
+        if self._origin is not None:
+            given = self._origin.given | options.keys()
+            changed._origin = dataclasses.replace(self._origin, given=given)
+        return changed
+
+    def derive(self, **options: Any) -> Config:
+        """Return a copy in which some options follow from others, or from facts: nobody's own.
+
+        Raises: ConfigError as :meth:`replace`.
+        """
         nested = self.model_dump()
         for option, value in options.items():
             nested[section_of(option)][option] = value
-        if "lr_init" in options and "lr_by_global_batch" not in options:
-            nested["optimizer"]["lr_by_global_batch"] = ()
-        return _validated(nested, "")
+        changed = _validated(nested, "")
+        changed._origin = self._origin
+        return changed
 
     def to_toml(self) -> str:
         """Return the whole configuration as TOML; options that are unset are left out."""
@@ -117,12 +159,11 @@ def section_of(option: str) -> str:
 def differences_on_resume(saved: Config, asked: Config) -> list[str]:
     """Return a line per option that differs and may not differ when a run is continued."""
     lines = []
-    for option, (section, field) in FIELDS.items():
+    for option, (_, field) in FIELDS.items():
         extra = field.json_schema_extra
         if isinstance(extra, dict) and extra.get("free_on_resume"):
             continue
-        before = getattr(getattr(saved, section), option)
-        after = getattr(getattr(asked, section), option)
+        before, after = saved.value(option), asked.value(option)
         if before != after:
             lines.append(f"{option}: the run has {before}, asked for {after}")
     return lines
@@ -207,7 +248,10 @@ def load_config(recipe: str, **options: Any) -> Config:
         nested = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{recipe} is not valid TOML: {error}") from None
-    config, notes = with_options(_validated(nested, recipe), options)
+    base = _validated(nested, recipe)
+    if not recipe.endswith(".toml"):
+        base._origin = Origin(recipe, base.model_copy())
+    config, notes = with_options(base, options)
     for note in notes:
         warn(note)
     return config
@@ -216,8 +260,9 @@ def load_config(recipe: str, **options: Any) -> Config:
 def with_options(base: Config, options: Mapping[str, Any]) -> tuple[Config, tuple[str, ...]]:
     """Apply options that somebody gave on top of a recipe's, which give way to them.
 
-    A warm-up that nobody gave and that does not fit a shorter run is shortened with the run.
-    ``image_size`` stands for height and width.
+    A warm-up that nobody gave and that does not fit a shorter run is shortened with the run. What
+    a recipe knows of its own images says nothing of others: their number, their classes, where the
+    evaluation images are. ``image_size`` stands for height and width.
 
     Returns: the configuration, and in words what was changed beside.
     Raises: ConfigError as :meth:`Config.replace`.
@@ -226,13 +271,30 @@ def with_options(base: Config, options: Mapping[str, Any]) -> tuple[Config, tupl
     if "image_size" in given:
         side = given.pop("image_size")
         given = {"image_height": side, "image_width": side, **given}
+    if not given:
+        return base, ()
     shortened = _shortened_warmup(base, given)
-    notes = tuple(
+    notes = [
         f"{option} {getattr(base.schedule, option):g} of the recipe becomes {value:g}, in "
         f"proportion to the shorter run. Give --{option} for another."
         for option, value in shortened.items()
-    )
-    return base.replace(**given, **shortened) if given else base, notes
+    ]
+    foreign: dict[str, None] = {}
+    origin, place = base.origin, given.get("data_path")
+    if origin is not None and place not in (None, origin.base.data.data_path):
+        foreign = {option: None for option in OF_THE_IMAGES if option not in given}
+        if base.data.val_data_path is not None and "val_data_path" in foreign:
+            notes.append(
+                f"val_data_path {base.data.val_data_path} of recipe {origin.recipe} goes with its "
+                f"own training images; evaluation images are looked for in data_path. Give "
+                f"--val_data_path for others."
+            )
+    changed = base.derive(**foreign, **shortened) if foreign or shortened else base
+    return changed.replace(**given), tuple(notes)
+
+
+OF_THE_IMAGES = ("val_data_path", "num_train_images", "num_val_images", "num_classes")
+"""Options of a recipe that hold for the images it was made for, and no others."""
 
 
 def _shortened_warmup(base: Config, given: Mapping[str, Any]) -> dict[str, float]:

@@ -222,6 +222,12 @@ class ModelSection(Section):
     head_bias_init: float | None = Field(None, description="initial bias of the head")
     gelu: Literal["tanh", "erf"] | None = Field(None, description="form of GELU")
     freeze_backbone: bool = Field(False, description="train the head alone (linear probing)")
+    frozen_views: int | None = Field(
+        None,
+        ge=0,
+        description="with freeze_backbone: views of an image whose features are computed once (1: "
+        "as in evaluation; more: as in training); 0: anew in each epoch; none: 1, or 0 with MixUp",
+    )
     activation_checkpointing: bool = free_on_resume(
         False, "compute blocks again in the backward pass: less memory, more time"
     )

@@ -56,8 +56,8 @@ def check_same_images(runtime: Runtime, data: TrainVal) -> None:
 
 def _listed(config: Config) -> list[tuple[str, str]]:
     return [
-        (option, str(getattr(getattr(config, section), option)))
-        for option, (section, _) in FIELDS.items()
+        (option, str(config.value(option)))
+        for option in FIELDS
         if option not in _OWN_PLACES
     ]
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from vitbase.config.batch import BatchLayout
-from vitbase.config.complete import complete, complete_from_data
+from vitbase.config.complete import complete
 from vitbase.config.config import Config
 from vitbase.console import say
 from vitbase.data.augment import TrainTransform
@@ -56,12 +57,18 @@ def _train(config: Config, runtime: Runtime) -> TrainResult:
     found = runtime.from_first(lambda: find_run(config, folder))
     completed = runtime.everywhere(lambda: complete(config, found.facts, runtime.num_ranks))
     runtime.from_first(lambda: check_start(completed, folder))
-    checkpoint, progress, layout = found.checkpoint, found.progress, completed.layout
+    checkpoint, progress = found.checkpoint, found.progress
     if progress is not None and progress.finished:
         return runtime.from_first(lambda: report_finished(folder, progress))
     data = runtime.everywhere(lambda: open_train_val(completed.config))
     check_same_images(runtime, data)
-    config = complete_from_data(completed.config, data.train.class_names)
+    counted = dataclasses.replace(
+        found.facts,
+        num_train_images=len(data.train),
+        num_classes=len(data.train.class_names),
+    )
+    completed = runtime.everywhere(lambda: complete(config, counted, runtime.num_ranks))
+    config, layout = completed.config, completed.layout
     loader = runtime.everywhere(lambda: _build_loader(config, runtime, layout, data.train))
     objective = runtime.everywhere(
         lambda: Objective(config, data.train.labels, config.data.num_classes or 0, runtime.device)
@@ -77,7 +84,7 @@ def _train(config: Config, runtime: Runtime) -> TrainResult:
     runtime.from_first(lambda: folder.start(config))
     board = _open_board(folder.path) if config.run.tensorboard and runtime.is_first else None
     journal = Journal(folder.metrics_file, rank=runtime.rank, board=board)
-    for line in (*data.notes, *notes, *found.warnings):
+    for line in (*data.notes, *completed.notes, *notes, *found.warnings):
         journal.say(line)
     if data.held_out and runtime.is_first:
         write_whole(folder.path / "held_out.txt", listed(data.held_out))
