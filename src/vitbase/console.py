@@ -117,6 +117,14 @@ def columns_for(unit: str) -> tuple[ProgressColumn, ...]:
     )
 
 
+def spoken_seconds(seconds: float) -> str:
+    """Return a length of time as one would say it: "40 s", "12 min", "3.5 h", "12 days"."""
+    for unit, length, digits in (("days", 86400.0, 0), ("h", 3600.0, 1), ("min", 60.0, 0)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:,.{digits}f} {unit}"
+    return f"{max(seconds, 1):.0f} s"
+
+
 class _Lines:
     """Progress for a log file."""
 

@@ -109,9 +109,7 @@ def explain(config: Config) -> Explanation:
         Fact(
             "effective batch",
             f"{global_batch}",
-            "global_batch"
-            if asked.data.global_batch == global_batch
-            else layout.describe(),
+            "global_batch" if asked.data.global_batch == global_batch else layout.describe(),
         ),
         Fact("steps per epoch", f"{steps}", f"floor({num_images} / {global_batch})"),
         Fact(
@@ -197,17 +195,20 @@ def _precision(config: Config) -> str:
 
 def _find_images(config: Config) -> tuple[int, int | None, str]:
     """Return how many training images there are, of how many classes, and who says so."""
-    path, number = config.data.data_path, config.data.num_train_images
-    if number is not None:
-        return number, config.data.num_classes, "num_train_images"
-    if path is not None and (path == EMBEDDED or Path(path).exists()):
+    path, number, origin = config.data.data_path, config.data.num_train_images, config.origin
+    recipe = (origin.base if origin else config).data
+    is_here = path is not None and (path == EMBEDDED or Path(path).exists())
+    if is_here and (number is None or path != recipe.data_path):
         from vitbase.sources.open import open_train_val  # only this branch reads data
 
         train = open_train_val(config).train
-        return len(train), len(train.class_names), f"counted in {path}"
-    recipe = config.origin.base.data if config.origin else config.data
+        source = f"counted in {path}" if number is None else "num_train_images"
+        return number or len(train), len(train.class_names), source
+    if number is not None:
+        return number, recipe.num_classes, "num_train_images"
     if recipe.num_train_images is not None:
-        return recipe.num_train_images, recipe.num_classes, f"of the recipe: {path} is not here"
+        source = f"those of the recipe, as {path} is not here"
+        return recipe.num_train_images, recipe.num_classes, source
     raise ConfigError(
         "How many training images there are is not known: this recipe does not say, and "
         f"data_path is {'not given' if path is None else f'{path}, which is not there'}. "

@@ -209,6 +209,11 @@ class Runtime:
             tensor.record_stream(computing)  # its memory is not free before that work is done
         return moved
 
+    def wait(self) -> None:
+        """Wait until the device has done all that was asked of it."""
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
+
     def autocast(self) -> AbstractContextManager[None]:
         """Context for the forward pass: half precision where the run asks for it."""
         if self.precision == "fp32":

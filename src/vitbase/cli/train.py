@@ -41,10 +41,7 @@ def run_explain(words: list[str]) -> None:
     warmup = f"{schedule.warmup_epochs:g} epochs"
     if schedule.warmup_steps is not None:
         warmup = f"{schedule.warmup_steps} steps"
-    say(
-        f"learning rate ({schedule.schedule}, warm-up {warmup}, "
-        f"peak {explanation.peak_lr:g}):"
-    )
+    say(f"learning rate ({schedule.schedule}, warm-up {warmup}, peak {explanation.peak_lr:g}):")
     for step, rate in explanation.learning_rates:
         epoch = step / explanation.steps_per_epoch
         say(f"  step {step:>{len(str(explanation.total_steps))}}  epoch {epoch:>6.1f}  {rate:.3g}")

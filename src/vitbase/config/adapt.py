@@ -24,11 +24,22 @@ _ALIKE = 1.05
 _FEW = 0.25
 """The share of a recipe's images below which features of a frozen backbone are computed once."""
 
+_EVALUATIONS = 10
+"""Of a run on features, whose epochs take less time than to store their result."""
+
+_BY_CLASSES = 0.75
+"""Exponent of the number of classes in the rate of a head: of fewer classes, each gradient is
+larger. Measured on photographs of clothing, of 4 and of 10 classes, against published 1000."""
+
 _BATCH = {"global_batch", "batch_size", "accumulation_steps"}
 _LENGTH = {"epoch_size", "total_steps"}
 _WARMUP = {"warmup_epochs", "warmup_steps"}
 _FITTED = ("global_batch", "lr_init", "lr_by_global_batch", *_LENGTH, *_WARMUP, "ema_decay")
-_FITTED += ("frozen_views", *(option for option in OF_THE_IMAGES if option != "num_classes"))
+_FITTED += (
+    "frozen_views",
+    "eval_every_epochs",
+    *(option for option in OF_THE_IMAGES if option != "num_classes"),
+)
 
 
 def as_begun(config: Config, saved: Config) -> Config:
@@ -45,17 +56,21 @@ def as_begun(config: Config, saved: Config) -> Config:
     return config.derive(**{option: saved.value(option) for option in free})
 
 
-def adapt(config: Config, num_images: int, num_ranks: int) -> tuple[Config, tuple[str, ...]]:
+def adapt(
+    config: Config, num_images: int, num_classes: int | None, num_ranks: int
+) -> tuple[Config, tuple[str, ...]]:
     """Fit a recipe to the number of training images.
 
     The batch leaves an epoch of a smaller data set 32 updates, and the learning rate follows it by
     the recipe's rule. Such a run has the recipe's epochs, also where the recipe counts updates; one
     of a larger data set has its updates. Warm-up and the average of the weights keep their share of
-    the run. Where the backbone is frozen and images are few, features are computed once.
+    the run. Where the backbone is frozen and images are few, features are computed once, and the
+    rate follows the number of classes, too.
 
     Args:
       config: what is asked for.
       num_images: that there are.
+      num_classes: of theirs, where it is known.
       num_ranks: that share an update.
     Returns: the configuration, and in words what was changed.
     Raises: ConfigError as `batch_layout`.
@@ -79,25 +94,30 @@ def adapt(config: Config, num_images: int, num_ranks: int) -> tuple[Config, tupl
         few = num_images < _FEW * made_for and config.model.freeze_backbone
         if few and "frozen_views" not in origin.given and not config.augment.mixes:
             changes["frozen_views"] = 1
+        if changes.get("frozen_views", config.model.frozen_views):
+            changes |= _on_features(config, origin, batch, num_classes, changes)
     changes = {option: value for option, value in changes.items() if value != config.value(option)}
     if not changes:
         return config, ()
     adapted = config.derive(**changes, num_train_images=num_images)
     rates = peak_rate(config, before).lr, peak_rate(adapted, batch).lr
-    shown = {option: (value, config.value(option)) for option, value in changes.items()}
+    shown = {
+        option: (value, config.value(option))
+        for option, value in changes.items()
+        if option not in {"lr_init", "lr_by_global_batch"}
+    }
     if batch != before:
         shown["global_batch"] = (batch, before)
-    shown.pop("lr_init", None)
     if rates[0] != rates[1]:
         shown["lr_init"] = (rates[1], rates[0])
     words = [
         f"{option} {after:.4g}" + ("" if was is None else f" instead of {was:.4g}")
         for option, (after, was) in shown.items()
     ]
-    made = f"was made for {made_for:,} images" if made_for else "takes more images an update"
+    made = f"was made for {made_for:,} images" if made_for else "has larger batches"
     return adapted, (
-        f"Recipe {origin.recipe} {made}; for these {num_images:,} it becomes {', '.join(words)}. "
-        f"Give --{next(iter(shown))} and the like for other values.",
+        f"Recipe {origin.recipe} {made}. For these {num_images:,}: {', '.join(words)}. Options "
+        f"that are given stay as they are.",
     )
 
 
@@ -115,6 +135,22 @@ def _rate_factor(config: Config, batches: float) -> float:
     if config.optimizer.lr_by_global_batch:
         return 1.0
     return batches if scaling_of(config) == "linear" else math.sqrt(batches)
+
+
+def _on_features(
+    config: Config, origin: Origin, batch: int, num_classes: int | None, changes: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what else is fitted where a head learns on features that are computed once."""
+    more: dict[str, Any] = {}
+    usual = origin.base.data.num_classes
+    rate = peak_rate(config.derive(**changes), batch).lr
+    if usual and num_classes and not {"lr_init", "lr_by_global_batch"} & origin.given:
+        more["lr_init"] = rate * min(1.0, num_classes / usual) ** _BY_CLASSES
+        more["lr_by_global_batch"] = ()
+    if "eval_every_epochs" not in origin.given:
+        epochs = changes.get("epoch_size", config.schedule.epoch_size)
+        more["eval_every_epochs"] = max(1, epochs // _EVALUATIONS)
+    return more
 
 
 def _length(

@@ -102,7 +102,7 @@ def peak_rate(config: Config, global_batch: int) -> PeakRate:
     options = config.optimizer
     pairs = options.lr_by_global_batch
     if not pairs:
-        return PeakRate(options.lr_init, "lr_init, as given")
+        return PeakRate(options.lr_init, f"lr_init, {_says_lr_init(config)}")
     batch, lr = min(pairs, key=lambda pair: abs(math.log(pair[0] / global_batch)))
     if batch == global_batch:
         return PeakRate(lr, f"lr_by_global_batch at {batch} images a step")
@@ -114,6 +114,14 @@ def peak_rate(config: Config, global_batch: int) -> PeakRate:
         lr * factor,
         f"{scaling} scaling: {lr:g} at {batch} images a step, times {root}{global_batch} / {batch}",
     )
+
+
+def _says_lr_init(config: Config) -> str:
+    origin = config.origin
+    if origin is None or "lr_init" in origin.given:
+        return "as given"
+    own = origin.base.optimizer.lr_init == config.optimizer.lr_init
+    return f"of recipe {origin.recipe}" if own else "fitted to the images"
 
 
 def scaling_of(config: Config) -> Literal["linear", "sqrt"]:

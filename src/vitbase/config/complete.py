@@ -62,7 +62,9 @@ def complete(config: Config, facts: Facts, num_ranks: int) -> Completed:
     if saved is not None:
         config = as_begun(config, saved)
     elif facts.num_train_images is not None:
-        config, notes = adapt(config, facts.num_train_images, num_ranks)
+        config, notes = adapt(
+            config, facts.num_train_images, config.data.num_classes or facts.num_classes, num_ranks
+        )
     if facts.global_batch is not None and config.data.global_batch in (None, facts.global_batch):
         config = config.derive(global_batch=facts.global_batch, accumulation_steps=None)
     layout = batch_layout(config, num_ranks)

@@ -59,6 +59,9 @@ class Config(BaseModel):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Config) and self.model_dump() == other.model_dump()
 
+    def __hash__(self) -> int:
+        return hash(self.to_toml())
+
     @property
     def origin(self) -> Origin | None:
         """The recipe that this began as; None if every option is somebody's own, as in a file."""

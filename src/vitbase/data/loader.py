@@ -233,7 +233,7 @@ class TrainLoader(_Workers):
           start_step: the first step to yield; the batches are those of a whole epoch.
         Raises: DataError naming an image that could not be read, where none may be.
         """
-        for batch in self._batches(self._jobs(epoch, start_step), self._generators(epoch)):
+        for batch in self._batches_of(epoch, start_step):
             if batch.bad and self.max_bad_images == 0:
                 place, cause = batch.bad[-1]
                 raise DataError(
@@ -241,6 +241,9 @@ class TrainLoader(_Workers):
                     f"leave out up to --max_bad_images of them."
                 )
             yield batch
+
+    def _batches_of(self, epoch: int, start_step: int) -> Iterator[Batch]:
+        return self._batches(self._jobs(epoch, start_step), self._generators(epoch))
 
     def describe_bottleneck(self, images: int, seconds: float) -> str | None:
         """Say in plain words that training waits for its images, if it does.
@@ -294,13 +297,13 @@ class EvalLoader(_Workers):
     A bad image keeps its label: whoever counts must count it as wrong. Of several ranks each has
     an even, contiguous share.
 
-    Args: as of :class:`TrainLoader`.
+    Args: as of :class:`TrainLoader`; random numbers for each index, if the transform draws some.
     """
 
     def __init__(
         self,
         source: Source,
-        transform: EvalTransform,
+        transform: EvalTransform | TrainTransform,
         *,
         batch_size: int,
         num_workers: int | None = None,
@@ -308,9 +311,11 @@ class EvalLoader(_Workers):
         pin_memory: bool = False,
         rank: int = 0,
         num_ranks: int = 1,
+        generators: Generators | None = None,
     ) -> None:
         super().__init__(source, transform, num_workers, prefetch, pin_memory)
         self.batch_size = batch_size
+        self.generators = generators
         images = len(source)
         self.share = range(rank * images // num_ranks, (rank + 1) * images // num_ranks)
         self.most_batches = math.ceil(math.ceil(images / num_ranks) / batch_size)
@@ -320,7 +325,7 @@ class EvalLoader(_Workers):
         return math.ceil(len(self.share) / self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        return self._batches(self._jobs(), None)
+        return self._batches(self._jobs(), self.generators)
 
     def _jobs(self) -> Iterator[_Job]:
         for step in range(len(self)):

@@ -16,7 +16,7 @@ from torch import nn
 from vitbase.config.config import Config
 from vitbase.config.preprocess import Preprocess, describe_differences
 from vitbase.data.augment import EvalTransform
-from vitbase.data.loader import EvalLoader
+from vitbase.data.loader import Batch, EvalLoader
 from vitbase.data.normalize import normalize
 from vitbase.errors import CheckpointError, ConfigError, DataError
 from vitbase.evaluation.metrics import ClassificationSums, MultiLabelSums
@@ -38,6 +38,39 @@ class Evaluation:
     sums: Sums
     seconds: float
     notes: tuple[str, ...]
+
+
+class EachOnce:
+    """Counts a model's answers to the images of a source, and that each image had one."""
+
+    def __init__(self, source: Source) -> None:
+        self._kind = MultiLabelSums if source.labels.ndim == 2 else ClassificationSums
+        self._visits = torch.zeros(len(source), dtype=torch.int64)
+        self._parts: list[Any] = []
+
+    def add(
+        self, batch: Batch, logits_BC: torch.Tensor, on_unreadable: Callable[[str], None]
+    ) -> None:
+        """Count the answers to some images; one that cannot be read is reported, and wrong."""
+        for image in batch.bad:
+            on_unreadable(
+                f"Unreadable evaluation image {image.place}: {image.cause}; counted as wrong"
+            )
+        self._parts.append(self._kind.of(logits_BC.cpu(), batch.labels.cpu(), batch.readable))
+        self._visits[batch.positions] += 1
+
+    def total(self, runtime: Runtime) -> Sums:
+        """Add up what all ranks have counted (collective)."""
+        visits = runtime.all_reduce(self._visits.to(runtime.device)).cpu()
+        if not (visits == 1).all():
+            raise RuntimeError(
+                f"evaluation visited {int((visits > 0).sum())} of {len(visits)} images, "
+                f"some up to {int(visits.max())} times"
+            )
+        empty: Any = self._kind()
+        own = functools.reduce(operator.add, self._parts, empty)
+        total: Sums = functools.reduce(operator.add, runtime.all_gather(own))
+        return total
 
 
 def evaluate_model(
@@ -70,42 +103,25 @@ def evaluate_model(
         rank=runtime.rank,
         num_ranks=runtime.num_ranks,
     )
-    visits = torch.zeros(len(source), dtype=torch.int64)
-    several = source.labels.ndim == 2
-    parts: list[Any] = []
+
+    def logits_of(pixels: torch.Tensor) -> torch.Tensor:
+        (images,) = runtime.send(pixels)
+        with runtime.autocast():
+            logits: torch.Tensor = model(normalize(images, preprocess))
+        return logits
+
+    counted = EachOnce(source)
     was_training = model.training
     model.eval()
     with torch.inference_mode():
         for batch in loader:
-            (images,) = runtime.send(batch.images)
-            with runtime.autocast():
-                logits = model(normalize(images, preprocess))
-            for image in batch.bad:
-                on_unreadable(
-                    f"Unreadable evaluation image {image.place}: {image.cause}; counted as wrong"
-                )
-            kind = MultiLabelSums if several else ClassificationSums
-            parts.append(kind.of(logits.cpu(), batch.labels.cpu(), batch.readable))
-            visits[batch.positions] += 1
+            counted.add(batch, logits_of(batch.images), on_unreadable)
         for _ in range(loader.most_batches - len(loader)):
             # A sharded model computes with all ranks: those with a batch less keep them company.
-            blank = torch.zeros(
-                1, preprocess.height, preprocess.width, preprocess.channels, dtype=torch.uint8
-            )
-            (images,) = runtime.send(blank)
-            with runtime.autocast():
-                model(normalize(images, preprocess))
+            shape = (1, preprocess.height, preprocess.width, preprocess.channels)
+            logits_of(torch.zeros(shape, dtype=torch.uint8))
     model.train(was_training)
-    visits = runtime.all_reduce(visits.to(runtime.device)).cpu()
-    if not (visits == 1).all():
-        raise RuntimeError(
-            f"evaluation visited {int((visits > 0).sum())} of {len(source)} images, "
-            f"some up to {int(visits.max())} times"
-        )
-    empty: Any = MultiLabelSums() if several else ClassificationSums()
-    own = functools.reduce(operator.add, parts, empty)
-    total: Sums = functools.reduce(operator.add, runtime.all_gather(own))
-    return total
+    return counted.total(runtime)
 
 
 def evaluate(config: Config) -> list[Evaluation]:

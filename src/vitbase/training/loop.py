@@ -8,8 +8,10 @@ import time
 
 from vitbase.config.config import Config
 from vitbase.data.loader import TrainLoader
+from vitbase.evaluation.features import evaluate_features
 from vitbase.evaluation.run import Sums, evaluate_model
 from vitbase.sources.open import Source
+from vitbase.training.frozen import Frozen
 from vitbase.training.progress import Reporter
 from vitbase.training.saver import Saver
 from vitbase.training.schedule import Place
@@ -18,7 +20,11 @@ from vitbase.training.step import Learner
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One rank's share of a run: who gives the images, learns, says and writes."""
+    """One rank's share of a run: who gives the images, learns, says and writes.
+
+    Attributes:
+      frozen: the features that are trained on and evaluated in place of images, if they are.
+    """
 
     config: Config
     loader: TrainLoader
@@ -26,6 +32,7 @@ class Run:
     learner: Learner
     reporter: Reporter
     saver: Saver
+    frozen: Frozen | None = None
 
 
 def fit(run: Run, place: Place) -> Sums:
@@ -58,23 +65,31 @@ def fit(run: Run, place: Place) -> Sums:
             epoch, _ = place.taken
             due = place.ends_run or epoch % run.config.schedule.eval_every_epochs == 0
             sums = _evaluate(run, place) if due else None
-            saver.save(place, sums)
+            if due or run.frozen is None:  # an epoch on features is done again in no time
+                saver.save(place, sums)
     assert sums is not None
     return sums
 
 
 def _evaluate(run: Run, place: Place) -> Sums:
     learner, config = run.learner, run.config
+    size = config.data.eval_batch_size or learner.layout.batch_size
+    warn = run.reporter.journal.warn
     started = time.perf_counter()
     with learner.average.applied() if learner.average else contextlib.nullcontext():
-        sums = evaluate_model(
-            learner.model,
-            run.val,
-            config.data.preprocess,
-            learner.runtime,
-            batch_size=config.data.eval_batch_size or learner.layout.batch_size,
-            num_workers=config.data.num_workers,
-            on_unreadable=run.reporter.journal.warn,
-        )
+        if run.frozen is not None:
+            sums = evaluate_features(
+                learner.model, run.frozen.val.features, run.val, learner.runtime, size, warn
+            )
+        else:
+            sums = evaluate_model(
+                learner.model,
+                run.val,
+                config.data.preprocess,
+                learner.runtime,
+                batch_size=size,
+                num_workers=config.data.num_workers,
+                on_unreadable=warn,
+            )
     run.reporter.evaluated(place, sums, time.perf_counter() - started)
     return sums

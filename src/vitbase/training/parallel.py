@@ -38,27 +38,35 @@ class Replicas:
     """
 
     def __init__(
-        self, model: VisionTransformer, runtime: Runtime, parallel: Literal["auto", "ddp", "fsdp"]
+        self,
+        model: VisionTransformer,
+        runtime: Runtime,
+        parallel: Literal["auto", "ddp", "fsdp"],
+        *,
+        head_only: bool = False,
     ) -> None:
         self.model = model
         self.runtime = runtime
         self.loss_factor = runtime.num_ranks
         parameters = sum(parameter.numel() for parameter in model.parameters())
         large = parallel == "auto" and parameters >= _SHARDED_FROM_PARAMETERS
-        self.sharded = runtime.num_ranks > 1 and (parallel == "fsdp" or large)
-        self._forward: nn.Module = model
+        sharded = (parallel == "fsdp" or large) and not head_only
+        self.sharded = runtime.num_ranks > 1 and sharded
+        self._forward: nn.Module = HeadOnly(model) if head_only else model
         if runtime.num_ranks == 1:
             return
         if self.sharded:
             _shard(model, runtime)
         else:
             # The only buffer, fixed positions, never changes: nothing to send before each pass.
-            buffers = [name for name, _ in model.named_buffers()]
-            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, buffers)
+            buffers = [name for name, _ in self._forward.named_buffers()]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+                self._forward, buffers
+            )
             # A 1x1 kernel has two descriptions of the same memory, of which torch warns in vain.
             warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
             # As a view of the message, a gradient is kept once.
-            self._forward = DistributedDataParallel(model, gradient_as_bucket_view=True)
+            self._forward = DistributedDataParallel(self._forward, gradient_as_bucket_view=True)
 
     def __call__(self, images_BCHW: torch.Tensor, depth_scales: torch.Tensor | None) -> Any:
         return self._forward(images_BCHW, depth_scales)
@@ -87,6 +95,22 @@ class Replicas:
         if self.runtime.num_ranks == 1:
             return ""
         return "sharded (FSDP2)" if self.sharded else "replicated (DDP)"
+
+
+class HeadOnly(nn.Module):
+    """A model that is given what its head reads."""
+
+    def __init__(self, model: VisionTransformer) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, features_BD: torch.Tensor, depth_scales: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Features [B, D] -> logits [B, C]."""
+        assert self.model.head is not None
+        logits_BC: torch.Tensor = self.model.head(features_BD)
+        return logits_BC
 
 
 def _shard(model: VisionTransformer, runtime: Runtime) -> None:

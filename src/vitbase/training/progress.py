@@ -48,7 +48,7 @@ class Reporter:
         self.runtime, self.config = learner.runtime, config
         self._peak_flops = self.runtime.peak_flops()
         self._flops_per_image = 0
-        if self._peak_flops:
+        if self._peak_flops and not learner.on_features:
             head_only = config.model.freeze_backbone
             self._flops_per_image = count_flops(learner.model.spec, head_only=head_only).training
         self._window = self._new_window()
@@ -139,7 +139,7 @@ class Reporter:
             row["gradient_norm"] = norm
             line += f"  gradient {norm:.3g}"
         line += f"  {speed:.0f} images/s"
-        if self._peak_flops:
+        if self._peak_flops and self._flops_per_image:
             used = speed * self._flops_per_image / (self._peak_flops * runtime.num_ranks)
             row["flops_utilisation"] = round(used, 4)
             line += f"  {used:.0%} of peak FLOPs"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 from vitbase.config.batch import BatchLayout
@@ -12,6 +13,7 @@ from vitbase.console import say
 from vitbase.data.augment import TrainTransform
 from vitbase.data.loader import TrainLoader
 from vitbase.errors import ConfigError
+from vitbase.evaluation.features import FeatureLoader, FeatureStore
 from vitbase.files import listed, write_whole
 from vitbase.runs.checkpoints import STATE_FILE
 from vitbase.runs.folder import RunFolder
@@ -20,6 +22,8 @@ from vitbase.runs.result import TrainResult, report_finished, result_of, say_res
 from vitbase.runtime import Runtime, joined_runtime, launched_ranks
 from vitbase.sources.open import Source, open_train_val
 from vitbase.training.agreement import check_agreement, check_same_images
+from vitbase.training.estimate import describe, estimate_run
+from vitbase.training.frozen import Frozen
 from vitbase.training.guard import Guard
 from vitbase.training.loop import Run, fit
 from vitbase.training.objective import Objective
@@ -61,7 +65,7 @@ def _train(config: Config, runtime: Runtime) -> TrainResult:
     if progress is not None and progress.finished:
         return runtime.from_first(lambda: report_finished(folder, progress))
     data = runtime.everywhere(lambda: open_train_val(completed.config))
-    check_same_images(runtime, data)
+    check_same_images(runtime, data, config.data.num_classes or len(data.train.class_names))
     counted = dataclasses.replace(
         found.facts,
         num_train_images=len(data.train),
@@ -89,7 +93,13 @@ def _train(config: Config, runtime: Runtime) -> TrainResult:
     if data.held_out and runtime.is_first:
         write_whole(folder.path / "held_out.txt", listed(data.held_out))
         say(f"The held-out images are listed in {folder.path / 'held_out.txt'}")
-    learner = Learner(model, config, runtime, layout, schedule, objective)
+    frozen: Frozen | None = None
+    if config.model.freeze_backbone and config.model.frozen_views:
+        frozen = Frozen(model, data, config, runtime)
+        frozen.find()
+        loader = _build_loader(config, runtime, layout, data.train, frozen.train)
+    on_features = frozen is not None
+    learner = Learner(model, config, runtime, layout, schedule, objective, on_features=on_features)
     updates, continued = 0, None
     if checkpoint is not None and progress is not None:
         read = stored_tensors(checkpoint.path / STATE_FILE)
@@ -105,8 +115,16 @@ def _train(config: Config, runtime: Runtime) -> TrainResult:
     saver = Saver(folder, learner, guard, journal, config, data.train.class_names, best)
     with runtime.naming_lost_ranks():
         reporter.announce(data, completed.rate, place, continued)
+        estimate = estimate_run(learner, loader, len(data.val), config, place, frozen)
+        for line in describe(estimate, model.spec, config, place):
+            journal.say(line)
         runtime.from_first(lambda: folder.cut_metrics_back(place.updates))
-        sums = fit(Run(config, loader, data.val, learner, reporter, saver), place)
+        if frozen is not None:
+            frozen.compute()
+            if config.optimizer.optimizer == "momentum":  # the others divide by the gradient's size
+                learner.scale_rates(factor := frozen.rate_factor())
+                journal.say(f"The rate is multiplied by {factor:.3g}, for the features' size.")
+        sums = fit(Run(config, loader, data.val, learner, reporter, saver, frozen), place)
     assert saver.best is not None
     result = result_of(folder, schedule.total_steps, sums.to_row(), saver.best)
     if runtime.is_first:
@@ -126,9 +144,14 @@ def _open_board(folder: Path) -> Board:
 
 
 def _build_loader(
-    config: Config, runtime: Runtime, layout: BatchLayout, source: Source
+    config: Config,
+    runtime: Runtime,
+    layout: BatchLayout,
+    source: Source,
+    features: FeatureStore | None = None,
 ) -> TrainLoader:
-    return TrainLoader(
+    kind = TrainLoader if features is None else partial(FeatureLoader, features)
+    return kind(
         source,
         TrainTransform(config.data.preprocess, config.augment),
         seed=config.run.seed,

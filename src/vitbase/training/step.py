@@ -61,6 +61,7 @@ class Learner:
       layout: how the images of an update are dealt out.
       schedule: the learning rate of every update.
       objective: the loss.
+      on_features: whether batches hold what the head reads, in place of images.
     """
 
     def __init__(
@@ -71,6 +72,8 @@ class Learner:
         layout: BatchLayout,
         schedule: Schedule,
         objective: Objective,
+        *,
+        on_features: bool = False,
     ) -> None:
         self.model, self.runtime, self.layout = model, runtime, layout
         self.schedule, self.objective = schedule, objective
@@ -82,7 +85,8 @@ class Learner:
             checkpoint_activations(model)
         if config.run.compile:
             compile_blocks(model)
-        self.replicas = Replicas(model, runtime, config.run.parallel)
+        self.on_features = on_features
+        self.replicas = Replicas(model, runtime, config.run.parallel, head_only=on_features)
         self.optimizer = build_optimizer(model, config.optimizer, runtime)
         self.average: ExponentialMovingAverage | None = None
         if config.optimizer.ema_decay is not None:
@@ -131,7 +135,9 @@ class Learner:
         for micro in range(self.layout.accumulation_steps):
             batch = next(batches)
             images, labels = self.runtime.send(batch.images, batch.labels)
-            inputs = mix.images(normalize(images, self.preprocess), labels)
+            inputs = images
+            if not self.on_features:
+                inputs = mix.images(normalize(images, self.preprocess), labels)
             scales = None if depth_scales is None else depth_scales[micro]
             with self.replicas.accumulating(last=micro == last):
                 with self.runtime.autocast():
@@ -149,6 +155,25 @@ class Learner:
         if self.average is not None:
             self.average.update(update + 1)
         return taken
+
+    def scale_rates(self, factor: float) -> None:
+        """Multiply the learning rate of every update from here on, before the first one."""
+        for group in self.optimizer.param_groups:
+            group["lr_scale"] *= factor
+
+    def rehearse(self, count: int) -> None:
+        """Pass blank images forward and backward, to see how long it takes (collective).
+
+        Changes nothing: gradients are dropped.
+        """
+        preprocess = self.preprocess
+        shape = (count, preprocess.height, preprocess.width, preprocess.channels)
+        (images,) = self.runtime.send(torch.zeros(shape, dtype=torch.uint8))
+        self.model.train()
+        # Shards would keep a gradient that is not exchanged; copies would exchange it in vain.
+        with self.replicas.accumulating(last=self.replicas.sharded), self.runtime.autocast():
+            self.replicas(normalize(images, preprocess), None).float().mean().backward()
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _draw_depth_scales(self) -> tuple[Tensor, ...] | None:
         """Draw stochastic depth for the global batch, and cut out this rank's micro-batches."""
