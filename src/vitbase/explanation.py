@@ -131,11 +131,7 @@ def explain(config: Config) -> Explanation:
             f"{_flops(training)}",
             "the same counter over forward and backward pass",
         ),
-        Fact(
-            "whole run",
-            f"{training * global_batch * schedule.total_steps:.3g} FLOPs",
-            "training x effective batch x total steps",
-        ),
+        _whole_run(config, forward, training, global_batch * schedule.total_steps, num_images),
         Fact(
             "decayed parameters",
             f"{_count(model, groups.decayed):,} in {len(groups.decayed)} tensors",
@@ -180,6 +176,20 @@ def explain(config: Config) -> Explanation:
         kept=groups.kept,
         facts=facts,
         notes=completed.notes,
+    )
+
+
+def _whole_run(config: Config, forward: int, training: int, trained: int, num_images: int) -> Fact:
+    """Return the FLOPs of a run: of images that it trains on, or of features computed once."""
+    views = config.model.freeze_backbone and config.model.frozen_views
+    if not views:
+        source = "training x effective batch x total steps"
+        return Fact("whole run", f"{training * trained:.3g} FLOPs", source)
+    flops = forward * num_images * views + (training - forward) * trained
+    return Fact(
+        "whole run",
+        f"{flops:.3g} FLOPs",
+        f"forward x images x frozen_views {views}, once, and the head's training",
     )
 
 

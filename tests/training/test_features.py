@@ -153,7 +153,9 @@ def test_compiled_blocks_change_no_loss(tiny_config, tmp_path):
     )
 
 
-@pytest.mark.parametrize("options", [{}, {"freeze_backbone": True}, {"pool": "token"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"freeze_backbone": True, "frozen_views": 0}, {"pool": "token"}]
+)
 def test_utilisation_is_the_work_asked_for_of_what_the_device_could(
     tiny_config, monkeypatch, options
 ):

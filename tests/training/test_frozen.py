@@ -137,7 +137,9 @@ def test_a_run_on_features_goes_on_where_it_was_stopped(head_config, tmp_path, m
 
 
 def test_views_are_drawn_as_in_training(photo_folder, cache):
-    spec = variant_spec("testing", num_classes=3, image_size=(32, 32), pool="gap", class_token=False)
+    spec = variant_spec(
+        "testing", num_classes=3, image_size=(32, 32), pool="gap", class_token=False
+    )
     model, runtime = build_model(spec), local_runtime("CPU", 0, "fp32")
     source = open_source(str(photo_folder), "train", "data_path")
     preprocess, augment = default_preprocess(32, 32, 3), AugmentSection()
@@ -189,7 +191,7 @@ def test_unreadable_images_are_named_and_left_out(head_config, photo_folder, tmp
 
 def test_two_ranks_train_a_head_as_one(head_config, photo_folder, tmp_path):
     options = {
-        **{k: v for k, v in HEAD_ALONE.items()},
+        **HEAD_ALONE,
         **{"model": "testing", "pool": "gap", "image_height": 32, "image_width": 32},
         **{"data_path": str(photo_folder), "global_batch": 4, "precision": "fp32"},
         **{"device_target": "CPU", "warmup_epochs": 0},

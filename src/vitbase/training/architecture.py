@@ -53,17 +53,25 @@ def preprocess_of_weights(config: Config) -> Preprocess | None:
     if not config.starts_from_weights:
         return None
     if config.model.checkpoint_path is None:
-        raise ConfigError(
-            "pre_trained is True, but there are no weights to start from. Give "
-            "--checkpoint_path, or --pre_trained False to start from random weights."
+        origin = config.origin
+        recipes = origin is not None and "pre_trained" not in origin.given
+        why = (
+            f"Recipe {origin.recipe} starts from weights"
+            if origin and recipes
+            else ("pre_trained is True, but there are no weights to start from")
         )
-    return read_preprocess(
-        config.model.checkpoint_path,
-        num_heads=config.model.num_heads,
-        image_size=config.data.image_size,
-        ignore=config.model.ignore_weights,
-        prefix=config.model.weights_prefix,
-    )
+        raise ConfigError(
+            f"{why}: give --checkpoint_path WEIGHTS, or --pre_trained False to start from random "
+            f"weights."
+        )
+    with config.naming_recipe("checkpoint_path"):
+        return read_preprocess(
+            config.model.checkpoint_path,
+            num_heads=config.model.num_heads,
+            image_size=config.data.image_size,
+            ignore=config.model.ignore_weights,
+            prefix=config.model.weights_prefix,
+        )
 
 
 def build_start(
