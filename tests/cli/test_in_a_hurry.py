@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ from commands import run_command
 from made_runs import TINY
 
 import vitbase
-from vitbase.config.config import load_config
+from vitbase.config.config import FIELDS, load_config
 from vitbase.errors import ConfigError
 
 
@@ -102,3 +103,64 @@ def test_the_five_best_of_few_classes_say_nothing(photo_config, capsys):
     out = capsys.readouterr().out
     assert "top-1" in out
     assert "top-5" not in out
+
+
+FIRST = {
+    "train": ["data_path", "val_data_path", "model", "checkpoint_path", "output_dir", "image_size"],
+    "explain": ["data_path", "val_data_path", "model", "checkpoint_path"],
+    "eval": ["checkpoint_path", "val_data_path"],
+}
+
+
+@pytest.mark.parametrize("command", FIRST)
+def test_help_begins_with_the_options_that_people_turn_first(capsys, command):
+    code, out, _ = run_command(capsys, command, "imagenet", "--help")
+    listed = [word[2:] for word in out.split() if word.startswith("--")]
+    options = [name for name in dict.fromkeys(listed) if name in {*FIELDS, "image_size"}]
+    assert code == 0
+    assert options[: len(FIRST[command])] == FIRST[command]
+    assert set(options) == {*FIELDS, "image_size"}
+    first = out.partition(" most used options ")[2].partition(" run options ")[0]
+    assert 8 <= len(re.findall("--[a-z]", first)) <= 14
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize(
+    "words",
+    [["train"], ["eval"], ["predict"], ["data", "pack"], ["weights", "convert"], ["launch"]],
+    ids=" ".join,
+)
+def test_help_tells_no_default_where_there_is_none(capsys, monkeypatch, words, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    code, out, _ = run_command(capsys, *words, "--help")
+    said = " ".join(out.split())
+    assert code == 0
+    for empty in ("(default: )", "(default: None)", "(default: ())", "unset by default", "{None}"):
+        assert empty not in said
+    assert max(map(len, out.partition(" options")[2].splitlines())) <= columns
+
+
+def test_help_shows_values_as_they_are_typed(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    said = " ".join(run_command(capsys, "train", "imagenet", "--help")[1].split())
+    assert "--image_size INT height and width of the input, in pixels (default: 224)" in said
+    assert "(default: 128 0.02 1024 0.18)" in said
+    assert "--betas FLOAT FLOAT of adamw and lamb (default: 0.9 0.999)" in said
+    assert "--num_workers INT decoding threads (default: one per core)" in said  # it is empty
+    assert "--dropout FLOAT rate, after every linear map (default: the variant's)" in said
+
+
+def test_an_option_that_is_empty_says_what_applies():
+    # Training images have to be given; an empty option of the model is told of in its section.
+    silent = {
+        name
+        for name, (section, field) in FIELDS.items()
+        if field.default in (None, ()) and "none:" not in field.description and section != "model"
+    }
+    assert silent == {"data_path"}
+
+
+@pytest.mark.parametrize("words", [["explain"], ["predict", "a.png", "--checkpoint_path", "run"]])
+def test_a_size_is_refused_by_the_name_that_was_given(capsys, words):
+    code, _, err = run_command(capsys, *words, "--image_size", 0)
+    assert (code, err) == (2, "vitbase: error: Option 'image_size' should be at least 1.\n")

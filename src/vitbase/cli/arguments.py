@@ -8,13 +8,14 @@ from typing import Annotated, Any, TypedDict
 
 import tyro
 
+from vitbase.cli.help import option, options_type
 from vitbase.config.config import FIELDS, Config, load_config, with_options
 from vitbase.config.hints import hint_for
 from vitbase.console import say, warn
 from vitbase.errors import LAUNCHED, ConfigError, nearest
-from vitbase.launch.words import find_value
 
-TYRO: Any = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
+_JSON_OF_EVAL = " --json prints a JSON object a checkpoint."
+_TYRO: Any = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
 
 
 def parse_config(command: str, words: list[str], *, default_recipe: str) -> Config:
@@ -22,19 +23,18 @@ def parse_config(command: str, words: list[str], *, default_recipe: str) -> Conf
     recipe = default_recipe
     if has_recipe(words):
         recipe, words = words[0], words[1:]
-    asks_help = bool({"-h", "--help"} & set(words))
+    asks_help, is_eval = bool({"-h", "--help"} & set(words)), command == "eval"
     base = load_config(recipe)
-    words = write_sizes_out(words)
-    refuse_unknown(words, (*FIELDS, "help", *(("json",) if command == "eval" else ())))
-    given: dict[str, Any] = tyro.cli(
-        _options_type(base),
-        prog=f"vitbase {command} {'RECIPE' if asks_help else recipe}",
-        description=f"Defaults shown are those of {recipe}.",
-        args=words,
-        config=TYRO,
-        use_underscores=True,
+    refuse_unknown(words, (*FIELDS, "image_size", "help", *(("json",) if is_eval else ())))
+    given = parse_options(
+        options_type(command, base),
+        words,
+        f"vitbase {command} {'[RECIPE]' if asks_help else recipe}",
+        f"Defaults are those of {recipe}.{_JSON_OF_EVAL if is_eval else ''}",
     )
     options = {name: value for section in given.values() for name, value in section.items()}
+    if options.get("image_size", 1) < 1:
+        raise ConfigError("Option 'image_size' should be at least 1.")
     config, notes = with_options(base, options)
     # Of the processes of a run one says it: the launcher, or else the first rank.
     if os.environ.get("RANK", "0") == "0" and LAUNCHED not in os.environ:
@@ -43,30 +43,22 @@ def parse_config(command: str, words: list[str], *, default_recipe: str) -> Conf
     return config
 
 
-def write_sizes_out(words: list[str]) -> list[str]:
-    """Write `--image_size N` as height and width."""
-    side = find_value(words, "image_size")
-    if side is None:
-        return words
-    kept = drop_value(words, "image_size")
-    for option in ("image_height", "image_width"):
-        if find_value(kept, option) is None:
-            kept += [f"--{option}", side]
-    return kept
+def parse_options(kind: Any, words: list[str], program: str, description: str) -> dict[str, Any]:
+    """Read `--OPTION VALUE ...`, or print help and exit.
 
-
-def _options_type(base: Config) -> Any:
-    """Build the command line's type: a section is a TypedDict, so only given options are set."""
-    sections: dict[str, dict[str, Any]] = {}
-    for name, (section, field) in FIELDS.items():
-        default = getattr(getattr(base, section), name)
-        hint = tyro.conf.arg(help=field.description, help_behavior_hint=f"(default: {default})")
-        sections.setdefault(section, {})[name] = Annotated[field.annotation, hint]
-    types = {
-        section: TypedDict(section, options, total=False)  # type: ignore[operator]
-        for section, options in sections.items()
-    }
-    return TypedDict("options", types)  # type: ignore[operator]
+    Args:
+      kind: a TypedDict of the options, of which only those that are given are returned.
+      program: the command, and what comes before its options.
+    """
+    options: dict[str, Any] = tyro.cli(
+        kind,
+        prog=program,
+        description=description or None,
+        args=words,
+        config=_TYRO,
+        use_underscores=True,
+    )
+    return options
 
 
 def has_recipe(words: list[str]) -> bool:
@@ -126,57 +118,52 @@ def parse_places(
     places, words = words[:at], words[at:]
     if len(places) != count and not asks_help:
         raise ConfigError(f"Usage: vitbase {command} {usage}; got {' '.join(places) or 'nothing'}.")
-    words = write_sizes_out(words)
     refuse_unknown(words, (*kind.__annotations__, "help"))
-    options: dict[str, Any] = tyro.cli(
-        kind,
-        prog=f"vitbase {command} {usage}",
-        description=description or None,
-        args=words,
-        config=TYRO,
-        use_underscores=True,
-    )
-    return places, options
+    return places, parse_options(kind, words, f"vitbase {command} {usage}", description)
 
 
-def image_size_of(height: int | None, width: int | None) -> tuple[int, int] | None:
-    """Join two options, of which both are given or none.
+def take_image_size(options: dict[str, Any]) -> tuple[int, int] | None:
+    """Take the height and width that options ask for out of them; image_size stands for both.
 
-    Raises: ConfigError naming the one that is not, or is no number of pixels.
+    Raises: ConfigError naming one that is not given, or is no number of pixels.
     """
-    sides = {"image_height": height, "image_width": width}
-    given = {name: pixels for name, pixels in sides.items() if pixels is not None}
-    for name, pixels in given.items():
-        if pixels < 1:
+    asked = {name: options.pop(name, None) for name in ("image_size", *_SIDES)}
+    for name, pixels in asked.items():
+        if pixels is not None and pixels < 1:
             raise ConfigError(f"Option '{name}' should be at least 1.")
-    if len(given) == 1:
-        absent = next(name for name in sides if name not in given)
-        raise ConfigError(f"Give --{absent} too.")
-    return (height, width) if height is not None and width is not None else None
+    both = asked.pop("image_size")
+    sides = {name: both if pixels is None else pixels for name, pixels in asked.items()}
+    absent = [name for name, pixels in sides.items() if pixels is None]
+    if len(absent) == 1:
+        raise ConfigError(f"Give --{absent[0]} too.")
+    return None if absent else (sides["image_height"], sides["image_width"])
+
+
+_SIDES = ("image_height", "image_width")
 
 
 class LaunchOptions(TypedDict, total=False):
-    rank_table: Annotated[str, tyro.conf.arg(help="JSON of servers and devices; none: local ones")]
-    server_id: Annotated[str, tyro.conf.arg(help="which server of the table this machine is")]
-    num_devices: Annotated[int, tyro.conf.arg(help="local ranks (default: all local devices)")]
-    port: Annotated[int, tyro.conf.arg(help="of the first server, where all meet (29500)")]
-    max_restarts: Annotated[int, tyro.conf.arg(help="of all ranks after a failure (default: 3)")]
-    timeout: Annotated[int, tyro.conf.arg(help="seconds to wait for other servers (default: 600)")]
+    rank_table: Annotated[str, option("JSON of servers and devices; none: local ones")]
+    server_id: Annotated[str, option("which server of the table this machine is")]
+    num_devices: Annotated[int, option("local ranks; none: all local devices")]
+    port: Annotated[int, option("of the first server, where all meet", 29500)]
+    max_restarts: Annotated[int, option("of all ranks after a failure", 3)]
+    timeout: Annotated[int, option("seconds to wait for other servers", 600)]
     secret_file: Annotated[
-        str, tyro.conf.arg(help="what all servers share, to know each other by; or VITBASE_SECRET")
+        str, option("what all servers share, to know each other by; or VITBASE_SECRET")
     ]
 
 
 class TableOptions(TypedDict, total=False):
     server: Annotated[
         tuple[str, ...],
-        tyro.conf.arg(
-            help="addresses and their devices: 10.0.0.1:8 10.0.0.2:8, or node[01-04]:8; none: "
+        option(
+            "addresses and their devices: 10.0.0.1:8 10.0.0.2:8, or node[01-04]:8; none: "
             "those of the SLURM or Volcano job, or this machine"
         ),
     ]
-    device_ids: Annotated[str, tyro.conf.arg(help="of every server: 4-7, 0,2 or [4,8)")]
-    merge: Annotated[tuple[str, ...], tyro.conf.arg(help="tables of single servers, to become one")]
+    device_ids: Annotated[str, option("of every server: 4-7, 0,2 or [4,8)")]
+    merge: Annotated[tuple[str, ...], option("tables of single servers, to become one")]
 
 
 def parse_table(words: list[str]) -> dict[str, Any]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any, Literal, TypedDict
-
-import tyro
+from typing import Annotated, Literal, TypedDict
 
 from vitbase.cli.arguments import parse_places, run_action, take_switch
+from vitbase.cli.help import option
 from vitbase.config.options import Reading
 from vitbase.console import counting, printable, say, say_json
 
@@ -30,33 +29,28 @@ with checksums), and `vitbase train --data_path OUT` reads them. Files are copie
 images larger than --short_side become smaller JPEGs. Interrupted, the same command continues."""
 
 
-def _option(help_text: str, default: object) -> Any:
-    """Describe an option; the default is applied by the function that gets it."""
-    return tyro.conf.arg(help=help_text, help_behavior_hint=f"(default: {default})")
-
-
-_ValDataPath = Annotated[str, _option("evaluation images, where they are not in PATH", "none")]
-_Layout = Annotated[Reading, _option("what a folder in doubt holds", "auto")]
-_NumWorkers = Annotated[int, _option("threads", "one per core")]
+_ValDataPath = Annotated[str, option("evaluation images, where they are not in PATH")]
+_Layout = Annotated[Reading, option("what a folder in doubt holds", "auto")]
+_NumWorkers = Annotated[int, option("threads", "one per core")]
 
 
 class _CheckOptions(TypedDict, total=False):
     val_data_path: _ValDataPath
     layout: _Layout
-    holdout_fraction: Annotated[float, _option("held out where there are none to evaluate", 0.1)]
-    seed: Annotated[int, _option("of the run: it says which are held out", 0)]
+    holdout_fraction: Annotated[float, option("held out where there are none to evaluate", 0.1)]
+    seed: Annotated[int, option("of the run: it says which are held out", 0)]
     num_workers: _NumWorkers
 
 
 class _PackOptions(TypedDict, total=False):
-    split: Annotated[Literal["train", "val", "both"], _option("what to pack", "both")]
+    split: Annotated[Literal["train", "val", "both"], option("what to pack", "both")]
     val_data_path: _ValDataPath
     layout: _Layout
-    short_side: Annotated[int, _option("pixels that the shorter side may keep", "all")]
-    quality: Annotated[int, _option("of JPEGs made smaller, 1 to 100", 92)]
-    shard_megabytes: Annotated[int, _option("size at which a shard ends", 256)]
-    shuffle: Annotated[bool, _option("mix, for programs that read front to back", False)]
-    max_bad_images: Annotated[int, _option("unreadable images left out, each named", 10)]
+    short_side: Annotated[int, option("pixels that the shorter side may keep", "all")]
+    quality: Annotated[int, option("of JPEGs made smaller, 1 to 100", 92)]
+    shard_megabytes: Annotated[int, option("size at which a shard ends", 256)]
+    shuffle: Annotated[bool, option("mix, for programs that read front to back", False)]
+    max_bad_images: Annotated[int, option("unreadable images left out, each named", 10)]
     num_workers: _NumWorkers
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, TypedDict
 
-import tyro
-
-from vitbase.cli.arguments import image_size_of, parse_places, run_action, take_switch
+from vitbase.cli.arguments import parse_places, run_action, take_image_size, take_switch
+from vitbase.cli.help import ImageSize, option
 from vitbase.console import say, say_json
 from vitbase.errors import ConfigError, VitbaseError
 
@@ -19,27 +18,24 @@ options; docs/weights.md tells the whole."""
 
 
 class _WeightsOptions(TypedDict, total=False):
-    num_heads: Annotated[
-        int | None, tyro.conf.arg(help="attention heads, where the file does not tell")
-    ]
-    image_height: Annotated[
-        int | None, tyro.conf.arg(help="pixels trained on, where no square and not told")
-    ]
-    image_width: Annotated[int | None, tyro.conf.arg(help="likewise")]
+    num_heads: Annotated[int, option("attention heads, where the file does not tell")]
+    image_size: ImageSize
+    image_height: Annotated[int, option("pixels trained on, where no square and not told")]
+    image_width: Annotated[int, option("likewise")]
     ignore: Annotated[
         tuple[str, ...],
-        tyro.conf.arg(help="tensors to leave out, by name or pattern, such as 'aux_head.*'"),
+        option("tensors to leave out, by name or pattern, such as 'aux_head.*'"),
     ]
     prefix: Annotated[
-        str, tyro.conf.arg(help="of several networks, what the names of the wanted one begin with")
+        str, option("of several networks, what the names of the wanted one begin with")
     ]
 
 
 class _ConvertOptions(_WeightsOptions, total=False):
-    dialect: Annotated[str, tyro.conf.arg(help="whose names and layout to write")]
+    dialect: Annotated[str, option("whose names and layout to write")]
     allow: Annotated[
         tuple[str, ...],
-        tyro.conf.arg(help="what may be computed otherwise there: gelu, resnet_form, norm_eps"),
+        option("what may be computed otherwise there: gelu, resnet_form, norm_eps"),
     ]
 
 
@@ -53,7 +49,7 @@ def _show_weights(words: list[str]) -> None:
     places, options = parse_places("weights", "show FILE", 1, words, _WeightsOptions)
     from vitbase.weights.show import show_weights
 
-    size = image_size_of(options.pop("image_height", None), options.pop("image_width", None))
+    size = take_image_size(options)
     shown = show_weights(places[0], image_size=size, **options)
     if as_json:
         say_json(shown.to_dict())
@@ -76,7 +72,7 @@ def _convert_weights(words: list[str]) -> None:
         raise ConfigError(f"Give --dialect, one of {', '.join(DIALECT_NAMES)}.")
     from vitbase.weights.convert import TOLERANCE, convert_weights
 
-    size = image_size_of(options.pop("image_height", None), options.pop("image_width", None))
+    size = take_image_size(options)
     done = convert_weights(source, path, image_size=size, **options)
     for line in done.loaded.report.lines():
         say(line)

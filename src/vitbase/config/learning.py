@@ -17,7 +17,7 @@ class OptimizerSection(Section):
     lr_by_global_batch: tuple[tuple[int, float], ...] = Field(
         (),
         description="(images per update, peak learning rate) pairs that lr_init follows, if not "
-        "given; between them by lr_scaling",
+        "given; between them by lr_scaling; none: lr_init alone",
     )
     lr_scaling: Literal["linear", "sqrt"] | None = Field(
         None, description="of lr_by_global_batch; none: linear for momentum, sqrt for the others"
@@ -31,7 +31,9 @@ class OptimizerSection(Section):
     layer_decay: float = Field(
         1.0, gt=0, le=1, description="factor of the learning rate from a block to the one below"
     )
-    clip_norm: float | None = Field(None, gt=0, description="largest global gradient norm")
+    clip_norm: float | None = Field(
+        None, gt=0, description="largest global gradient norm; none: any"
+    )
     accumulation_steps: int | None = free_on_resume(
         None, "forward passes per update; none: 1, or as global_batch needs", ge=1
     )

@@ -83,16 +83,20 @@ class DataSection(Section):
         "auto", "what a folder in doubt holds: splits, classes, or files of many images each"
     )
     num_train_images: int | None = Field(
-        None, ge=1, description="size of the training set, for explain; checked against the data"
-    )
-    num_val_images: int | None = Field(
-        None, ge=1, description="size of the evaluation set; checked against the data"
-    )
-    num_classes: int | None = Field(None, ge=2, description="none: as many as the data has")
-    image_height: int | None = Field(
         None,
         ge=1,
-        description="rows of the input (--image_size: both sides); none: weights', 224",
+        description="size of the training set, checked against the data; none: as many as it has",
+    )
+    num_val_images: int | None = Field(
+        None,
+        ge=1,
+        description="size of the evaluation set, checked likewise; none: as many as it has",
+    )
+    num_classes: int | None = Field(
+        None, ge=2, description="outputs of the model; none: as many as the data has"
+    )
+    image_height: int | None = Field(
+        None, ge=1, description="rows of the input; none: as the weights, or 224"
     )
     image_width: int | None = Field(
         None, ge=1, description="columns of the input; none: as the weights, or 224"
@@ -125,7 +129,9 @@ class DataSection(Section):
     sampling: Literal["uniform", "balanced"] = Field(
         "uniform", description="balanced: every class equally often"
     )
-    eval_batch_size: int | None = free_on_resume(None, "none: batch_size", ge=1)
+    eval_batch_size: int | None = free_on_resume(
+        None, "images per device in evaluation; none: batch_size", ge=1
+    )
     num_workers: int | None = free_on_resume(None, "decoding threads; none: one per core", ge=1)
     holdout_fraction: float = Field(
         0.1, gt=0, lt=1, description="share held out for evaluation without val_data_path"
@@ -183,13 +189,17 @@ class ModelSection(Section):
     pre_trained: bool | None = Field(
         None, description="start from checkpoint_path; none: if checkpoint_path is given"
     )
-    checkpoint_path: str | None = Field(None, description="weights to start from, or to evaluate")
+    checkpoint_path: str | None = Field(
+        None, description="weights to start from, or to evaluate; none: random"
+    )
     ignore_weights: tuple[str, ...] = Field(
-        (), description="tensors of checkpoint_path to leave out, by name or pattern"
+        (),
+        description="tensors of checkpoint_path to leave out, by name or pattern; none: take all",
     )
     weights_prefix: str | None = Field(
         None,
-        description="of several networks in checkpoint_path, what names of this one begin with",
+        description="of several networks in checkpoint_path, what names of this one begin with; "
+        "none: the only one",
     )
     continue_training: bool = Field(
         False,
@@ -238,7 +248,7 @@ class CheckpointSection(Section):
 
     keep_checkpoint_max: int = free_on_resume(30, "newest checkpoints kept, beside the best", ge=1)
     checkpoint_every_steps: int | None = free_on_resume(
-        None, "also save inside an epoch, every so many steps", ge=1
+        None, "also save inside an epoch, every so many steps; none: do not", ge=1
     )
     checkpoint_format: Literal["native", "mindspore"] = free_on_resume(
         "native", "mindspore: also write .ckpt files into the run folder, as MindSpore has them"
