@@ -328,7 +328,7 @@ def test_convert_takes_the_newest_checkpoint_of_a_run(
         (["weights", "show", "nowhere"], "nowhere does not exist"),
         (["weights", "show", "empty"], "empty holds no checkpoint and no weights file"),
         (["weights", "show", "text.pth"], "text.pth is no weights file"),
-        (["weights", "show", "in", "--num_heads", "x"], "--num_heads"),
+        (["weights", "show", "in", "--num_heads", "x"], "'num_heads' should be a valid integer"),
         (["weights", "show", "in", "--num_heads", "5"], "num_heads 5 does not divide"),
         (["weights", "show", "in", "--tensor"], "Unknown option '--tensor'"),
         (["weights", "convert", "in", "out.pth"], "Give --dialect, one of vitbase, mindspore"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import typing
 
 import pytest
 from commands import run_command
@@ -164,3 +165,59 @@ def test_an_option_that_is_empty_says_what_applies():
 def test_a_size_is_refused_by_the_name_that_was_given(capsys, words):
     code, _, err = run_command(capsys, *words, "--image_size", 0)
     assert (code, err) == (2, "vitbase: error: Option 'image_size' should be at least 1.\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("train fashion --epoch_size x", "'epoch_size' should be a valid integer (got 'x')."),
+        ("train fashion --epoch_size", "'epoch_size' needs a value: a valid integer."),
+        ("train fashion --epoch_size 3 4", "'epoch_size' takes a value (got 3 4)."),
+        ("train fashion --lr_init=", "'lr_init' should be a valid number (got '')."),
+        ("train fashion --compile maybe", "'compile' should be True or False (got 'maybe')."),
+        ("train fashion --betas 0.9", "'betas' takes 2 values (got 0.9)."),
+        ("train fashion --image_channels 2", "'image_channels' should be 1, 3 or None (got '2')."),
+        ("train fashion --mean 1 2 x", "'mean' should be a valid number or None (got 'x')."),
+        (
+            "train fashion --erase_mode cont",
+            "'erase_mode' should be 'const', 'rand' or 'pixel' (got 'cont'). Did you mean 'const'?",
+        ),
+        ("eval --checkpoint_path", "'checkpoint_path' needs a value."),
+        ("predict a.png --top x", "'top' should be a valid integer (got 'x')."),
+        ("data pack a b --shuffle yes", "'shuffle' should be True or False (got 'yes')."),
+        ("weights show f --num_heads 2.5", "'num_heads' should be a valid integer (got '2.5')."),
+        ("launch --port x -- train", "'port' should be a valid integer (got 'x')."),
+    ],
+)
+def test_a_value_of_another_type_is_one_line(capsys, words, said):
+    code, out, err = run_command(capsys, *words.split())
+    assert (code, out, err) == (2, "", f"vitbase: error: Option {said}\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("train fashion x y", "What is 'x'? Options are given as --OPTION VALUE."),
+        ("train fashion -lr 0.1", "Unknown option '-lr'. It is called --lr_init here."),
+        # Found by the parser behind, which prints a box.
+        ("predict a.png --top 3 b.png", "Unrecognized options: b.png"),
+    ],
+)
+def test_other_mistakes_in_the_words_are_one_line_too(capsys, words, said):
+    assert run_command(capsys, *words.split()) == (2, "", f"vitbase: error: {said}\n")
+
+
+def test_no_option_lets_a_mistake_through_to_a_box(capsys):
+    for name, (_, field) in FIELDS.items():
+        if str not in {field.annotation, *typing.get_args(field.annotation)}:
+            code, _, err = run_command(capsys, "explain", "fashion", f"--{name}=no such {name}")
+            assert code == 2
+            assert re.fullmatch(f"vitbase: error: Option '{name}' .*\n", err), err
+
+
+def test_a_mistake_has_the_same_words_in_a_file(tmp_path, capsys):
+    recipe = tmp_path / "my.toml"
+    recipe.write_text('[schedule]\nepoch_size = "x"\n')
+    code, _, err = run_command(capsys, "train", recipe)
+    assert code == 2
+    assert err.endswith(f"{recipe}: Option 'epoch_size' should be a valid integer (got 'x').\n")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import itertools
 import os
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any, TypedDict
 
 import tyro
 
 from vitbase.cli.help import option, options_type
-from vitbase.config.config import FIELDS, Config, load_config, with_options
+from vitbase.cli.values import kinds_of, refuse_wrong_values
+from vitbase.config.config import Config, load_config, with_options
 from vitbase.config.hints import hint_for
 from vitbase.console import say, warn
 from vitbase.errors import LAUNCHED, ConfigError, nearest
@@ -25,12 +30,12 @@ def parse_config(command: str, words: list[str], *, default_recipe: str) -> Conf
         recipe, words = words[0], words[1:]
     asks_help, is_eval = bool({"-h", "--help"} & set(words)), command == "eval"
     base = load_config(recipe)
-    refuse_unknown(words, (*FIELDS, "image_size", "help", *(("json",) if is_eval else ())))
     given = parse_options(
         options_type(command, base),
         words,
         f"vitbase {command} {'[RECIPE]' if asks_help else recipe}",
         f"Defaults are those of {recipe}.{_JSON_OF_EVAL if is_eval else ''}",
+        switches=("json",) if is_eval else (),
     )
     options = {name: value for section in given.values() for name, value in section.items()}
     if options.get("image_size", 1) < 1:
@@ -43,22 +48,45 @@ def parse_config(command: str, words: list[str], *, default_recipe: str) -> Conf
     return config
 
 
-def parse_options(kind: Any, words: list[str], program: str, description: str) -> dict[str, Any]:
+def parse_options(
+    kind: Any, words: list[str], program: str, description: str, switches: Sequence[str] = ()
+) -> dict[str, Any]:
     """Read `--OPTION VALUE ...`, or print help and exit.
 
     Args:
       kind: a TypedDict of the options, of which only those that are given are returned.
       program: the command, and what comes before its options.
+      switches: options without a value, which were taken out before.
+    Raises: ConfigError that says in a line what is wrong.
     """
-    options: dict[str, Any] = tyro.cli(
-        kind,
-        prog=program,
-        description=description or None,
-        args=words,
-        config=_TYRO,
-        use_underscores=True,
-    )
+    kinds, has_positional = kinds_of(kind)
+    refuse_unknown(words, (*kinds, "help", *switches))
+    if not {"-h", "--help"} & set(words):
+        refuse_wrong_values(words, kinds, has_positional=has_positional)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            options: dict[str, Any] = tyro.cli(
+                kind,
+                prog=program,
+                description=description or None,
+                args=words,
+                config=_TYRO,
+                use_underscores=True,
+            )
+    except SystemExit as stopped:
+        if not stopped.code:  # help was asked for
+            raise
+        raise ConfigError(_one_line(said.getvalue())) from None
     return options
+
+
+def _one_line(box: str) -> str:
+    """Return what stands in a box of several lines, without its title, and advice below a rule."""
+    rows = [row.strip(" │") for row in box.splitlines()[1:]]
+    rules = re.compile("[─╰-]{2}|$")  # without UTF-8 there is one below the title, too
+    inside = itertools.dropwhile(rules.match, rows)
+    return " ".join(itertools.takewhile(lambda row: not rules.match(row), inside))
 
 
 def has_recipe(words: list[str]) -> bool:
@@ -66,12 +94,14 @@ def has_recipe(words: list[str]) -> bool:
 
 
 def refuse_unknown(words: list[str], known: Sequence[str]) -> None:
+    """Raise a ConfigError that names the first option that there is not, and what is meant."""
     for word in words:
-        if word.startswith("--") and len(word) > 2:
-            name = word[2:].split("=", 1)[0].replace("-", "_")
-            if name not in known:
+        if re.match("--?[a-zA-Z]", word) and word != "-h":
+            written = word.partition("=")[0]
+            name = written.lstrip("-").replace("-", "_")
+            if name not in known or not written.startswith("--"):
                 hint = hint_for(name) or nearest(name, known)
-                raise ConfigError(f"Unknown option '--{name}'.{hint}")
+                raise ConfigError(f"Unknown option '{written}'.{hint}")
 
 
 def drop_value(words: list[str], option: str) -> list[str]:
@@ -118,7 +148,6 @@ def parse_places(
     places, words = words[:at], words[at:]
     if len(places) != count and not asks_help:
         raise ConfigError(f"Usage: vitbase {command} {usage}; got {' '.join(places) or 'nothing'}.")
-    refuse_unknown(words, (*kind.__annotations__, "help"))
     return places, parse_options(kind, words, f"vitbase {command} {usage}", description)
 
 

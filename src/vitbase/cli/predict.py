@@ -6,7 +6,7 @@ from typing import Annotated, TypedDict
 
 import tyro
 
-from vitbase.cli.arguments import parse_options, refuse_unknown, take_image_size, take_switch
+from vitbase.cli.arguments import parse_options, take_image_size, take_switch
 from vitbase.cli.help import ImageSize, option
 from vitbase.config.config import Config
 from vitbase.console import printable, say, say_json, warn
@@ -31,13 +31,13 @@ class _PredictOptions(TypedDict, total=False):
 def run_predict(words: list[str]) -> None:
     words, as_json = take_switch(words, "--json")
     words, recursive = take_switch(words, "--recursive")
-    refuse_unknown(words, (*_PredictOptions.__annotations__, "help"))
     options = parse_options(
         _PredictOptions,
         words,
         "vitbase predict",
         "The classes a model sees in images. --json prints a JSON object a line; --recursive takes "
         "the images in folders inside folders, too.",
+        switches=("json", "recursive"),
     )
     images, weights = options.get("images"), options.get("checkpoint_path")
     if not images or not weights:

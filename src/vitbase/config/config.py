@@ -211,6 +211,7 @@ def _explain(error: ValidationError, origin: str) -> str:
                 lines.append(f"Unknown option '{name}'.{hint}")
             continue
         message = finding["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        message = message.partition(", unable to ")[0]  # as the command line says it
         message = message[0].lower() + message[1:]
         if len(path) > 1:
             line = f"Option '{name}' {message} (got {finding['input']!r})."
