@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import typing
@@ -221,3 +222,40 @@ def test_a_mistake_has_the_same_words_in_a_file(tmp_path, capsys):
     code, _, err = run_command(capsys, "train", recipe)
     assert code == 2
     assert err.endswith(f"{recipe}: Option 'epoch_size' should be a valid integer (got 'x').\n")
+
+
+@pytest.fixture
+def few_bags(photo_folder, tmp_path):
+    """Class folders of 8, 8 and, with a name that moves a terminal's cursor, 3 images."""
+    folder = tmp_path / "few bags"
+    shutil.copytree(photo_folder, folder)
+    (folder / "bag").rename(folder / "bag\x1b[2J")
+    for number in range(3, 8):
+        next((folder / "bag\x1b[2J").glob(f"{number}.*")).unlink()
+    return folder
+
+
+def test_classes_of_unequal_size_are_named_and_what_to_do(few_bags, photo_config, capsys):
+    asked = {"data_path": str(few_bags), "val_data_path": str(few_bags)}
+    vitbase.train(photo_config(**asked))
+    out = capsys.readouterr().out
+    line = (
+        r"The classes are unequal: class 'boot' has 8 training images, class 'bag\x1b[2J' 3. With "
+        "--class_weights balanced each class counts the same."
+    )
+    assert out.splitlines().count(line) == 1
+    worst = r"balanced accuracy \S+ over 3 classes, least \S+% of class '(boot|coat|bag\\x1b\[2J)'"
+    assert re.search(rf"epoch 1/1  .*{worst}\n", out)
+    run = photo_config().output_dir
+    code, out, _ = run_command(capsys, "eval", "--checkpoint_path", run)
+    assert code == 0
+    assert re.search(rf"{worst}  \(", out)
+
+
+def test_nothing_is_said_of_classes_that_are_equal_or_made_up_for(few_bags, photo_config, capsys):
+    vitbase.train(photo_config())
+    bags = {"data_path": str(few_bags), "val_data_path": str(few_bags)}
+    for option in ("class_weights", "sampling"):
+        folder = str(few_bags.parent / option)
+        vitbase.train(photo_config(**bags, output_dir=folder, **{option: "balanced"}))
+    assert "unequal" not in capsys.readouterr().out

@@ -85,6 +85,7 @@ def test_balanced_accuracy_gives_each_class_the_same_say():
     total = sum(pickle.loads(pickle.dumps(parts)), start=RecallSums())
     assert total.to_row() == sums.to_row() == {"eval_balanced_accuracy": sums.balanced_accuracy}
     assert "over 3 classes, least 0.00% of class 3" in sums.describe()
+    assert "least 0.00% of class 'fox'" in sums.describe(("cat", "dog", "emu", "fox", "gnu"))
     assert math.isnan(RecallSums().balanced_accuracy)
     assert RecallSums().describe() == "no image of any class"
 
@@ -163,8 +164,8 @@ def test_several_labels_in_words():
     logits, labels = torch.tensor([[2.0, -1.0], [-2.0, -1.0]]), torch.tensor([[1, 0], [0, 1]])
     sums = MultiLabelSums.of(logits.bfloat16(), labels, torch.tensor([True, False]))
     assert sums.describe() == (
-        "evaluated 2 of 2, each once, 1 unreadable counted as wrong: mAP 75.00% over 2 classes  "
-        "F1 micro 66.67% macro 50.00%  loss 0.2201"
+        "evaluated 2 of 2, each once, 1 unreadable counted as wrong: mAP 75.00% over 2 classes, "
+        "least 50.00% of class 1  F1 micro 66.67% macro 50.00%  loss 0.2201"
     )
 
 

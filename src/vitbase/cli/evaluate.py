@@ -38,4 +38,5 @@ def run_eval(words: list[str]) -> None:
         if as_json:
             say_json({"checkpoint": str(place or result.weights), **result.sums.to_row()})
         else:
-            say(f"{name}: {result.sums.describe()}  ({result.seconds:.1f} s)")
+            figures = printable(result.sums.describe(result.class_names))
+            say(f"{name}: {figures}  ({result.seconds:.1f} s)")

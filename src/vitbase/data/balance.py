@@ -82,6 +82,12 @@ def _round(turns_C: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.in
     return classes_T[order_T], places_T[order_T]
 
 
+def are_unequal(counts_C: NDArray[np.int64]) -> bool:
+    """Tell whether some class has more than twice the samples of another that has any."""
+    present = counts_C[counts_C > 0]
+    return bool(len(present) and present.max() > 2 * present.min())
+
+
 def balanced_class_weights(counts_C: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return weights for a softmax loss, with which each class counts the same.
 

@@ -1,7 +1,8 @@
 """Accuracy and loss as sums: add numerators and denominators, divide once.
 
 Sums of batches add up, and so do sums of ranks (they can be pickled). Derived figures are
-fractions; `to_row` gives them their names in `metrics.jsonl`, `describe` makes a line of the log.
+fractions; `to_row` gives them their names in `metrics.jsonl`, `describe` makes a line of the log,
+in which classes go by the names that it is given.
 Shape legend: B images of a batch, N all images, C classes.
 """
 
@@ -10,12 +11,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+
+from vitbase.data.balance import are_unequal
+from vitbase.sources.source import name_class
 
 
 def _no_counts() -> NDArray[np.int64]:
@@ -58,8 +63,7 @@ class RecallSums:
     @property
     def is_unequal(self) -> bool:
         """Whether some class has more than twice the images of another."""
-        present = self.images_per_class[self.images_per_class > 0]
-        return bool(len(present) and present.max() > 2 * present.min())
+        return are_unequal(self.images_per_class)
 
     @property
     def balanced_accuracy(self) -> float:
@@ -69,7 +73,7 @@ class RecallSums:
     def to_row(self) -> dict[str, Any]:
         return {"eval_balanced_accuracy": self.balanced_accuracy}
 
-    def describe(self) -> str:
+    def describe(self, class_names: Sequence[str] = ()) -> str:
         recalls = self.recall_per_class
         if np.isnan(recalls).all():
             return "no image of any class"
@@ -77,7 +81,7 @@ class RecallSums:
         return (
             f"balanced accuracy {self.balanced_accuracy:.2%} over "
             f"{np.count_nonzero(self.images_per_class)} classes, least {recalls[worst]:.2%} "
-            f"of class {worst}"
+            f"of class {name_class(class_names, worst)}"
         )
 
 
@@ -159,13 +163,13 @@ class ClassificationSums:
             "eval_unreadable": self.unreadable,
         }
 
-    def describe(self) -> str:
+    def describe(self, class_names: Sequence[str] = ()) -> str:
         return (
             f"{_describe_images(self.images, self.unreadable)}: "
             f"top-1 {self.top1:.2%} (standard error {self.top1_standard_error:.2%})  "
             + (f"top-5 {self.top5:.2%}  " if self.top5_tells else "")
             + f"loss {self.loss:.4f}"
-            + (f"  {self.recall.describe()}" if self.recall.is_unequal else "")
+            + (f"  {self.recall.describe(class_names)}" if self.recall.is_unequal else "")
         )
 
 
@@ -274,11 +278,16 @@ class MultiLabelSums:
             "eval_unreadable": self.unreadable,
         }
 
-    def describe(self) -> str:
-        defined = np.count_nonzero(~np.isnan(self.average_precision_per_class))
+    def describe(self, class_names: Sequence[str] = ()) -> str:
+        precisions = self.average_precision_per_class
+        defined = np.count_nonzero(~np.isnan(precisions))
+        least = ""
+        if defined > 1:
+            worst = int(np.nanargmin(precisions))
+            least = f", least {precisions[worst]:.2%} of class {name_class(class_names, worst)}"
         return (
             f"{_describe_images(self.images, self.unreadable)}: "
-            f"mAP {self.mean_average_precision:.2%} over {defined} classes  "
+            f"mAP {self.mean_average_precision:.2%} over {defined} classes{least}  "
             f"F1 micro {self.f1_micro:.2%} macro {self.f1_macro:.2%}  loss {self.loss:.4f}"
         )
 

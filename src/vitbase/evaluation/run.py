@@ -32,11 +32,17 @@ Sums = ClassificationSums | MultiLabelSums
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """One weights file and how good it is."""
+    """One weights file and how good it is.
+
+    Attributes:
+      class_names: of the classes that were counted.
+      notes: what is remarkable.
+    """
 
     weights: Path
     sums: Sums
     seconds: float
+    class_names: tuple[str, ...]
     notes: tuple[str, ...]
 
 
@@ -191,7 +197,7 @@ def _evaluate_each(
             num_workers=config.data.num_workers,
             on_unreadable=on_unreadable,
         )
-        yield Evaluation(path, sums, time.perf_counter() - started, notes)
+        yield Evaluation(path, sums, time.perf_counter() - started, source.class_names, notes)
     if source is None and damaged is not None:
         raise damaged
 

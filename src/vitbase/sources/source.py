@@ -87,6 +87,12 @@ def counted_names(count: int) -> tuple[str, ...]:
     return tuple(map(str, range(count)))
 
 
+def name_class(class_names: Sequence[str], number: int) -> str:
+    """Return a class's name in quotes; its number, where it has no other name."""
+    name = class_names[number] if number < len(class_names) else str(number)
+    return name if name == str(number) else f"'{name}'"
+
+
 def parse_names(text: str, where: object) -> tuple[str, ...]:
     """Return the class names in a text, one a line. Raises: DataError as `refuse_repeated`."""
     names = tuple(unlisted(text))

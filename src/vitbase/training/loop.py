@@ -91,5 +91,5 @@ def _evaluate(run: Run, place: Place) -> Sums:
                 num_workers=config.data.num_workers,
                 on_unreadable=warn,
             )
-    run.reporter.evaluated(place, sums, time.perf_counter() - started)
+    run.reporter.evaluated(place, sums, run.val.class_names, time.perf_counter() - started)
     return sums

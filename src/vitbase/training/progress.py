@@ -9,15 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from vitbase.config.batch import PeakRate
 from vitbase.config.config import Config
+from vitbase.data.balance import are_unequal
 from vitbase.data.loader import TrainLoader
 from vitbase.evaluation.run import Sums
 from vitbase.model.cost import count_flops
 from vitbase.runs.journal import Journal
 from vitbase.sources.open import TrainVal
+from vitbase.sources.source import Source, class_counts, name_class
 from vitbase.training.guard import Guard
 from vitbase.training.schedule import Place
 from vitbase.training.step import Learner, Taken
@@ -75,6 +78,8 @@ class Reporter:
             f"{self.config.optimizer.optimizer}, lr {rate.lr:g} ({rate.rule}), "
             f"{self.config.schedule.schedule}"
         )
+        if continued is None and (remark := _unequal_classes(self.config, data.train)):
+            say(remark)
         where = f"Continuing from {continued}, update {place.updates}" if continued else "Starting"
         say(f"{where}; run folder {self.config.output_dir}")
 
@@ -161,12 +166,31 @@ class Reporter:
         if slow is not None:
             self.journal.say(slow)
 
-    def evaluated(self, place: Place, sums: Sums, seconds: float) -> None:
+    def evaluated(
+        self, place: Place, sums: Sums, class_names: tuple[str, ...], seconds: float
+    ) -> None:
         """Say how good the model is at the end of an epoch."""
         epoch, _ = place.taken
         row = {**sums.to_row(), "eval_seconds": round(seconds, 3)}
         self.journal.record(step=place.updates, epoch=epoch, **row)
-        self.journal.say(f"epoch {epoch}/{place.epochs}  {sums.describe()}")
+        self.journal.say(f"epoch {epoch}/{place.epochs}  {sums.describe(class_names)}")
 
     def _new_window(self) -> _Window:
         return _Window(torch.zeros((), dtype=torch.float64, device=self.runtime.device))
+
+
+def _unequal_classes(config: Config, source: Source) -> str | None:
+    """Say which classes have most and fewest images, where nothing makes up for much of it."""
+    balanced = "balanced" in (config.loss.class_weights, config.data.sampling)
+    if balanced or source.labels.ndim > 1:
+        return None
+    counts_C = class_counts(source.labels, len(source.class_names))
+    if not are_unequal(counts_C):
+        return None
+    most = int(counts_C.argmax())
+    least = int(np.where(counts_C > 0, counts_C, counts_C[most]).argmin())
+    return (
+        f"The classes are unequal: class {name_class(source.class_names, most)} has "
+        f"{counts_C[most]:,} training images, class {name_class(source.class_names, least)} "
+        f"{counts_C[least]:,}. With --class_weights balanced each class counts the same."
+    )
