@@ -10,7 +10,7 @@ import typing
 
 import pytest
 from commands import run_command
-from made_runs import TINY
+from made_runs import TINY, rows_of
 
 import vitbase
 from vitbase.config.config import FIELDS, load_config
@@ -259,3 +259,53 @@ def test_nothing_is_said_of_classes_that_are_equal_or_made_up_for(few_bags, phot
         folder = str(few_bags.parent / option)
         vitbase.train(photo_config(**bags, output_dir=folder, **{option: "balanced"}))
     assert "unequal" not in capsys.readouterr().out
+
+
+IDLE = {"lr_init": 1e-12, "head_init_std": 1.0, "epoch_size": 9}
+"""Options of a run that gets no better after its first evaluation."""
+
+
+@pytest.mark.parametrize(
+    ("options", "ends"),
+    [({"patience": 2}, 3), ({"patience": 1, "eval_every_epochs": 2}, 4), ({"patience": 9}, 9)],
+)
+def test_a_run_ends_when_it_gets_no_better(tiny_config, capsys, options, ends):
+    config = tiny_config(**IDLE, **options)
+    result = vitbase.train(config)
+    out = capsys.readouterr().out
+    assert result.updates == 6 * ends
+    early = {3: "2 evaluations", 4: "evaluation"}.get(ends)
+    best = f"(best: {result.best_score:.2%} at epoch {options.get('eval_every_epochs', 1)})"
+    why = f"No better top-1 in the last {early} {best}: the run ends here"
+    assert out.splitlines().count(why) == (early is not None)
+    assert out.count("the run ends here") == (early is not None)
+    assert vitbase.train(config) == result
+    assert "is finished; nothing to do" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="patience: the run has"):
+        vitbase.train(config.replace(patience=5))
+
+
+@pytest.mark.parametrize("updates", [5, 14])
+def test_an_interrupted_run_loses_patience_where_it_would_have(tiny_config, monkeypatch, updates):
+    from vitbase.training.step import Learner
+
+    step = Learner.step
+
+    def interrupted(self, update, *arguments, **named):
+        if update == updates:
+            raise KeyboardInterrupt
+        return step(self, update, *arguments, **named)
+
+    config = tiny_config(**IDLE, patience=2, checkpoint_every_steps=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            vitbase.train(config)
+    assert vitbase.train(config).updates == 18
+    assert [row["step"] for row in rows_of(config.output_dir) if "eval_top1" in row] == [6, 12, 18]
+
+
+def test_other_systems_words_for_patience_are_known(capsys):
+    for word in ("early_stopping", "early_stop", "early-stopping-patience"):
+        _, _, err = run_command(capsys, "train", f"--{word}", 3)
+        assert err.endswith("It is called --patience here.\n")

@@ -12,7 +12,7 @@ from vitbase.config.config import FIELDS, Config
 _IN_TRAINING = (
     *("data_path", "val_data_path", "model", "checkpoint_path", "output_dir"),
     *("image_size", "epoch_size", "batch_size", "lr_init", "class_weights"),
-    *("num_devices", "precision", "seed"),
+    *("patience", "num_devices", "precision", "seed"),
 )
 _IN_EVALUATION = (
     *("checkpoint_path", "val_data_path", "data_path", "image_size", "eval_batch_size"),

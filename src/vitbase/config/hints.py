@@ -10,6 +10,10 @@ _CALLED_HERE = {
     "T_max": "epoch_size",
     "dataset_path": "data_path",
     "eval_path": "val_data_path",
+    # Keras, PyTorch Lightning.
+    "early_stopping": "patience",
+    "early_stop": "patience",
+    "early_stopping_patience": "patience",
     # timm, torchvision's references, Hugging Face's examples, lightly-train.
     "lr": "lr_init",
     "learning_rate": "lr_init",

@@ -75,6 +75,11 @@ class ScheduleSection(Section):
     eval_every_epochs: int = Field(
         1, ge=1, description="epochs between two evaluations; the last epoch always has one"
     )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="evaluations without a better score after which the run ends; none: never",
+    )
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> Self:

@@ -36,6 +36,14 @@ class Best:
     score: float
     score_name: str = "eval_top1"
 
+    @property
+    def epoch(self) -> int:
+        """The epoch that it was taken after. Raises: CheckpointError if its name does not tell."""
+        match = checkpoints.NAME.match(self.checkpoint)
+        if match is None:
+            raise CheckpointError(f"The best checkpoint is called {self.checkpoint}.")
+        return int(match["epoch"])
+
 
 @dataclasses.dataclass(frozen=True)
 class Progress:

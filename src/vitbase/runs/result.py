@@ -10,7 +10,8 @@ from vitbase.console import say
 from vitbase.errors import CheckpointError
 from vitbase.runs.folder import Best, Progress, RunFolder
 
-_SHOWN = {"eval_top1": "top-1", "eval_top5": "top-5", "eval_map": "mAP"}
+SCORES = {"eval_top1": "top-1", "eval_top5": "top-5", "eval_map": "mAP"}
+"""What scores are called where people read them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,7 @@ def result_of(folder: RunFolder, updates: int, row: Mapping[str, float], best: B
 def say_result(result: TrainResult) -> None:
     figures = [
         f"{shown} {result.metrics[name]:.2%}"
-        for name, shown in _SHOWN.items()
+        for name, shown in SCORES.items()
         if name in result.metrics
     ]
     say(f"After {result.updates} updates: {', '.join(figures)}, loss {result.eval_loss:.4f}")

@@ -35,10 +35,10 @@ class Run:
     frozen: Frozen | None = None
 
 
-def fit(run: Run, place: Place) -> Sums:
-    """Train from a place to the end of the run (collective).
+def fit(run: Run, place: Place) -> tuple[Place, Sums]:
+    """Train from a place to the end of the run, or of its patience (collective).
 
-    Returns: what the last evaluation has counted.
+    Returns: the place where it ended, and what the last evaluation has counted.
     """
     learner, reporter, saver = run.learner, run.reporter, run.saver
     every = run.config.checkpoint.checkpoint_every_steps
@@ -67,8 +67,11 @@ def fit(run: Run, place: Place) -> Sums:
             sums = _evaluate(run, place) if due else None
             if due or run.frozen is None:  # an epoch on features is done again in no time
                 saver.save(place, sums)
+            if saver.is_out_of_patience(place) and not place.ends_run:
+                reporter.gave_up(saver.best)
+                break
     assert sums is not None
-    return sums
+    return place, sums
 
 
 def _evaluate(run: Run, place: Place) -> Sums:

@@ -18,7 +18,9 @@ from vitbase.data.balance import are_unequal
 from vitbase.data.loader import TrainLoader
 from vitbase.evaluation.run import Sums
 from vitbase.model.cost import count_flops
+from vitbase.runs.folder import Best
 from vitbase.runs.journal import Journal
+from vitbase.runs.result import SCORES
 from vitbase.sources.open import TrainVal
 from vitbase.sources.source import Source, class_counts, name_class
 from vitbase.training.guard import Guard
@@ -174,6 +176,16 @@ class Reporter:
         row = {**sums.to_row(), "eval_seconds": round(seconds, 3)}
         self.journal.record(step=place.updates, epoch=epoch, **row)
         self.journal.say(f"epoch {epoch}/{place.epochs}  {sums.describe(class_names)}")
+
+    def gave_up(self, best: Best | None) -> None:
+        """Say why the run ends before its time."""
+        assert best is not None
+        patience = self.config.schedule.patience or 1
+        last = f"{patience} evaluations" if patience > 1 else "evaluation"
+        self.journal.say(
+            f"No better {SCORES[best.score_name]} in the last {last} (best: {best.score:.2%} at "
+            f"epoch {best.epoch}): the run ends here"
+        )
 
     def _new_window(self) -> _Window:
         return _Window(torch.zeros((), dtype=torch.float64, device=self.runtime.device))

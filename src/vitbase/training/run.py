@@ -124,9 +124,9 @@ def _train(config: Config, runtime: Runtime) -> TrainResult:
             if config.optimizer.optimizer == "momentum":  # the others divide by the gradient's size
                 learner.scale_rates(factor := frozen.rate_factor())
                 journal.say(f"The rate is multiplied by {factor:.3g}, for the features' size.")
-        sums = fit(Run(config, loader, data.val, learner, reporter, saver, frozen), place)
+        place, sums = fit(Run(config, loader, data.val, learner, reporter, saver, frozen), place)
     assert saver.best is not None
-    result = result_of(folder, schedule.total_steps, sums.to_row(), saver.best)
+    result = result_of(folder, place.updates, sums.to_row(), saver.best)
     if runtime.is_first:
         say_result(result)
     return result

@@ -72,7 +72,7 @@ class Saver:
                 global_batch=learner.layout.global_batch,
                 loss_scaler=learner.scaler.state_dict(),
                 best=self.best,
-                finished=place.ends_run,
+                finished=place.ends_run or self.is_out_of_patience(place),
             )
             self.folder.save(name, write_tensors, progress)
             keep = self.config.checkpoint.keep_checkpoint_max
@@ -84,6 +84,18 @@ class Saver:
                 self.folder.prune_files(CKPT_SUFFIX, keep)
 
         learner.runtime.from_first(write)
+
+    def is_out_of_patience(self, place: Place) -> bool:
+        """Whether the last evaluations, as many as `patience` allows, brought nothing better.
+
+        It follows from the place and the best checkpoint's name, so that a run that was
+        interrupted ends where it would have.
+        """
+        options = self.config.schedule
+        if options.patience is None or self.best is None:
+            return False
+        every = options.eval_every_epochs
+        return place.epoch // every - self.best.epoch // every >= options.patience
 
 
 def advice_for(folder: RunFolder, runtime: Runtime) -> str:
