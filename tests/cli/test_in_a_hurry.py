@@ -309,3 +309,34 @@ def test_other_systems_words_for_patience_are_known(capsys):
     for word in ("early_stopping", "early_stop", "early-stopping-patience"):
         _, _, err = run_command(capsys, "train", f"--{word}", 3)
         assert err.endswith("It is called --patience here.\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "chance"),
+    [
+        ({}, "2.303"),  # ln 10
+        ({"loss": "sigmoid"}, "6.931"),  # 10 ln 2
+        ({"loss": "sigmoid", "over_classes": "mean"}, "0.6931"),
+    ],
+)
+def test_a_run_that_is_worse_than_guessing_says_so(tiny_config, capsys, options, chance):
+    absurd = {"lr_init": 10, "schedule": "constant", "clip_norm": None}
+    vitbase.train(tiny_config(**absurd, **options))
+    found = [line for line in capsys.readouterr().out.splitlines() if "Warning" in line]
+    advice = r"Try a lower --lr_init, or --clip_norm 1\."
+    assert re.fullmatch(
+        rf"Warning: the loss is \S+, where guessing gives {chance}: at a learning rate of 10 the "
+        rf"run has lost its way\. {advice}",
+        found[0],
+    )
+    assert re.fullmatch(
+        rf"Warning: the run ends with a loss of \S+, where guessing gives {chance}: it has learned "
+        rf"nothing\. {advice}",
+        found[1],
+    )
+    assert len(found) == 2
+
+
+def test_a_sound_run_is_not_warned_of(tiny_config, capsys):
+    vitbase.train(tiny_config())
+    assert "Warning" not in capsys.readouterr().out

@@ -70,6 +70,7 @@ def fit(run: Run, place: Place) -> tuple[Place, Sums]:
             if saver.is_out_of_patience(place) and not place.ends_run:
                 reporter.gave_up(saver.best)
                 break
+    reporter.end_run()
     assert sums is not None
     return place, sums
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,10 @@ class Objective:
     Args:
       labels: of the training images; they decide about class weights.
       num_classes: outputs of the model.
+
+    Attributes:
+      chance_loss: of guessing, which is outputs that are all zero.
+
     Raises: ConfigError if the loss does not fit the labels.
     """
 
@@ -34,6 +40,10 @@ class Objective:
                 "The images have several labels each, which loss softmax cannot learn: give "
                 "--loss sigmoid."
             )
+        self.chance_loss = math.log(max(num_classes, 2))
+        if options.loss == "sigmoid":
+            terms = num_classes if options.over_classes == "sum" else 1
+            self.chance_loss = terms * math.log(2)
         weights = None
         if options.class_weights == "balanced":
             counts_C = class_counts(labels, num_classes)
@@ -41,6 +51,7 @@ class Objective:
                 weights_C = balanced_class_weights(counts_C)
             else:
                 weights_C = balanced_positive_weights(counts_C, len(labels))
+                self.chance_loss *= float(1 + ((weights_C - 1) * counts_C / len(labels)).mean())
             weights = torch.from_numpy(weights_C).float().to(device)
         self._loss = build_loss(
             options.loss,

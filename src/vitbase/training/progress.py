@@ -27,6 +27,9 @@ from vitbase.training.guard import Guard
 from vitbase.training.schedule import Place
 from vitbase.training.step import Learner, Taken
 
+_FAR_ABOVE_CHANCE = 3.0
+"""Times the loss of guessing; no sound run comes near it."""
+
 
 @dataclasses.dataclass
 class _Window:
@@ -59,6 +62,7 @@ class Reporter:
         self._window = self._new_window()
         self._waited = 0.0  # seconds, up to the last log line; the loader counts anew in each epoch
         self._epoch_started, self._epoch_images = time.perf_counter(), 0
+        self._last_loss, self._is_astray = 0.0, False
 
     def announce(
         self, data: TrainVal, rate: PeakRate, place: Place, continued: Path | None
@@ -160,6 +164,31 @@ class Reporter:
             f"  {line}  data wait {wait:.0%}"
         )
         self._window, self._waited = self._new_window(), self.loader.seconds_waited
+        self._compare_with_chance(place, loss, taken.lr)
+
+    def _compare_with_chance(self, place: Place, loss: float, lr: float) -> None:
+        """Say once that the loss has left what is to be expected; the first is of no update yet."""
+        self._last_loss = loss
+        chance = self.learner.objective.chance_loss
+        if place.updates > 1 and loss > _FAR_ABOVE_CHANCE * chance and not self._is_astray:
+            self._is_astray = True
+            self.journal.say(
+                f"Warning: the loss is {loss:.4g}, where guessing gives {chance:.4g}: at a "
+                f"learning rate of {lr:.3g} the run has lost its way. {self._advice()}"
+            )
+
+    def _advice(self) -> str:
+        clip = "" if self.config.optimizer.clip_norm else ", or --clip_norm 1"
+        return f"Try a lower --lr_init{clip}."
+
+    def end_run(self) -> None:
+        """Say whether a run that had lost its way has found it again."""
+        chance = self.learner.objective.chance_loss
+        if self._is_astray and self._last_loss > chance:
+            self.journal.say(
+                f"Warning: the run ends with a loss of {self._last_loss:.4g}, where guessing gives "
+                f"{chance:.4g}: it has learned nothing. {self._advice()}"
+            )
 
     def end_epoch(self) -> None:
         """Say what held the epoch up, if something did."""
