@@ -345,7 +345,7 @@ def test_damaged_shards_of_which_some_images_are_held_out_are_told_once(vitbase_
         (["data", "chekc"], "Unknown action 'chekc'"),
         (["data", "check"], "check PATH; got nothing"),
         (["data", "check", "a", "b"], "got a b"),
-        (["data", "check", "/no/such"], "--data_path /no/such: there is no such folder"),
+        (["data", "check", "/no/such"], " /no/such: there is no such folder"),
         (["data", "check", "embedded", "--num_workers", "0"], "--num_workers 0: expected at leas"),
         (["data", "check", "embedded", "--seed", "-1"], "seed"),
         (["data", "check", "embedded", "--holdout_fraction", "1"], "holdout_fraction"),

@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypedDict
 import tyro
 
 from vitbase.cli.help import option, options_type
+from vitbase.cli.naming import telling_whose
 from vitbase.cli.values import kinds_of, refuse_wrong_values
 from vitbase.config.config import Config, load_config, with_options
 from vitbase.config.hints import hint_for
@@ -25,7 +26,7 @@ _TYRO: Any = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
 
 def parse_config(command: str, words: list[str], *, default_recipe: str) -> Config:
     """Read `[RECIPE] [--OPTION VALUE ...]`; options on the command line win."""
-    recipe = default_recipe
+    recipe, whole = default_recipe, words
     if has_recipe(words):
         recipe, words = words[0], words[1:]
     asks_help, is_eval = bool({"-h", "--help"} & set(words)), command == "eval"
@@ -40,7 +41,8 @@ def parse_config(command: str, words: list[str], *, default_recipe: str) -> Conf
     options = {name: value for section in given.values() for name, value in section.items()}
     if options.get("image_size", 1) < 1:
         raise ConfigError("Option 'image_size' should be at least 1.")
-    config, notes = with_options(base, options)
+    with telling_whose(whole, base, recipe):
+        config, notes = with_options(base, options)
     # Of the processes of a run one says it: the launcher, or else the first rank.
     if os.environ.get("RANK", "0") == "0" and LAUNCHED not in os.environ:
         for note in notes:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, TypedDict
 
 from vitbase.cli.arguments import parse_places, run_action, take_switch
 from vitbase.cli.help import option
+from vitbase.cli.naming import without_option
 from vitbase.config.options import Reading
 from vitbase.console import counting, printable, say, say_json
 
@@ -65,7 +66,7 @@ def _check(words: list[str]) -> None:
     from vitbase.curation.checking.check import check_data
     from vitbase.curation.checking.table import show_report
 
-    with counting() as progress:
+    with without_option("data_path"), counting() as progress:
         report = check_data(place, **options, progress=progress)
     if as_json:
         say_json(report.to_dict())
@@ -79,7 +80,7 @@ def _pack(words: list[str]) -> None:
     (place, out), options = parse_places("data", "pack PATH OUT", 2, words, _PackOptions, _PACK)
     from vitbase.curation.packing.pack import pack_data
 
-    with counting() as progress:
+    with without_option("data_path"), counting() as progress:
         reports = pack_data(place, out, **options, progress=progress)
     for report in reports:
         for line in report.lines():

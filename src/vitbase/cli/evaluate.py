@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from vitbase.cli.arguments import has_recipe, parse_config, take_switch
+from vitbase.cli.naming import telling_whose
+from vitbase.config.config import Config
 from vitbase.console import printable, say, say_json, warn
 from vitbase.errors import ConfigError
 from vitbase.launch.words import find_value
@@ -24,7 +26,13 @@ def run_eval(words: list[str]) -> None:
                 f"{given} lies in no run folder, so it does not tell what to evaluate on. Name a "
                 f"recipe too, such as: vitbase eval imagenet --checkpoint_path {given}"
             )
-    config = parse_config("eval", words, default_recipe=recipe or "imagenet")
+    recipe = recipe or "imagenet"
+    config = parse_config("eval", words, default_recipe=recipe)
+    with telling_whose(words, config, recipe):
+        _evaluate(config, as_json)
+
+
+def _evaluate(config: Config, as_json: bool) -> None:
     from vitbase.evaluation.run import evaluate_each
     from vitbase.runtime import is_first_rank
 

@@ -6,13 +6,17 @@ import os
 import sys
 
 from vitbase.cli.arguments import parse_config
+from vitbase.cli.naming import telling_whose
 from vitbase.config.config import read_recipe_text, recipe_names
 from vitbase.console import go_on_unread, say
 from vitbase.errors import ConfigError
 
+_DEFAULT = "fashion"
+"""The recipe where none is named."""
+
 
 def run_train(words: list[str]) -> None:
-    config = parse_config("train", words, default_recipe="fashion")
+    config = parse_config("train", words, default_recipe=_DEFAULT)
     devices = config.run.num_devices or 1
     if devices > 1 and "RANK" not in os.environ:  # each device has a process of its own
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -22,14 +26,16 @@ def run_train(words: list[str]) -> None:
     from vitbase.training.run import train  # torch: not needed to see a mistake in an option
 
     go_on_unread()  # training that is watched through `head` is still to be done
-    train(config)
+    with telling_whose(words, config, _DEFAULT):
+        train(config)
 
 
 def run_explain(words: list[str]) -> None:
-    config = parse_config("explain", words, default_recipe="fashion")
+    config = parse_config("explain", words, default_recipe=_DEFAULT)
     from vitbase.explanation import explain
 
-    explanation = explain(config)
+    with telling_whose(words, config, _DEFAULT):
+        explanation = explain(config)
     width = max(len(fact.name) for fact in explanation.facts)
     values = max(len(fact.value) for fact in explanation.facts)
     for fact in explanation.facts:

@@ -6,6 +6,7 @@ from typing import Annotated, TypedDict
 
 from vitbase.cli.arguments import parse_places, run_action, take_image_size, take_switch
 from vitbase.cli.help import ImageSize, option
+from vitbase.cli.naming import without_option
 from vitbase.console import say, say_json
 from vitbase.errors import ConfigError, VitbaseError
 
@@ -50,7 +51,8 @@ def _show_weights(words: list[str]) -> None:
     from vitbase.weights.show import show_weights
 
     size = take_image_size(options)
-    shown = show_weights(places[0], image_size=size, **options)
+    with without_option("checkpoint_path"):
+        shown = show_weights(places[0], image_size=size, **options)
     if as_json:
         say_json(shown.to_dict())
     else:
@@ -73,7 +75,8 @@ def _convert_weights(words: list[str]) -> None:
     from vitbase.weights.convert import TOLERANCE, convert_weights
 
     size = take_image_size(options)
-    done = convert_weights(source, path, image_size=size, **options)
+    with without_option("checkpoint_path"):
+        done = convert_weights(source, path, image_size=size, **options)
     for line in done.loaded.report.lines():
         say(line)
     say(f"Written to {done.path} ({done.dialect}): {done.tensors} tensors")

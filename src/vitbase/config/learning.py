@@ -149,7 +149,10 @@ class AugmentSection(Section):
                 f"for policy {self.policy}"
             )
         if self.randaugment_magnitude_std and self.policy != "randaugment_timm":
-            raise ValueError("randaugment_magnitude_std belongs to policy randaugment_timm")
+            raise ValueError(
+                f"randaugment_magnitude_std {self.randaugment_magnitude_std:g} belongs to policy "
+                f"randaugment_timm"
+            )
         return self
 
 
@@ -176,7 +179,10 @@ class LossSection(Section):
     def _targets_fit(self) -> Self:
         for option in ("binary_targets", "over_classes"):
             if self.loss != "sigmoid" and getattr(self, option) not in {False, "sum"}:
-                raise ValueError(f"{option} belongs to loss sigmoid")
+                raise ValueError(f"{option} {getattr(self, option)} belongs to loss sigmoid")
         if self.binary_targets and self.label_smoothing:
-            raise ValueError("binary_targets leaves nothing of label_smoothing: give one of them")
+            raise ValueError(
+                f"binary_targets {self.binary_targets} leaves nothing of label_smoothing "
+                f"{self.label_smoothing:g}: give one of them"
+            )
         return self
