@@ -31,8 +31,7 @@ def telling_whose(words: list[str], config: Config, default_recipe: str) -> Iter
         text = str(error)
         for option in FIELDS.keys() - given:
             mention = re.search(_mention(option, config.value(option)), text)
-            told = f"(That {option} is " in text  # as a run says of a path of its recipe
-            if mention is not None and not told:
+            if mention is not None:
                 text = f"{text[: mention.end()]} ({whose}){text[mention.end() :]}"
         error.args = (text,)
         raise

@@ -8,12 +8,10 @@ where there is one, the nearest name.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import tomllib
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,7 @@ from vitbase.config.learning import AugmentSection, LossSection, OptimizerSectio
 from vitbase.config.options import CheckpointSection, DataSection, ModelSection, RunSection, Section
 from vitbase.config.preprocess import OPTION_OF, Preprocess
 from vitbase.console import warn
-from vitbase.errors import ConfigError, VitbaseError, nearest
+from vitbase.errors import ConfigError, nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,10 +76,6 @@ class Config(BaseModel):
         """Return the value of an option. Raises: ConfigError if there is no such option."""
         return getattr(getattr(self, section_of(option)), option)
 
-    def naming_recipe(self, option: str) -> AbstractContextManager[None]:
-        """Context in which an error about an option's value says if nobody but a recipe gave it."""
-        return _naming_recipe(self.origin, option)
-
     def with_preprocess(self, preprocess: Preprocess) -> Config:
         """Return a copy in which every option of the preprocessing is set."""
         return self.derive(
@@ -130,16 +124,6 @@ class Config(BaseModel):
             lines += [f"{key} = {_toml(v)}" for key, v in values.items() if v is not None]
             lines.append("")
         return "\n".join(lines)
-
-
-@contextlib.contextmanager
-def _naming_recipe(origin: Origin | None, option: str) -> Iterator[None]:
-    try:
-        yield
-    except VitbaseError as error:
-        if origin is not None and option not in origin.given:
-            error.args = (f"{error} (That {option} is recipe {origin.recipe}'s.)",)
-        raise
 
 
 def _toml(value: object) -> str:

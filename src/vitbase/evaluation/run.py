@@ -164,9 +164,7 @@ def _evaluate_each(
     source: Source | None = None
     heads, asked_size = config.model.num_heads, config.data.image_size
     damaged: CheckpointError | None = None
-    with config.naming_recipe("checkpoint_path"):
-        paths = list_weights(config.model.checkpoint_path)
-    for path in paths:
+    for path in list_weights(config.model.checkpoint_path):
         try:
             # Of a run they say how it started; its own checkpoints are whole, and one network.
             foreign = path.name != WEIGHTS_FILE or not NAME.match(path.parent.name)

@@ -49,17 +49,13 @@ def open_train_val(config: Config) -> TrainVal:
             f"There are no training images: give --data_path FOLDER ({LAYOUT.format(root='FOLDER')}"
             f"; shards, IDX, CIFAR, Parquet), FILE.csv or hf:owner/name, or --data_path {EMBEDDED}."
         )
-    with config.naming_recipe("data_path"):
-        train = open_source(options.data_path, "train", "data_path", options.layout)
+    train = open_source(options.data_path, "train", "data_path", options.layout)
     _check_class_count(train, config)
     notes: list[str] = [*train.notes]
     held_out: tuple[str, ...] = ()
-    with config.naming_recipe("val_data_path"):
-        found = find_val(options.data_path, options.val_data_path, options.layout)
-    match found:
+    match find_val(options.data_path, options.val_data_path, options.layout):
         case Given(layout):
-            with config.naming_recipe("val_data_path"):
-                val = layout.open("val")
+            val = layout.open("val")
             if _same_images(train, val):
                 notes.append(
                     f"val_data_path {options.val_data_path} has the training images themselves: "
@@ -89,13 +85,9 @@ def open_val(config: Config, class_names: Sequence[str] | None = None) -> Source
     """
     options = config.data
     before: tuple[str, ...] = ()
-    asked = "data_path" if options.val_data_path is None else "val_data_path"
-    with config.naming_recipe(asked):
-        found = find_val(options.data_path, options.val_data_path, options.layout)
-    match found:
+    match find_val(options.data_path, options.val_data_path, options.layout):
         case Given(layout) | Beside(layout):
-            with config.naming_recipe(asked):
-                val = layout.open("val")
+            val = layout.open("val")
         case HeldOut(layout):
             train = layout.open("train")
             _, val, _, remarks = _hold_out(train, config)

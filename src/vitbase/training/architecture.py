@@ -64,14 +64,13 @@ def preprocess_of_weights(config: Config) -> Preprocess | None:
             f"{why}: give --checkpoint_path WEIGHTS, or --pre_trained False to start from random "
             f"weights."
         )
-    with config.naming_recipe("checkpoint_path"):
-        return read_preprocess(
-            config.model.checkpoint_path,
-            num_heads=config.model.num_heads,
-            image_size=config.data.image_size,
-            ignore=config.model.ignore_weights,
-            prefix=config.model.weights_prefix,
-        )
+    return read_preprocess(
+        config.model.checkpoint_path,
+        num_heads=config.model.num_heads,
+        image_size=config.data.image_size,
+        ignore=config.model.ignore_weights,
+        prefix=config.model.weights_prefix,
+    )
 
 
 def build_start(
