@@ -25,8 +25,8 @@ WEIGHTS = "does not exist. Give a run folder, one of its checkpoints, or a weigh
         ),
         ("data pack x y", f"x: {NOT_THERE}."),
         (
-            "train imagenet",  # a run itself tells of a path of its recipe
-            f"--data_path /data/ILSVRC2012_train/: {NOT_THERE}: --data_path FOLDER.",
+            "train imagenet",
+            f"--data_path /data/ILSVRC2012_train/ (of recipe imagenet): {NOT_THERE}: --data_path FOLDER.",
         ),
         ("train imagenet --data_path x", f"--data_path x: {NOT_THERE}: --data_path FOLDER."),
         (
