@@ -26,7 +26,8 @@ WEIGHTS = "does not exist. Give a run folder, one of its checkpoints, or a weigh
         ("data pack x y", f"x: {NOT_THERE}."),
         (
             "train imagenet",
-            f"--data_path /data/ILSVRC2012_train/ (of recipe imagenet): {NOT_THERE}: --data_path FOLDER.",
+            f"--data_path /data/ILSVRC2012_train/ (of recipe imagenet): {NOT_THERE}: --data_path "
+            "FOLDER.",
         ),
         ("train imagenet --data_path x", f"--data_path x: {NOT_THERE}: --data_path FOLDER."),
         (
