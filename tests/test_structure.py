@@ -42,7 +42,7 @@ FLOORS = (
     ("config", "rendezvous"),
     ("console", "files", "pickles", "stores"),
     ("disk",),
-    ("errors", "_version"),
+    ("errors", "_version", "stopping"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 ALL_IMPORTS = import_graph(everywhere=True)

@@ -17,6 +17,7 @@ from vitbase.cli.weights import run_weights
 from vitbase.console import printable, say, warn
 from vitbase.errors import LAUNCHED, ConfigError, DataError, VitbaseError, nearest, tell_launcher
 from vitbase.launch.words import find_value
+from vitbase.stopping import STOPPED, Stopped
 
 _USAGE = """usage: vitbase COMMAND [...]
 
@@ -37,7 +38,11 @@ _USAGE = """usage: vitbase COMMAND [...]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and exit: 0 done, 1 bad data found, 2 the user's mistake, 130 interrupted."""
+    """Run a command and exit.
+
+    0: done; 1: bad data found; 2: the user's mistake; 75: training was asked to stop, and goes on
+    with the same command; 130: interrupted.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
@@ -53,6 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         text = f"vitbase: error: {error}"  # of data, it is one line, with names that may be several
         warn(printable(text) if isinstance(error, DataError) else text)
         sys.exit(2)
+    except Stopped as stopped:
+        if os.environ.get("RANK", "0") == "0":
+            warn(f"\nvitbase: {stopped}")
+        sys.exit(STOPPED)
     except KeyboardInterrupt:
         if LAUNCHED not in os.environ:
             warn("\nvitbase: interrupted; the same command continues training or packing")

@@ -10,6 +10,7 @@ from vitbase.cli.naming import telling_whose
 from vitbase.config.config import read_recipe_text, recipe_names
 from vitbase.console import go_on_unread, say
 from vitbase.errors import ConfigError
+from vitbase.stopping import answering
 
 _DEFAULT = "fashion"
 """The recipe where none is named."""
@@ -23,11 +24,12 @@ def run_train(words: list[str]) -> None:
         from vitbase.launch.plan import run_local
 
         sys.exit(run_local(devices, ["train", *words]))
-    from vitbase.training.run import train  # torch: not needed to see a mistake in an option
+    with answering():
+        from vitbase.training.run import train  # torch: not needed to see a mistake in an option
 
-    go_on_unread()  # training that is watched through `head` is still to be done
-    with telling_whose(words, config, _DEFAULT):
-        train(config)
+        go_on_unread()  # training that is watched through `head` is still to be done
+        with telling_whose(words, config, _DEFAULT):
+            train(config)
 
 
 def run_explain(words: list[str]) -> None:

@@ -86,7 +86,9 @@ class _Workers:
         self.seconds_waited = 0.0
         """Time the consumer has spent waiting for batches, in the pass under way."""
 
-    def _batches(self, jobs: Iterator[_Job], generators: Generators | None) -> Iterator[Batch]:
+    def _batches(
+        self, jobs: Iterator[_Job], generators: Generators | None
+    ) -> Generator[Batch, None, None]:
         """Yield a batch per job, in order, with a bounded number of them under way."""
         self.seconds_waited = 0.0
         under_way: deque[_Pending] = deque()
@@ -324,7 +326,7 @@ class EvalLoader(_Workers):
     def __len__(self) -> int:
         return math.ceil(len(self.share) / self.batch_size)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch, None, None]:
         return self._batches(self._jobs(), self.generators)
 
     def _jobs(self) -> Iterator[_Job]:

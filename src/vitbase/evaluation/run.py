@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import operator
@@ -88,7 +89,8 @@ def evaluate_model(
     batch_size: int,
     num_workers: int | None = None,
     on_unreadable: Callable[[str], None] = lambda line: None,
-) -> Sums:
+    go_on: Callable[[], bool] = lambda: True,
+) -> Sums | None:
     """Evaluate a model on every image of a source, each on one rank (collective).
 
     An image that cannot be read is reported and counts as wrong.
@@ -96,6 +98,8 @@ def evaluate_model(
     Args:
       model: on the runtime's device already; its mode is restored afterwards.
       on_unreadable: receives a line for each image that could not be read.
+      go_on: asked for each batch, equally often on every rank; False ends it, on all of them.
+    Returns: what was counted; None if it was ended before.
     Raises: DataError if the source is empty.
     """
     if len(source) == 0:
@@ -119,15 +123,21 @@ def evaluate_model(
     counted = EachOnce(source)
     was_training = model.training
     model.eval()
-    with torch.inference_mode():
-        for batch in loader:
-            counted.add(batch, logits_of(batch.images), on_unreadable)
-        for _ in range(loader.most_batches - len(loader)):
-            # A sharded model computes with all ranks: those with a batch less keep them company.
-            shape = (1, preprocess.height, preprocess.width, preprocess.channels)
-            logits_of(torch.zeros(shape, dtype=torch.uint8))
+    goes_on = True
+    with torch.inference_mode(), contextlib.closing(iter(loader)) as batches:
+        for _ in range(loader.most_batches):
+            batch = next(batches, None)
+            if batch is not None:
+                counted.add(batch, logits_of(batch.images), on_unreadable)
+            else:
+                # A sharded model computes with all ranks: those with a batch less keep it company.
+                shape = (1, preprocess.height, preprocess.width, preprocess.channels)
+                logits_of(torch.zeros(shape, dtype=torch.uint8))
+            goes_on = go_on()
+            if not goes_on:
+                break
     model.train(was_training)
-    return counted.total(runtime)
+    return counted.total(runtime) if goes_on else None
 
 
 def evaluate(config: Config) -> list[Evaluation]:
@@ -195,6 +205,7 @@ def _evaluate_each(
             num_workers=config.data.num_workers,
             on_unreadable=on_unreadable,
         )
+        assert sums is not None
         yield Evaluation(path, sums, time.perf_counter() - started, source.class_names, notes)
     if source is None and damaged is not None:
         raise damaged

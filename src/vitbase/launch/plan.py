@@ -233,7 +233,7 @@ def _local_ids(table: RankTable, number: int, there: int) -> tuple[int, ...]:
 def run_plan(plan: Plan) -> int:
     """Start this server's ranks and wait for their end.
 
-    Returns: 0 when all ranks are done, 128 + the signal's number when stopped by one.
+    Returns: 0 when all ranks are done; else as `run_agent`.
     Raises: LaunchError naming the rank that failed, the server that is missing, or the port.
     """
     with contextlib.ExitStack() as stack:
@@ -270,7 +270,7 @@ def run_local(num_devices: int, words: Sequence[str], *, max_restarts: int = 0) 
       num_devices: ranks, each with a device of its own.
       words: the command, as after `vitbase`: ["train", "imagenet", "--lr_init", "0.1"].
       max_restarts: 0 suits a run that somebody watches.
-    Returns: the exit code: 0 done, 128 + the signal's number when stopped by one.
+    Returns: the exit code, as of `run_agent`.
     Raises: LaunchError naming the rank that failed, with its own message.
     """
     return run_plan(plan_local(num_devices, words, max_restarts=max_restarts))

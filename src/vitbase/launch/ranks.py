@@ -9,6 +9,7 @@ import contextlib
 import logging
 import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,12 +32,15 @@ from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import create_handler
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
+from vitbase import stopping
 from vitbase.console import warn
 from vitbase.errors import LaunchError
 from vitbase.launch.meeting import JsonBackend, Seal, open_file, open_store
 from vitbase.launch.watch import ANSWER_SECONDS, Failure, Watch
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+_SIGNALS = (*stopping.SIGNALS, signal.SIGQUIT)
+# For ranks that were asked to stop, to write a checkpoint. Whoever asked kills sooner, if at all.
+_SAVING_SECONDS = 3600
 
 
 def describe(rank: int, server: str | None, failure: ProcessFailure) -> Failure:
@@ -80,7 +84,8 @@ def run_agent(
       timeout: seconds that a server waits for the others.
       folder: of this user alone, for logs, and where the ranks of a single server meet.
       secret: what the servers share, to know each other by.
-    Returns: 0 when all ranks are done, 128 + the signal's number when stopped by one.
+    Returns: 0 when all ranks are done, `stopping.STOPPED` when they were asked to stop and did,
+      128 + the signal's number when they had to be ended.
     Raises: LaunchError naming the rank or the server at fault.
     """
     with contextlib.ExitStack() as stack:
@@ -128,11 +133,14 @@ def run_agent(
             result = agent.run()
             if not result.is_failed():
                 return 0
+            if agent.was_asked_to_stop:
+                return stopping.STOPPED
             _raise_first(agent.failures if watch is None else watch.part(agent.failures))
         except SignalException as stopped:
             name = signal.Signals(stopped.sigval).name
             for number in _SIGNALS:
                 signal.signal(number, signal.SIG_IGN)  # a third one would leave ranks behind
+            saved = agent is not None and agent.has_stopped()
             if agent is not None:
                 agent.kill()
             if watch is not None:
@@ -141,7 +149,7 @@ def run_agent(
                 )
                 watch.part([here])
             warn(f"\nvitbase: stopped by {name}, and all ranks of this server")
-            return 128 + int(stopped.sigval)
+            return stopping.STOPPED if saved else 128 + int(stopped.sigval)
         except (RendezvousError, DistError, ConnectionError) as error:
             if watch is not None:
                 watch.explain(error, timeout)
@@ -198,12 +206,16 @@ class _Agent(LocalElasticAgent):
         self._server = server if watch is not None else None
         self._watch = watch
         self._failed_here = False
+        self.was_asked_to_stop = False
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         if self._watch is not None and self._watch.verdict is not None:
             self._watch.verdict.raise_()
         result: RunResult = super()._monitor_workers(worker_group)
         if result.state in {WorkerState.UNHEALTHY, WorkerState.FAILED}:
+            codes = [failure.exitcode for failure in result.failures.values()]
+            if stopping.STOPPED in codes:  # asked otherwise than through this process
+                self._remaining_restarts, self.was_asked_to_stop = 0, True
             self._failed_here = True
             self.failures = [
                 describe(rank, self._server, failure) for rank, failure in result.failures.items()
@@ -234,9 +246,19 @@ class _Agent(LocalElasticAgent):
         if self._watch is not None:
             self._watch.await_all()
 
+    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 30) -> None:
+        if isinstance(sys.exception(), SignalException):  # not a failure: ranks save first
+            timeout = _SAVING_SECONDS
+        super()._shutdown(death_sig, timeout)
+
+    def has_stopped(self) -> bool:
+        """Whether all ranks have ended as they do that were asked to stop."""
+        handlers = getattr(self._pcontext, "subprocess_handlers", {}).values()
+        return bool(handlers) and all(h.proc.poll() == stopping.STOPPED for h in handlers)
+
     def kill(self) -> None:
         """End ranks that ignored a signal; those that are gone are left alone."""
-        self._shutdown(signal.SIGKILL)
+        super()._shutdown(signal.SIGKILL)
 
 
 @contextlib.contextmanager

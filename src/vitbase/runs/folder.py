@@ -47,13 +47,18 @@ class Best:
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """How far a run is: everything about its state that is not a tensor."""
+    """How far a run is: everything about its state that is not a tensor.
+
+    Attributes:
+      closed: whether all that is due at this place was done: the evaluation, at an epoch's end.
+    """
 
     updates: int
     global_batch: int
     loss_scaler: dict[str, Any]
     best: Best | None
     finished: bool
+    closed: bool = True
 
 
 class RunFolder:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
+from typing import NoReturn
 
 from vitbase.config.config import Config
 from vitbase.data.loader import TrainLoader
 from vitbase.evaluation.features import evaluate_features
 from vitbase.evaluation.run import Sums, evaluate_model
 from vitbase.sources.open import Source
+from vitbase.stopping import Stopped, asked, looking
 from vitbase.training.frozen import Frozen
 from vitbase.training.progress import Reporter
 from vitbase.training.saver import Saver
 from vitbase.training.schedule import Place
 from vitbase.training.step import Learner
+from vitbase.training.stops import Stops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,51 +38,86 @@ class Run:
     frozen: Frozen | None = None
 
 
-def fit(run: Run, place: Place) -> tuple[Place, Sums]:
+def fit(run: Run, place: Place, *, closes: bool = False) -> tuple[Place, Sums]:
     """Train from a place to the end of the run, or of its patience (collective).
 
+    Args:
+      closes: whether the run stopped at this place before it was evaluated, which comes first.
     Returns: the place where it ended, and what the last evaluation has counted.
+    Raises: Stopped where a signal has asked for it, after saving what was not saved.
     """
-    learner, reporter, saver = run.learner, run.reporter, run.saver
-    every = run.config.checkpoint.checkpoint_every_steps
     sums: Sums | None = None
-    with reporter.live(place):
-        while not place.ends_run:
-            learner.model.train()
-            reporter.begin_epoch()
-            with contextlib.closing(run.loader.epoch(place.epoch, place.step)) as batches:
-                while True:
-                    after = place.after_update()
-                    logs = reporter.is_due(after)
-                    mix = learner.objective.draw_mix(place.epoch, place.step)
-                    taken = learner.step(place.updates, batches, mix, measure=logs)
-                    place = after
-                    reporter.saw(place, taken)
-                    if logs:
-                        reporter.log(place, taken)
-                    if place.ends_epoch:
-                        break
-                    if every is not None and place.updates % every == 0:
-                        saver.save(place, None)
-            reporter.end_epoch()
-            epoch, _ = place.taken
-            due = place.ends_run or epoch % run.config.schedule.eval_every_epochs == 0
-            sums = _evaluate(run, place) if due else None
-            if due or run.frozen is None:  # an epoch on features is done again in no time
-                saver.save(place, sums)
-            if saver.is_out_of_patience(place) and not place.ends_run:
-                reporter.gave_up(saver.best)
-                break
-    reporter.end_run()
+    stops = Stops(run.learner.runtime, run.config.checkpoint.checkpoint_every_minutes)
+    with run.reporter.live(place), looking():
+        if closes:
+            sums = _close_epoch(run, stops, place)
+        while not place.ends_run and not run.saver.is_out_of_patience(place):
+            place = _train_epoch(run, stops, place)
+            sums = _close_epoch(run, stops, place)
+        if not place.ends_run:
+            run.reporter.gave_up(run.saver.best)
+    stops.close()
+    run.reporter.end_run()
     assert sums is not None
     return place, sums
 
 
-def _evaluate(run: Run, place: Place) -> Sums:
+def _train_epoch(run: Run, stops: Stops, place: Place) -> Place:
+    """Take the updates of an epoch that are left. Returns: the place at its end."""
+    learner, reporter, saver = run.learner, run.reporter, run.saver
+    every = run.config.checkpoint.checkpoint_every_steps
+    learner.model.train()
+    reporter.begin_epoch()
+    with contextlib.closing(run.loader.epoch(place.epoch, place.step)) as batches:
+        while True:
+            after = place.after_update()
+            logs = reporter.is_due(after)
+            mix = learner.objective.draw_mix(place.epoch, place.step)
+            taken = learner.step(place.updates, batches, mix, measure=logs)
+            place = after
+            reporter.saw(place, taken)
+            if logs:
+                reporter.log(place, taken)
+            decision = stops.decide()
+            if decision == "stop":
+                _stop(run, stops, place)
+            if place.ends_epoch:
+                break
+            if decision == "save" or (every is not None and place.updates % every == 0):
+                saver.save(place, None)
+                stops.saved()
+    reporter.end_epoch()
+    return place
+
+
+def _close_epoch(run: Run, stops: Stops, place: Place) -> Sums | None:
+    """Evaluate at the end of an epoch, if it is time, and save."""
+    epoch, _ = place.taken
+    due = place.ends_run or epoch % run.config.schedule.eval_every_epochs == 0
+    sums = _evaluate(run, stops, place) if due else None
+    if due or run.frozen is None:  # an epoch on features is done again in no time
+        run.saver.save(place, sums, closed=True)
+        stops.saved()
+    return sums
+
+
+def _stop(run: Run, stops: Stops, place: Place) -> NoReturn:
+    """Save, and end (collective). Raises: Stopped."""
+    stops.close()
+    run.saver.save(place, None)
+    signal = asked()
+    raise Stopped(
+        f"Stopped{f' by {signal.name}' if signal else ', as another rank was asked to'} after "
+        f"update {place.updates}, which is saved: the same command goes on from there."
+    )
+
+
+def _evaluate(run: Run, stops: Stops, place: Place) -> Sums:
     learner, config = run.learner, run.config
     size = config.data.eval_batch_size or learner.layout.batch_size
     warn = run.reporter.journal.warn
     started = time.perf_counter()
+    sums: Sums | None
     with learner.average.applied() if learner.average else contextlib.nullcontext():
         if run.frozen is not None:
             sums = evaluate_features(
@@ -94,6 +132,9 @@ def _evaluate(run: Run, place: Place) -> Sums:
                 batch_size=size,
                 num_workers=config.data.num_workers,
                 on_unreadable=warn,
+                go_on=lambda: stops.decide() != "stop",
             )
+    if sums is None:
+        _stop(run, stops, place)
     run.reporter.evaluated(place, sums, run.val.class_names, time.perf_counter() - started)
     return sums

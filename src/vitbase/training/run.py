@@ -124,7 +124,11 @@ def _train(config: Config, runtime: Runtime) -> TrainResult:
             if config.optimizer.optimizer == "momentum":  # the others divide by the gradient's size
                 learner.scale_rates(factor := frozen.rate_factor())
                 journal.say(f"The rate is multiplied by {factor:.3g}, for the features' size.")
-        place, sums = fit(Run(config, loader, data.val, learner, reporter, saver, frozen), place)
+        place, sums = fit(
+            Run(config, loader, data.val, learner, reporter, saver, frozen),
+            place,
+            closes=progress is not None and not progress.closed,
+        )
     assert saver.best is not None
     result = result_of(folder, place.updates, sums.to_row(), saver.best)
     if runtime.is_first:

@@ -43,11 +43,12 @@ class Saver:
         self.folder, self.learner, self.guard, self.journal = folder, learner, guard, journal
         self.config, self.labels, self.best = config, labels, best
 
-    def save(self, place: Place, sums: Sums | None) -> None:
+    def save(self, place: Place, sums: Sums | None, *, closed: bool = False) -> None:
         """Write a checkpoint, unless the run has lost its way (collective).
 
         Args:
           sums: what an evaluation at this place has counted, if there was one.
+          closed: whether all is done that is due at the end of this epoch.
         """
         learner = self.learner
         self.guard.look()
@@ -72,7 +73,8 @@ class Saver:
                 global_batch=learner.layout.global_batch,
                 loss_scaler=learner.scaler.state_dict(),
                 best=self.best,
-                finished=place.ends_run or self.is_out_of_patience(place),
+                finished=closed and (place.ends_run or self.is_out_of_patience(place)),
+                closed=closed or not place.ends_epoch,
             )
             self.folder.save(name, write_tensors, progress)
             keep = self.config.checkpoint.keep_checkpoint_max

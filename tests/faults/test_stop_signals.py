@@ -1,0 +1,212 @@
+"""Runs that are asked to stop: they save, end with code 75, and go on as if nothing had been."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from made_runs import TINY, losses_of, rows_of
+from safetensors.torch import load_file
+
+import vitbase
+from vitbase.stopping import STOPPED
+
+WORDS = {"epoch_size": 6, "log_every_steps": 1, "keep_checkpoint_max": 2, "eval_batch_size": 2}
+
+
+def start(data: Path, run: Path, *more: str, **options: object) -> subprocess.Popen[str]:
+    every = {**TINY, **WORDS, "data_path": data, "output_dir": run, **options}
+    words = [f"--{name}={value}" for name, value in every.items()]
+    command = [sys.executable, "-m", "vitbase", *more, "train", "fashion", *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def read_until(process: subprocess.Popen[str], words: str) -> str:
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if words in line:
+            return "".join(said)
+    raise AssertionError("".join(said))
+
+
+def end_of(process: subprocess.Popen[str]) -> tuple[int, str]:
+    with process:
+        said = process.stdout.read()
+        return process.wait(timeout=60), said
+
+
+def last_weights(run: Path) -> dict[str, torch.Tensor]:
+    (newest,) = (run / "checkpoints").glob("train_vit_*-6_6")
+    return load_file(newest / "weights.safetensors")
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_idx, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("whole") / "run"
+    process = start(tiny_idx, run)
+    code, said = end_of(process)
+    assert code == 0, said
+    return run
+
+
+def assert_same(run: Path, whole: Path) -> None:
+    ours, theirs = last_weights(run), last_weights(whole)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert losses_of(run) == losses_of(whole)
+    figures = [
+        [{k: v for k, v in row.items() if k in {"step", "eval_top1", "eval_loss"}} for row in rows]
+        for rows in ([r for r in rows_of(of) if "eval_loss" in r] for of in (run, whole))
+    ]
+    assert figures[0] == figures[1]
+
+
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on(tiny_idx, tmp_path, whole):
+    run = tmp_path / "run"
+    for epoch, name in enumerate(("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"), 1):
+        process = start(tiny_idx, run)
+        read_until(process, f"epoch {epoch}/6  step 2/6" if epoch > 1 else "step 1/6")
+        process.send_signal(getattr(signal, name))
+        code, said = end_of(process)
+        assert code == STOPPED, said
+        assert f"Stopped by {name} after update" in said
+        assert "the same command goes on from there" in said
+        assert "Traceback" not in said
+    code, said = end_of(start(tiny_idx, run))
+    assert code == 0, said
+    assert "Continuing from" in said
+    assert_same(run, whole)
+
+
+def test_a_signal_during_evaluation_is_answered_there(tiny_idx, tmp_path, whole, monkeypatch):
+    run = tmp_path / "run"
+    options = {**TINY, **WORDS, "data_path": str(tiny_idx), "output_dir": str(run)}
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import os, signal, sys\n"
+        "from vitbase.cli.main import main\n"
+        "from vitbase.evaluation import run\n"
+        "add, seen = run.EachOnce.add, []\n"
+        "def adding(self, *args):\n"
+        "    seen.append(1)\n"
+        "    if len(seen) == 33:\n"  # the fourth epoch's, after three batches of ten
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return add(self, *args)\n"
+        "run.EachOnce.add = adding\n"
+        "main(sys.argv[1:])\n"
+    )
+    words = ["train", "fashion", *(f"--{k}={v}" for k, v in options.items())]
+    done = subprocess.run(
+        [sys.executable, script, *words], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == STOPPED, done.stderr
+    assert "Stopped by SIGTERM after update 24" in done.stderr
+    assert [row["step"] for row in rows_of(run) if "eval_loss" in row] == [6, 12, 18]
+    process = start(tiny_idx, run)
+    code, said = end_of(process)
+    assert code == 0, said
+    assert said.index("epoch 4/6  evaluated") < said.index("epoch 5/6  step 1/6")
+    assert_same(run, whole)
+
+
+def test_before_the_first_update_there_is_nothing_to_save(tiny_idx, tmp_path):
+    run = tmp_path / "run"
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import os, signal, sys\n"
+        "from vitbase.cli.main import main\n"
+        "from vitbase.training import run\n"
+        "opened = run.open_train_val\n"
+        "def opening(config):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return opened(config)\n"
+        "run.open_train_val = opening\n"
+        "main(sys.argv[1:])\n"
+    )
+    options = {**TINY, "data_path": str(tiny_idx), "output_dir": str(run)}
+    words = ["train", "fashion", *(f"--{k}={v}" for k, v in options.items())]
+    done = subprocess.run(
+        [sys.executable, script, *words], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == STOPPED
+    assert done.stderr.strip() == "vitbase: Stopped by SIGTERM; nothing was to be saved."
+    assert not run.exists()
+
+
+def test_a_second_signal_stops_at_once(tiny_idx, tmp_path):
+    run = tmp_path / "run"
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import os, signal, sys, time\n"
+        "from vitbase.cli.main import main\n"
+        "from vitbase.training.saver import Saver\n"
+        "def save(self, *args, **options):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    time.sleep(60)\n"
+        "Saver.save = save\n"
+        "main(sys.argv[1:])\n"
+    )
+    options = {**TINY, "data_path": str(tiny_idx), "output_dir": str(run)}
+    words = ["train", "fashion", *(f"--{k}={v}" for k, v in options.items())]
+    done = subprocess.run(
+        [sys.executable, script, *words], check=False, capture_output=True, timeout=60
+    )
+    assert done.returncode == 128 + signal.SIGTERM
+
+
+def test_what_nohup_ignores_stays_ignored(tiny_idx, tmp_path):
+    run = tmp_path / "run"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as a child of nohup has it
+    try:
+        process = start(tiny_idx, run)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    read_until(process, "epoch 2/6")
+    process.send_signal(signal.SIGHUP)
+    code, said = end_of(process)
+    assert code == 0, said
+
+
+@pytest.mark.parametrize("to", ["launcher", "one rank"])
+def test_ranks_stop_together(to, tiny_idx, tmp_path):
+    run = tmp_path / "run"
+    options = {"epoch_size": 300, "global_batch": 10}
+    process = start(tiny_idx, run, "launch", "--num_devices", "2", "--", **options)
+    read_until(process, "epoch   3/300")
+    if to == "launcher":
+        process.send_signal(signal.SIGTERM)
+    else:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        ranks = [pid for pid in children if b"RANK=1" in Path(f"/proc/{pid}/environ").read_bytes()]
+        os.kill(int(ranks[0]), signal.SIGUSR1)
+    code, said = end_of(process)
+    assert code == STOPPED, said
+    assert "which is saved: the same command goes on from there" in said
+    assert "Traceback" not in said
+    updates = int(said.split(" after update ")[1].split(",")[0])
+    process = start(tiny_idx, run, "launch", "--num_devices", "2", "--", **options)
+    said = read_until(process, "Continuing from")
+    assert f"update {updates};" in said
+    process.kill()
+    end_of(process)
+
+
+def test_minutes_save_inside_an_epoch(tiny_idx, tmp_path):
+    run = tmp_path / "run"
+    process = start(tiny_idx, run, checkpoint_every_minutes=0.0001, epoch_size=2)
+    code, said = end_of(process)
+    assert code == 0, said
+    kept = {path.name for path in (run / "checkpoints").glob("train_vit*")}
+    assert kept & {f"train_vit_fashion-2_{step}" for step in range(1, 6)}
+
+
+def test_python_programs_keep_their_own_handlers(tiny_config):
+    before = signal.getsignal(signal.SIGTERM)
+    vitbase.train(tiny_config())
+    assert signal.getsignal(signal.SIGTERM) is before
