@@ -28,7 +28,16 @@ OPTIONS = {
 OPTIONS |= {*LaunchOptions.__annotations__, *TableOptions.__annotations__}
 OPTIONS |= {"print", "make_rank_table", "image_size"}
 # What docs/cluster.md tells to type to others.
-OPTIONS |= {"nnodes", "nproc_per_node", "rdzv_backend", "rdzv_endpoint", "rdzv_id", "gpus"}
+OPTIONS |= {
+    "nnodes",
+    "nproc_per_node",
+    "rdzv_backend",
+    "rdzv_endpoint",
+    "rdzv_id",
+    "gpus",
+    "requeue",
+    "signal",
+}
 
 
 @pytest.mark.parametrize("name", [*READMES, *DOCS])

@@ -74,7 +74,7 @@ def first_few(names: Sequence[str], most: int = 3, *, count: bool = True) -> str
 
 
 LAUNCHED = "VITBASE_LAUNCHED"
-"""Set in the environment of ranks whose launcher prints the error that ended them, once."""
+"""In the environment of ranks: the process that started them, and prints what ended them, once."""
 
 
 def tell_launcher(error: BaseException) -> bool:

@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
@@ -28,17 +29,25 @@ class Stopped(BaseException):
     """
 
 
+_SECONDS_OF_ONE_REQUEST = 1.0
+
+
 class _Requests:
     """What this process was asked, which its main thread may answer later."""
 
     def __init__(self) -> None:
         self.asked: signal.Signals | None = None
         self.will_look = False
+        self._since = 0.0
 
     def take(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
         if self.asked is not None:
-            os._exit(128 + number)
-        self.asked = signal.Signals(number)
+            # A cluster may tell every process of a job, and a launcher its ranks once more.
+            if now - self._since > _SECONDS_OF_ONE_REQUEST:
+                os._exit(128 + number)
+            return
+        self.asked, self._since = signal.Signals(number), now
         if not self.will_look:
             raise Stopped(f"Stopped by {self.asked.name}; nothing was to be saved.")
         # Not through a stream: this may have interrupted somebody who writes to it.
@@ -72,6 +81,23 @@ def answering() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
         _requests.asked = None
+
+
+def end_with(parent: int) -> None:
+    """Let this process be asked to stop when its parent is gone, however that ended."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_SECONDS_TO_SAVE)  # it may hang, waiting for others that are gone, too
+        os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=watch, name="vitbase-parent", daemon=True).start()
+
+
+_SECONDS_BETWEEN_LOOKS = 1.0
+_SECONDS_TO_SAVE = 600.0
 
 
 @contextlib.contextmanager

@@ -147,6 +147,9 @@ def test_a_second_signal_stops_at_once(tiny_idx, tmp_path):
         "from vitbase.training.saver import Saver\n"
         "def save(self, *args, **options):\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"  # the same request, told twice
+        "    time.sleep(1.2)\n"
+        "    print('a second')\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    time.sleep(60)\n"
         "Saver.save = save\n"
@@ -158,6 +161,7 @@ def test_a_second_signal_stops_at_once(tiny_idx, tmp_path):
         [sys.executable, script, *words], check=False, capture_output=True, timeout=60
     )
     assert done.returncode == 128 + signal.SIGTERM
+    assert b"SIGTERM: saving; once more stops at once" in done.stderr
 
 
 def test_what_nohup_ignores_stays_ignored(tiny_idx, tmp_path):
@@ -193,8 +197,10 @@ def test_ranks_stop_together(to, tiny_idx, tmp_path):
     process = start(tiny_idx, run, "launch", "--num_devices", "2", "--", **options)
     said = read_until(process, "Continuing from")
     assert f"update {updates};" in said
-    process.kill()
-    end_of(process)
+    read_until(process, "  step ")
+    process.kill()  # nobody is told; but ranks do not go on without who started them
+    _, said = end_of(process)
+    assert "which is saved: the same command goes on from there" in said
 
 
 def test_minutes_save_inside_an_epoch(tiny_idx, tmp_path):

@@ -17,7 +17,7 @@ from vitbase.cli.weights import run_weights
 from vitbase.console import printable, say, warn
 from vitbase.errors import LAUNCHED, ConfigError, DataError, VitbaseError, nearest, tell_launcher
 from vitbase.launch.words import find_value
-from vitbase.stopping import STOPPED, Stopped
+from vitbase.stopping import STOPPED, Stopped, end_with
 
 _USAGE = """usage: vitbase COMMAND [...]
 
@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    if "RANK" in os.environ and os.environ.get(LAUNCHED, "").isdigit():
+        end_with(int(os.environ[LAUNCHED]))
     try:
         _run(words)
     except VitbaseError as error:

@@ -239,7 +239,7 @@ def run_plan(plan: Plan) -> int:
     with contextlib.ExitStack() as stack:
         # Only its user can read it: the ranks of a single server meet in it.
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vitbase-ranks-"))
-        variables = {**plan.environment(folder), LAUNCHED: "1"}
+        variables = {**plan.environment(folder), LAUNCHED: str(os.getpid())}
         stack.callback(_restore, {name: os.environ.get(name) for name in variables})
         os.environ.update(variables)  # torchrun has no other way to hand them to the ranks
         if plan.server > 0:  # else its log would stay empty
