@@ -26,6 +26,7 @@ from vitbase.files import (
 )
 from vitbase.runs import checkpoints
 from vitbase.runs.checkpoints import PROGRESS_FILE, STATE_FILE, Checkpoint
+from vitbase.runs.lock import RunLock
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +70,8 @@ class RunFolder:
         self.config_file = path / "config.toml"
         self.metrics_file = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
+        self._lock = RunLock(path)
+        self._seen: list[Checkpoint] | None = None
 
     def read_config(self) -> Config | None:
         """Return the configuration of the run that is here, or None.
@@ -100,12 +103,19 @@ class RunFolder:
                 )
 
     def start(self, config: Config) -> None:
-        """Create the folder, or clean up what an interruption left in it.
+        """Create the folder, or clean up what an interruption left in it, as its only writer.
 
-        Raises: CheckpointError if it cannot be written.
+        Raises: CheckpointError if it cannot be written, or another command writes it.
         """
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self._lock.take()
+            if self._seen is not None and self._seen != self._list():
+                self.close()
+                raise CheckpointError(
+                    f"Another command has gone on with the run in {self.path} meanwhile: give the "
+                    f"same command again."
+                )
             for folder in (self.path, self.checkpoints):
                 remove_unfinished(folder)
             write_whole(self.config_file, config.to_toml())
@@ -115,10 +125,20 @@ class RunFolder:
                 f"Choose another --output_dir."
             ) from None
 
+    def close(self) -> None:
+        """Let others write the folder."""
+        self._lock.release()
+
+    def _list(self) -> list[Checkpoint]:
+        return checkpoints.list_checkpoints(self.checkpoints)
+
     def newest_whole(self) -> tuple[Checkpoint | None, list[str]]:
         """Return the newest undamaged checkpoint, and a line per damaged one passed over."""
         warnings: list[str] = []
-        for checkpoint in reversed(checkpoints.list_checkpoints(self.checkpoints)):
+        found = self._list()
+        if self._seen is None:
+            self._seen = found
+        for checkpoint in reversed(found):
             damage = checkpoints.find_damage(checkpoint.path)
             if damage is None:
                 return checkpoint, warnings

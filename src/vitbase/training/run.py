@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from functools import partial
 from pathlib import Path
@@ -49,14 +50,16 @@ def train(config: Config) -> TrainResult:
             f"`vitbase train RECIPE --num_devices {devices}`, or this program with torchrun."
         )
     options = config.run
-    with joined_runtime(
-        options.device_target, options.device_id, options.precision, tf32=options.tf32
-    ) as runtime:
-        return _train(config, runtime)
+    with (
+        joined_runtime(
+            options.device_target, options.device_id, options.precision, tf32=options.tf32
+        ) as runtime,
+        contextlib.closing(RunFolder(config.output_dir)) as folder,
+    ):
+        return _train(config, runtime, folder)
 
 
-def _train(config: Config, runtime: Runtime) -> TrainResult:
-    folder = RunFolder(config.output_dir)
+def _train(config: Config, runtime: Runtime, folder: RunFolder) -> TrainResult:
     check_agreement(runtime, config)
     found = runtime.from_first(lambda: find_run(config, folder))
     completed = runtime.everywhere(lambda: complete(config, found.facts, runtime.num_ranks))

@@ -1,0 +1,156 @@
+"""One writer of a run folder: a file that says who it is, and that they live.
+
+It is made by `O_EXCL`, which network file systems keep, and touched every few seconds. Of a process
+on this machine it is known whether it lives; of one elsewhere, its file tells by not being touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from vitbase.errors import CheckpointError
+from vitbase.files import read_json
+
+LOCK_FILE = "run.lock"
+_BEAT_SECONDS = 10.0
+_STALE_SECONDS = 60.0
+"""After so long without a beat a writer on another machine is taken for dead."""
+
+
+class RunLock:
+    """The right to write into a folder, from :meth:`take` until :meth:`release`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / LOCK_FILE
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def take(self) -> None:
+        """Take the right, or that of a writer who has died.
+
+        Raises: CheckpointError naming who has it; OSError if the folder cannot be written.
+        """
+        for _ in range(10):  # others may take and give it back meanwhile
+            try:
+                descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            except FileExistsError:
+                self._remove_if_dead()
+                continue
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(json.dumps(_this_process()) + "\n")
+            self._thread = threading.Thread(target=self._beat, name="vitbase-lock", daemon=True)
+            self._thread.start()
+            return
+        raise CheckpointError(f"Another command keeps taking {self.path}: try again.")
+
+    def release(self) -> None:
+        """Give the right back, if it was taken."""
+        if self._thread is not None:
+            self._ended.set()
+            self._thread.join()
+            self._thread = None
+            with contextlib.suppress(OSError):
+                self.path.unlink()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(_BEAT_SECONDS):
+            with contextlib.suppress(OSError):
+                os.utime(self.path)
+
+    def _remove_if_dead(self) -> None:
+        """Remove the file of a writer who is gone. Raises: CheckpointError if they live."""
+        try:
+            owner, age = _read_owner(self.path), self._age()
+        except FileNotFoundError:
+            return
+        here = owner.get("machine") == _machine()
+        lives = _lives(owner) if here else age < _STALE_SECONDS
+        if lives:
+            since = owner.get("since", "an unknown time")
+            wait = "" if here else f", wait {_STALE_SECONDS:.0f} s if that machine is gone"
+            raise CheckpointError(
+                f"{self.path.parent} is being written by process {owner.get('process', '?')} on "
+                f"{owner.get('host', 'another machine')}, since {since}. Stop that one "
+                f"first{wait}, or give another --output_dir."
+            )
+        # Of two who find it dead, one moves it away; the other finds nothing, or a new one.
+        aside = self.path.with_name(f".{LOCK_FILE}-{os.getpid()}")
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(self.path, aside)
+            if _read_owner(aside) != owner:  # a new one: put it back, unless there is one again
+                with contextlib.suppress(FileExistsError):
+                    os.link(aside, self.path)
+            aside.unlink()
+
+    def _age(self) -> float:
+        """Return the seconds since the last beat, by the clock of who keeps the files."""
+        probe = self.path.with_name(f".{LOCK_FILE}-{os.getpid()}")
+        try:
+            probe.touch()
+            now = probe.stat().st_mtime
+        finally:
+            probe.unlink(missing_ok=True)
+        return now - self.path.stat().st_mtime
+
+
+def _this_process() -> dict[str, Any]:
+    return {
+        "host": socket.gethostname(),
+        "machine": _machine(),
+        "process": os.getpid(),
+        "started": _start_of(os.getpid()),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+    }
+
+
+def _read_owner(path: Path) -> dict[str, Any]:
+    """Read who a lock file is of; one that says nothing is of nobody known.
+
+    Raises: FileNotFoundError if it is gone.
+    """
+    try:
+        owner = read_json(path, longest=10_000)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError):
+        return {}
+    return owner if isinstance(owner, dict) else {}
+
+
+def _lives(owner: dict[str, Any]) -> bool:
+    """Tell whether the process that a lock is of is still there, and no other of its number."""
+    number = owner.get("process")
+    if not isinstance(number, int) or number < 1:
+        return False
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True  # somebody else's
+    return number == os.getpid() or _start_of(number) == owner.get("started")
+
+
+def _start_of(process: int) -> str:
+    """Return when a process began, as the kernel counts it, where it tells."""
+    try:
+        text = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    return text.rpartition(")")[2].split()[19]
+
+
+def _machine() -> str:
+    """Return what the numbers of processes belong to: a machine, since its start; a container."""
+    told = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        told.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
+        told.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(told)
