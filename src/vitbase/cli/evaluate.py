@@ -25,7 +25,8 @@ def run_eval(words: list[str]) -> None:
                 f"recipe too, such as: vitbase eval imagenet --checkpoint_path {given}"
             )
     config = parse_config("eval", words, default_recipe=recipe or "imagenet")
-    from vitbase.evaluation.run import evaluate_each
+    from vitbase.engines import evaluate_each
+    from vitbase.runs.checkpoints import is_own_weights
     from vitbase.runtime import is_first_rank
 
     for result in evaluate_each(config, on_unreadable=lambda line: warn(printable(line))):
@@ -33,7 +34,7 @@ def run_eval(words: list[str]) -> None:
             continue
         for note in result.notes:
             warn(printable(note))
-        place = result.weights.parent if result.weights.name == "weights.safetensors" else None
+        place = result.weights.parent if is_own_weights(result.weights) else None
         name = (place or result.weights).name
         if as_json:
             say_json({"checkpoint": str(place or result.weights), **result.sums.to_row()})

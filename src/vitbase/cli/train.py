@@ -19,7 +19,7 @@ def run_train(words: list[str]) -> None:
         from vitbase.launch.plan import run_local
 
         sys.exit(run_local(devices, ["train", *words]))
-    from vitbase.training.run import train  # torch: not needed to see a mistake in an option
+    from vitbase.engines import train  # torch: not needed to see a mistake in an option
 
     go_on_unread()  # training that is watched through `head` is still to be done
     train(config)

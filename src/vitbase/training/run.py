@@ -12,7 +12,7 @@ from vitbase.data.augment import TrainTransform
 from vitbase.data.loader import TrainLoader
 from vitbase.errors import ConfigError
 from vitbase.files import listed, write_whole
-from vitbase.runs.checkpoints import STATE_FILE
+from vitbase.runs.checkpoints import CKPT_SUFFIX, STATE_FILE
 from vitbase.runs.folder import RunFolder
 from vitbase.runs.journal import Board, Journal
 from vitbase.runs.result import TrainResult, report_finished, result_of, say_result
@@ -23,7 +23,7 @@ from vitbase.training.guard import Guard
 from vitbase.training.loop import Run, fit
 from vitbase.training.objective import Objective
 from vitbase.training.progress import Reporter
-from vitbase.training.saver import CKPT_SUFFIX, NATIVE, Saver, advice_for
+from vitbase.training.saver import NATIVE, Saver, advice_for
 from vitbase.training.schedule import Place, Schedule
 from vitbase.training.start import check_start, find_run, open_model, read_position
 from vitbase.training.state import momentum_tensors, stored_tensors
@@ -62,7 +62,7 @@ def _train(config: Config, runtime: Runtime) -> TrainResult:
     data = runtime.everywhere(lambda: open_train_val(completed.config))
     check_same_images(runtime, data)
     config = complete_from_data(completed.config, data.train.class_names)
-    loader = runtime.everywhere(lambda: _build_loader(config, runtime, layout, data.train))
+    loader = runtime.everywhere(lambda: build_loader(config, runtime, layout, data.train))
     objective = runtime.everywhere(
         lambda: Objective(config, data.train.labels, config.data.num_classes or 0, runtime.device)
     )
@@ -118,7 +118,7 @@ def _open_board(folder: Path) -> Board:
     return SummaryWriter(str(folder / "tensorboard"))
 
 
-def _build_loader(
+def build_loader(
     config: Config, runtime: Runtime, layout: BatchLayout, source: Source
 ) -> TrainLoader:
     return TrainLoader(

@@ -1,0 +1,1 @@
+"""The seed's own engine: the plain recipe on MindSpore itself. Only this room imports MindSpore."""
