@@ -113,6 +113,11 @@ def joined_runtime(
     yield dataclasses.replace(runtime, rank=rank, num_ranks=ranks)
 
 
+def count_accelerators() -> int:
+    """Return the number of Ascend devices that MindSpore finds here."""
+    return int(ms.hal.device_count("Ascend")) if ms.hal.is_available("Ascend") else 0
+
+
 def _open_device(asked: str, device_id: int) -> str:
     """Choose a device by its target. Returns: the target. Raises: DeviceError."""
     has_ascend = bool(ms.hal.is_available("Ascend"))

@@ -151,14 +151,14 @@ class MindSporeLearner(Learner):
         for _ in range(self.layout.accumulation_steps):
             batch = next(batches)
             loss, logits_BC, found = self.parts.gradients(*self._inputs(batch, mix), factor)
-            gradients = found if gradients is None else self.parts.add(gradients, found)
+            gradients = found if gradients is None else self.parts.add(ms.mutable(gradients), ms.mutable(found))
             taken.loss_sum += float(loss.asnumpy())
             finite_B = np.isfinite(logits_BC.asnumpy()).all(1)
             taken.passes.append((batch.positions, torch.from_numpy(finite_B)))
             taken.bad += batch.bad
         if self.parts.share is not None:
             with self.runtime.naming_lost_ranks():
-                gradients = self.parts.share(gradients)
+                gradients = self.parts.share(ms.mutable(gradients))
         self._apply(gradients, taken, measure)
         return taken
 
@@ -183,7 +183,7 @@ class MindSporeLearner(Learner):
             if self.clip_norm is not None:
                 factor *= min(1.0, self.clip_norm / (norm + 1e-6))
         if factor != 1.0:
-            gradients = self.parts.scale(gradients, Tensor(factor, ms.float32))
+            gradients = self.parts.scale(ms.mutable(gradients), Tensor(factor, ms.float32))
         self.optimizer(ms.mutable(gradients))
 
 

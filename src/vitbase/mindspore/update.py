@@ -105,14 +105,20 @@ class Add(nn.Cell):
 
 
 class Share(nn.Cell):
-    """Gradients of all ranks, added up (collective)."""
+    """Gradients of all ranks, added up in one message (collective)."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.sum = ops.AllReduce()
+        self.sum, self.join = ops.AllReduce(), ops.Concat(0)
 
     def construct(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tuple(self.sum(gradient) for gradient in gradients)
+        sums = self.sum(self.join(tuple(gradient.reshape((-1,)) for gradient in gradients)))
+        shared, first = (), 0
+        for gradient in gradients:
+            after = first + gradient.size
+            shared += (sums[first:after].reshape(gradient.shape),)
+            first = after
+        return shared
 
 
 class Norm(nn.Cell):
