@@ -1,9 +1,9 @@
 """Starts ranks of engine mindspore: a rank table, or this machine's devices -> msrun.
 
-What torchrun is to torch, msrun is to MindSpore: on each server it starts a process for each device,
-and on the first one a scheduler, by which they find each other. It writes a log for each process
-and says little itself; here the first rank's log is shown while it grows, and what ended the others
-becomes one clear message.
+What torchrun is to torch, msrun is to MindSpore: on each server it starts a process for each
+device, and on the first one a scheduler, by which they find each other. It writes a log for each
+process and says little itself; here the first rank's log is shown while it grows, and what ended
+the others becomes one clear message.
 """
 
 from __future__ import annotations
@@ -94,14 +94,14 @@ def run_msrun(plan: Plan) -> int:
         with tempfile.TemporaryDirectory(prefix="vitbase-msrun-") as folder:
             try:
                 return _run_once(_with_port(plan), Path(folder))
-            except _RankFailed as failed:
+            except _RankFailedError as failed:
                 if failed.is_mistake or left == 0:
                     raise LaunchError(str(failed)) from None
                 left -= 1
                 warn(f"vitbase: restarting the ranks of this server: {failed} ({left} more)")
 
 
-class _RankFailed(Exception):
+class _RankFailedError(Exception):
     """A rank has ended; a mistake of the user's would only be made again."""
 
     def __init__(self, message: str, *, is_mistake: bool) -> None:
@@ -109,7 +109,7 @@ class _RankFailed(Exception):
         self.is_mistake = is_mistake
 
 
-class _Stopped(Exception):
+class _StoppedError(Exception):
     """A signal asks this process to end."""
 
     def __init__(self, number: int) -> None:
@@ -149,7 +149,7 @@ def _run_once(plan: Plan, folder: Path) -> int:
         )
         try:
             _follow(msrun, folder / "worker_0.log" if plan.server == 0 else None, own)
-        except _Stopped as stopped:
+        except _StoppedError as stopped:
             name = signal.Signals(stopped.number).name
             _end(msrun)
             warn(f"\nvitbase: stopped by {name}, and all ranks of this server")
@@ -157,8 +157,9 @@ def _run_once(plan: Plan, folder: Path) -> int:
         finally:
             if msrun.poll() is None:
                 _end(msrun)
-    if msrun.returncode != 0:
-        _raise_first(folder, own.read_text(errors="replace"))
+    said = own.read_text(errors="replace")
+    if msrun.returncode != 0 or _ENDED.search(said):
+        _raise_first(folder, said)
     return 0
 
 
@@ -205,14 +206,14 @@ def _raise_first(folder: Path, own: str) -> NoReturn:
     if told:
         rank, text = told[0]
         lost = any(word in text for word in _LOST)
-        raise _RankFailed(f"Rank {rank}: {text}", is_mistake=not lost)
+        raise _RankFailedError(f"Rank {rank}: {text}", is_mistake=not lost)
     code = _ENDED.search(own)
     if code is not None and int(code[1]) < 0:
         name = signal.Signals(-int(code[1])).name
         hint = " (often: no memory left)" if name == "SIGKILL" else ""
-        raise _RankFailed(f"A rank was killed by {name}{hint}.", is_mistake=False)
+        raise _RankFailedError(f"A rank was killed by {name}{hint}.", is_mistake=False)
     tails = [_tail(path) for path in sorted(folder.glob("*.log"))]
-    raise _RankFailed("msrun ended with an error:\n" + "\n".join(tails), is_mistake=False)
+    raise _RankFailedError("msrun ended with an error:\n" + "\n".join(tails), is_mistake=False)
 
 
 def _tail(path: Path) -> str:
@@ -225,7 +226,7 @@ def _signals() -> Iterator[None]:
     """Turn signals into exceptions, but those that whoever started us has switched off."""
 
     def stop(number: int, frame: Any) -> NoReturn:
-        raise _Stopped(number)
+        raise _StoppedError(number)
 
     ignored = {number for number in _STOPS if signal.getsignal(number) is signal.SIG_IGN}
     before = {number: signal.signal(number, stop) for number in _STOPS if number not in ignored}

@@ -12,7 +12,10 @@ from vitbase.mindspore.fits import check_installed
 
 
 def plan_for(engine: str, words: Sequence[str], **options: Any) -> Plan:
-    """Plan what this server starts. Args and errors: as of `plan_launch`, whose options they are."""
+    """Plan what this server starts.
+
+    Args and errors: as of `plan_launch`, whose options they are.
+    """
     if engine == "mindspore" and {"rank_table", "num_devices"}.isdisjoint(options):
         options["num_devices"] = _count_devices(words)
     return plan_launch(words, **options)

@@ -72,7 +72,7 @@ class MindSporeSaver(Saver):
 def restore(
     learner: MindSporeLearner, read: Callable[[], Mapping[str, Array]], origin: Path
 ) -> None:
-    """Put the state of the optimizer back, on a model that has the checkpoint's weights (collective).
+    """Put the state of the optimizer back, on a model that has its weights (collective).
 
     Args:
       read: called on the first rank; returns arrays by MindSpore's names.

@@ -21,6 +21,7 @@ from vitbase.mindspore.checkpoints import (
 )
 from vitbase.mindspore.devices import MindSporeRuntime, joined_runtime
 from vitbase.mindspore.learner import MindSporeLearner, Twin
+from vitbase.runs.checkpoints import Checkpoint
 from vitbase.runs.folder import RunFolder
 from vitbase.runs.journal import Journal
 from vitbase.runs.result import TrainResult, report_finished, result_of, say_result
@@ -60,6 +61,17 @@ def evaluate_each(
         )
 
 
+def _open_model(
+    config: Config,
+    class_names: tuple[str, ...],
+    checkpoint: Checkpoint | None,
+    runtime: MindSporeRuntime,
+) -> tuple[Twin, tuple[str, ...]]:
+    """Build the model as the other engine does, from the same seed or weights, and hand it over."""
+    model, notes = open_model(config, class_names, checkpoint, runtime)
+    return runtime.everywhere(lambda: Twin.of(model, runtime, config.data.preprocess)), notes
+
+
 def _train(config: Config, runtime: MindSporeRuntime) -> TrainResult:
     folder = RunFolder(config.output_dir)
     check_agreement(runtime, config)
@@ -80,9 +92,7 @@ def _train(config: Config, runtime: MindSporeRuntime) -> TrainResult:
     begun = None
     if checkpoint is None:
         begun = runtime.from_first(lambda: read_position(config, schedule, loader.steps_per_epoch))
-    start, notes = open_model(config, data.train.class_names, checkpoint, runtime)
-    model = runtime.everywhere(lambda: Twin.of(start, runtime, config.data.preprocess))
-    del start  # MindSpore has the weights now
+    model, notes = _open_model(config, data.train.class_names, checkpoint, runtime)
     learner = MindSporeLearner(model, config, runtime, layout, schedule, objective)
     runtime.from_first(lambda: folder.start(config))
     journal = Journal(folder.metrics_file, rank=runtime.rank)

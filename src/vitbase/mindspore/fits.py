@@ -120,10 +120,11 @@ def check_installed() -> None:
 
     Raises: DeviceError saying what to install.
     """
-    if importlib.util.find_spec("mindspore") is None:
+    found = importlib.util.find_spec("mindspore")
+    if found is None or found.origin is None:  # or a folder of that name, somewhere on the path
         raise DeviceError(
             f"Engine mindspore needs MindSpore, which is not installed here: {INSTALL}, in an "
-            f"environment of its own (it needs numpy below 2), or leave out --engine."
+            f"environment of its own (it needs numpy below 2), or give --engine torch."
         )
     version = importlib.metadata.version("numpy")
     if int(version.split(".")[0]) >= 2:

@@ -1,4 +1,4 @@
-"""A model that learns on MindSpore, as the loop, the log and evaluation see one that learns on torch.
+"""A model that learns on MindSpore, as loop, log and evaluation see one that learns on torch.
 
 They ask for little: to take an update, to classify images, to count parameters. So both engines
 have one loop, one log and one evaluation, in `training/` and `evaluation/`.
@@ -112,11 +112,12 @@ class MindSporeLearner(Learner):
         schedule: Schedule,
         objective: Objective,
     ) -> None:
-        # None of what the base sets up is there: its optimizer, its average, its scaler are torch's.
+        # Nothing of what the base sets up is there: optimizer, average and scaler are torch's.
         self.model, self.runtime, self.layout = model, runtime, layout
         self.schedule, self.objective, self.average = schedule, objective, None
         self.preprocess, self.clip_norm = config.data.preprocess, config.optimizer.clip_norm
-        self.replicas = cast(Replicas, _Words("replicated (msrun)" if runtime.num_ranks > 1 else ""))
+        how = "replicated (msrun)" if runtime.num_ranks > 1 else ""
+        self.replicas = cast(Replicas, _Words(how))
         self.network = model.__dict__["network"]
         self.optimizer: Any = build_optimizer(
             self.network.trainable_params(),
@@ -151,7 +152,9 @@ class MindSporeLearner(Learner):
         for _ in range(self.layout.accumulation_steps):
             batch = next(batches)
             loss, logits_BC, found = self.parts.gradients(*self._inputs(batch, mix), factor)
-            gradients = found if gradients is None else self.parts.add(ms.mutable(gradients), ms.mutable(found))
+            if gradients is not None:
+                found = self.parts.add(ms.mutable(gradients), ms.mutable(found))
+            gradients = found
             taken.loss_sum += float(loss.asnumpy())
             finite_B = np.isfinite(logits_BC.asnumpy()).all(1)
             taken.passes.append((batch.positions, torch.from_numpy(finite_B)))
@@ -166,7 +169,8 @@ class MindSporeLearner(Learner):
         """Return images, targets, and which of the images count."""
         images: NDArray[Any] = batch.images.numpy()
         if mix.kind != "none":  # by torch, on the host, as its code has it
-            images = channels_last(mix.images(normalize(batch.images, self.preprocess), batch.labels))
+            normalised_BCHW = normalize(batch.images, self.preprocess)
+            images = channels_last(mix.images(normalised_BCHW, batch.labels))
         objective = self.objective
         targets_BC = mix.targets(batch.labels, objective.num_classes, objective.smoothing)
         counted_B = (batch.labels >= 0).float()

@@ -1,7 +1,7 @@
 """The plain Vision Transformer as a network of MindSpore's, with `vit_base`'s names of parameters.
 
-It computes what `vitbase.model` does, in the operators of which MindSpore has a fast kernel on every
-device: on a CPU a bias that is added by broadcasting, for one, takes twenty times as long as by
+It computes what `vitbase.model` does, in the operators of which MindSpore has a fast kernel on
+every device: on a CPU a bias that is added by broadcasting, for one, takes ten times as long as by
 `BiasAdd`. Tokens lie one below the other, [B * N, D], so that each projection is one product.
 
 Shape legend: B batch, N tokens, D width, F width of the MLP, H heads, K = D / H; in the names of

@@ -98,9 +98,7 @@ class Gradients(nn.Cell):
 class Add(nn.Cell):
     """Gradients of several passes, added up."""
 
-    def construct(
-        self, sums: tuple[Tensor, ...], more: tuple[Tensor, ...]
-    ) -> tuple[Tensor, ...]:
+    def construct(self, sums: tuple[Tensor, ...], more: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tuple(a + b for a, b in zip(sums, more))  # noqa: B905 (a graph knows no `strict`)
 
 
@@ -113,7 +111,8 @@ class Share(nn.Cell):
 
     def construct(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         sums = self.sum(self.join(tuple(gradient.reshape((-1,)) for gradient in gradients)))
-        shared, first = (), 0
+        shared: tuple[Tensor, ...] = ()
+        first = 0
         for gradient in gradients:
             after = first + gradient.size
             shared += (sums[first:after].reshape(gradient.shape),)
@@ -163,6 +162,7 @@ class AdamW(nn.Optimizer):
         self.beta2_power = Parameter(Tensor(1.0, ms.float32), name="beta2_power")
         self.adam = ops.Adam()
 
+    @ms.jit  # type: ignore[untyped-decorator]  # as MindSpore's own optimizers are
     def construct(self, gradients: tuple[Tensor, ...]) -> Tensor:
         rate = self.get_lr()
         self.assignadd(self.global_step, self.global_step_increase_tensor)
