@@ -135,8 +135,8 @@ def test_outputs_and_updates_are_those_of_torch(changes):
         loss.backward()
         optimizer.step()
         taken = learner.step(update, iter([batch_of(expected)]), Mix())
-        assert float(taken.loss_sum) / 4 == pytest.approx(loss.item(), abs=2e-6)
-    assert np.abs(logits_of(learner, expected) - model(images_BCHW).detach().numpy()).max() < 1e-5
+        assert float(taken.loss_sum) / 4 == pytest.approx(loss.item(), abs=5e-6)
+    assert np.abs(logits_of(learner, expected) - model(images_BCHW).detach().numpy()).max() < 3e-5
 
 
 def test_five_updates_of_adamw_are_those_of_torch():

@@ -41,7 +41,12 @@ def assert_same(theirs: Path, ours: Path, updates: int = 20) -> None:
     states = [vitbase.load_model(run).model.state_dict() for run in (theirs, ours)]
     largest = max(float(value.abs().max()) for value in states[0].values())
     for name, value in states[0].items():
-        assert float((value - states[1][name]).abs().max()) <= TOLERANCE * largest, name
+        difference = (value - states[1][name]).abs()
+        if name.endswith("qkv.bias"):
+            # Softmax ignores what a key's bias adds: its gradient is rounding alone, of which AdamW
+            # makes whole steps.
+            difference = torch.cat(difference.chunk(3)[::2])
+        assert float(difference.max()) <= TOLERANCE * largest, name
 
 
 @pytest.fixture(scope="module")
