@@ -1,10 +1,12 @@
 # Two commands: `make demo` trains a Vision Transformer on real images and reports its accuracy,
 # `make test` runs lint, types and tests. Each installs what it needs into .venv first.
+# `make test-mindspore` runs the tests of the MindSpore engine, in .venv-mindspore.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+VENV_MINDSPORE ?= .venv-mindspore
 
-.PHONY: demo test test-slow weights-table golden-losses lint types format clean
+.PHONY: demo test test-mindspore test-slow weights-table golden-losses lint types format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/vitbase train fashion
@@ -12,6 +14,9 @@ demo: $(VENV)/.installed
 
 test: lint types
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+test-mindspore: $(VENV_MINDSPORE)/.installed
+	$(VENV_MINDSPORE)/bin/python -m pytest tests/mindspore tests/launch/test_msrun.py
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow
@@ -45,5 +50,11 @@ $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@ $(VENV)/.installed
 
+$(VENV_MINDSPORE)/.installed: pyproject.toml tests/mindspore/requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13) and "MindSpore 2.10 has builds for Python 3.9 to 3.12, vitbase needs 3.11; try: make test-mindspore PYTHON=python3.11")'
+	test -x $(VENV_MINDSPORE)/bin/python || $(PYTHON) -m venv $(VENV_MINDSPORE)
+	$(VENV_MINDSPORE)/bin/python -m pip install --quiet --requirement tests/mindspore/requirements.txt --editable .
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV_MINDSPORE) runs .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -32,6 +32,11 @@ case " $* " in
 esac
 : > "$log" # what an earlier run left in it says nothing of this one
 
+# ENGINE=mindspore is --engine mindspore: MindSpore itself, through msrun.
+if [ -n "${ENGINE:-}" ]; then
+    set -- --engine "$ENGINE" "$@"
+fi
+
 nohup "$python" -m vitbase launch "${launch[@]}" -- "$root/train.py" --name "$recipe" "$@" \
     >> "$log" 2>&1 < /dev/null &
 process=$!

@@ -27,7 +27,7 @@ from vitbase.weights.origins.registry import DIALECT_NAMES
 # From the top of the house down; a room may import rooms of a later row only, or itself.
 FLOORS = (
     ("cli", "__main__"),
-    ("launch", "explanation"),
+    ("launch", "explanation", "engines"),
     ("curation",),
     ("shipping",),
     ("inspection",),
@@ -39,6 +39,7 @@ FLOORS = (
     ("runs",),
     ("model",),
     ("runtime",),
+    ("accelerators",),
     ("config", "rendezvous"),
     ("console", "files", "pickles", "stores"),
     ("disk",),
@@ -87,6 +88,17 @@ def test_only_the_runtime_names_devices(path):
         return
     text = path.read_text(encoding="utf-8")
     assert not re.findall(r"\b(cuda|npu|nccl|hccl|gloo|mps|xpu)\b", text)
+
+
+def imports_mindspore(path):
+    return re.search(r"^(import|from) mindspore\b", path.read_text("utf-8"), flags=re.MULTILINE)
+
+
+@each_file
+def test_only_one_room_imports_mindspore(path):
+    assert room_of(name_of(path)) == "mindspore" or not imports_mindspore(path)
+    inside = re.findall(r"^ +(?:import|from) mindspore\b", path.read_text("utf-8"), re.MULTILINE)
+    assert not inside
 
 
 @each_file
@@ -175,8 +187,11 @@ def test_every_optional_dependency_is_asked_for_where_it_is_needed():
 
 
 def test_the_public_api_is_there():
-    for module in MODULES:  # a module of the same name would take a function's place
-        if not module.endswith("__main__"):
+    graph = import_graph(everywhere=False)
+    for module in MODULES:  # one of the same name would take a function's place
+        reached = {module, *reached_from(module, graph)}
+        mindspore = any(other in MODULES and imports_mindspore(MODULES[other]) for other in reached)
+        if not module.endswith("__main__") and not mindspore:
             importlib.import_module(module)
     for name in vitbase.__all__:
         assert callable(getattr(vitbase, name)), name

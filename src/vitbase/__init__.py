@@ -12,13 +12,13 @@ from vitbase._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from vitbase.config.config import Config, load_config
+    from vitbase.engines import evaluate, train
     from vitbase.errors import VitbaseError
-    from vitbase.evaluation.run import Evaluation, evaluate
+    from vitbase.evaluation.run import Evaluation
     from vitbase.explanation import explain
     from vitbase.model.zoo import create_model, list_variants
     from vitbase.runs.result import TrainResult
     from vitbase.shipping.predict import Prediction, predict
-    from vitbase.training.run import train
     from vitbase.weights.convert import Conversion, convert_weights
     from vitbase.weights.load import LoadedModel, load_model
     from vitbase.weights.save import save_weights
@@ -34,7 +34,7 @@ _HOMES = {
     "VitbaseError": "vitbase.errors",
     "convert_weights": "vitbase.weights.convert",
     "create_model": "vitbase.model.zoo",
-    "evaluate": "vitbase.evaluation.run",
+    "evaluate": "vitbase.engines",
     "explain": "vitbase.explanation",
     "list_variants": "vitbase.model.zoo",
     "load_config": "vitbase.config.config",
@@ -42,7 +42,7 @@ _HOMES = {
     "predict": "vitbase.shipping.predict",
     "save_weights": "vitbase.weights.save",
     "show_weights": "vitbase.weights.show",
-    "train": "vitbase.training.run",
+    "train": "vitbase.engines",
 }
 
 __all__ = [

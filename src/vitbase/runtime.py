@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import hashlib
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from datetime import timedelta
@@ -20,6 +19,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import distributed
 
+from vitbase.accelerators import peak_flops_of
 from vitbase.errors import DeviceError, RankLostError, VitbaseError
 from vitbase.rendezvous import open_store
 
@@ -37,32 +37,6 @@ _INITIAL_LOSS_SCALE = 2.0**16
 _COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 # Servers of a cluster may start minutes apart.
 _JOIN_TIMEOUT = timedelta(minutes=5)
-# Dense half-precision FLOPs per second of the tensor cores, summed in fp32, by the makers' data
-# sheets (which often print twice as much, of sparse matrices) and for GeForce their white papers.
-_PEAK_FLOPS = {
-    "B200": 2250e12,
-    "GH200": 989e12,
-    "H200": 989e12,
-    "H200 NVL": 835e12,
-    "H100 HBM3": 989e12,  # the SXM form says its memory instead
-    "H100 NVL": 835e12,
-    "H100 PCIE": 756e12,
-    "A100 SXM4": 312e12,
-    "A100 PCIE": 312e12,
-    "A40": 149.7e12,
-    "A30": 165e12,
-    "A10": 125e12,
-    "L40S": 362e12,
-    "L40": 181e12,
-    "L4": 121e12,
-    "V100 SXM2": 125e12,
-    "V100 PCIE": 112e12,
-    "V100S PCIE": 130e12,
-    "RTX 4090": 165.2e12,
-    "RTX 3090": 71e12,
-}
-_NO_PART_OF_A_NAME = re.compile(r"NVIDIA|TESLA|GEFORCE|\d+GB")  # makers, lines, sizes of memory
-
 
 # What gloo, and the libraries of GPUs and NPUs, say of a rank that is no longer there.
 _LOST = (
@@ -155,6 +129,21 @@ class Runtime:
             with self.naming_lost_ranks():
                 distributed.broadcast(tensor, src=0)
 
+    def start_max(self, value: int) -> Callable[[], int]:
+        """Ask for the largest of all ranks' numbers (collective). Returns: what waits for it."""
+        if self.num_ranks == 1:
+            return lambda: value
+        largest = torch.tensor(value, dtype=torch.int32)  # on the CPU: the device goes on computing
+        with self.naming_lost_ranks():
+            work = distributed.all_reduce(largest, distributed.ReduceOp.MAX, async_op=True)
+
+        def wait() -> int:
+            with self.naming_lost_ranks():
+                work.wait()
+            return int(largest)
+
+        return wait
+
     @contextlib.contextmanager
     def naming_lost_ranks(self) -> Iterator[None]:
         """Turn what a backend raises when another rank is gone into a message for people."""
@@ -233,16 +222,6 @@ class Runtime:
             return f"{ranks}CPU, {torch.get_num_threads()} threads, {self.precision}"
         place = self.device.type if self.num_ranks > 1 else self.device
         return f"{ranks}{place}, {self.precision}"
-
-
-def peak_flops_of(device_name: str) -> float | None:
-    """Return the half-precision FLOPs per second of a device by its whole name, as torch tells it.
-
-    None for one that is not known, which a name that only begins like a known one's is, too.
-    """
-    words = device_name.upper().replace("-", " ").split()
-    name = " ".join(word for word in words if not _NO_PART_OF_A_NAME.fullmatch(word))
-    return _PEAK_FLOPS.get(name)
 
 
 @functools.lru_cache(maxsize=1)

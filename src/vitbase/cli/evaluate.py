@@ -33,7 +33,8 @@ def run_eval(words: list[str]) -> None:
 
 
 def _evaluate(config: Config, as_json: bool) -> None:
-    from vitbase.evaluation.run import evaluate_each
+    from vitbase.engines import evaluate_each
+    from vitbase.runs.checkpoints import is_own_weights
     from vitbase.runtime import is_first_rank
 
     for result in evaluate_each(config, on_unreadable=lambda line: warn(printable(line))):
@@ -41,7 +42,7 @@ def _evaluate(config: Config, as_json: bool) -> None:
             continue
         for note in result.notes:
             warn(printable(note))
-        place = result.weights.parent if result.weights.name == "weights.safetensors" else None
+        place = result.weights.parent if is_own_weights(result.weights) else None
         name = (place or result.weights).name
         if as_json:
             say_json({"checkpoint": str(place or result.weights), **result.sums.to_row()})

@@ -103,16 +103,17 @@ def _run_launch(words: list[str]) -> None:
         say(json.dumps(table, indent=1))
         return
     command, options, only_print = parse_launch(words, _COMMANDS)
-    if command[0] == "train":
-        parse_config("train", command[1:], default_recipe="fashion")  # a mistake shows at once
+    engine = find_value(command, "engine") or "torch"
+    if command[0] == "train":  # a mistake shows at once
+        engine = parse_config("train", command[1:], default_recipe="fashion").run.engine
     # Read when torch is loaded: without it, a server that goes leaves pages of C++ frames here.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from vitbase.launch.plan import plan_launch, run_plan
+    from vitbase.launch.start import command_of, plan_for, start
 
-    plan = plan_launch(command, **options)
+    plan = plan_for(engine, command, **options)
     if only_print:
-        say(plan.command())
-    elif code := run_plan(plan):
+        say(command_of(plan, engine))
+    elif code := start(plan, engine):
         sys.exit(code)
 
 

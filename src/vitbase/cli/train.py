@@ -19,13 +19,16 @@ _DEFAULT = "fashion"
 def run_train(words: list[str]) -> None:
     config = parse_config("train", words, default_recipe=_DEFAULT)
     devices = config.run.num_devices or 1
-    if devices > 1 and "RANK" not in os.environ:  # each device has a process of its own
+    if devices > 1 and not {"RANK", "MS_ROLE"} & set(os.environ):
+        # Each device has a process of its own.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-        from vitbase.launch.plan import run_local
+        from vitbase.launch.start import plan_for, start
 
-        sys.exit(run_local(devices, ["train", *words]))
+        engine = config.run.engine
+        plan = plan_for(engine, ["train", *words], num_devices=devices, max_restarts=0)
+        sys.exit(start(plan, engine))
     with answering():
-        from vitbase.training.run import train  # torch: not needed to see a mistake in an option
+        from vitbase.engines import train  # torch: not needed to see a mistake in an option
 
         go_on_unread()  # training that is watched through `head` is still to be done
         with telling_whose(words, config, _DEFAULT):

@@ -32,6 +32,10 @@ class Facts:
     num_train_images: int | None = None
     num_classes: int | None = None
 
+    def counted(self, num_train_images: int, num_classes: int) -> Facts:
+        """Return these facts, and what the opened data has told."""
+        return dataclasses.replace(self, num_train_images=num_train_images, num_classes=num_classes)
+
 
 @dataclasses.dataclass(frozen=True)
 class Completed:

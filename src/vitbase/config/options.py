@@ -41,6 +41,9 @@ class RunSection(Section):
         "imagenet", pattern=r"^[A-Za-z0-9_.]+$", description="name of the run, in its checkpoints"
     )
     output_dir: str | None = free_on_resume(None, "run folder; none: runs/<name>")
+    engine: Literal["torch", "mindspore"] = Field(
+        "torch", description="what computes; mindspore: the plain recipe on MindSpore itself"
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="of order, augmentation, initialisation")
     device_target: str = free_on_resume("auto", "Ascend, GPU, CPU or auto, in any case")
     device_id: int = free_on_resume(0, "which of the local devices, where it is one", ge=0)

@@ -21,7 +21,8 @@ from vitbase.data.loader import Batch, EvalLoader
 from vitbase.data.normalize import normalize
 from vitbase.errors import CheckpointError, ConfigError, DataError
 from vitbase.evaluation.metrics import ClassificationSums, MultiLabelSums
-from vitbase.runs.checkpoints import NAME, WEIGHTS_FILE
+from vitbase.model.vit import VisionTransformer
+from vitbase.runs.checkpoints import is_own_weights
 from vitbase.runtime import Runtime, joined_runtime
 from vitbase.sources.open import Source, open_val
 from vitbase.weights.find import list_weights
@@ -164,12 +165,22 @@ def evaluate_each(
     with joined_runtime(
         options.device_target, options.device_id, options.precision, tf32=options.tf32
     ) as runtime:
-        yield from _evaluate_each(config, runtime, on_unreadable)
+        yield from evaluate_on(
+            runtime, lambda model, _: model.to(runtime.device), config, on_unreadable
+        )
 
 
-def _evaluate_each(
-    config: Config, runtime: Runtime, on_unreadable: Callable[[str], None]
+def evaluate_on(
+    runtime: Runtime,
+    placed: Callable[[VisionTransformer, Preprocess], nn.Module],
+    config: Config,
+    on_unreadable: Callable[[str], None],
 ) -> Iterator[Evaluation]:
+    """As :func:`evaluate_each`, on a device that is open.
+
+    Args:
+      placed: brings a model, and what its images become, to the device.
+    """
     assert config.model.checkpoint_path is not None
     source: Source | None = None
     heads, asked_size = config.model.num_heads, config.data.image_size
@@ -177,7 +188,7 @@ def _evaluate_each(
     for path in list_weights(config.model.checkpoint_path):
         try:
             # Of a run they say how it started; its own checkpoints are whole, and one network.
-            foreign = path.name != WEIGHTS_FILE or not NAME.match(path.parent.name)
+            foreign = not is_own_weights(path)
             opened = open_weights(
                 path,
                 num_heads=heads,
@@ -197,7 +208,7 @@ def _evaluate_each(
         notes = (*source.notes, *_check_fit(preprocess, loaded, source))
         started = time.perf_counter()
         sums = evaluate_model(
-            loaded.model.to(runtime.device),
+            placed(loaded.model, preprocess),
             source,
             preprocess,
             runtime,

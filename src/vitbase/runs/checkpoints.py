@@ -3,7 +3,8 @@
 A run folder holds `config.toml`, `metrics.jsonl` and `checkpoints/`. A checkpoint is a folder
 named `train_vit_<name>-<epoch>_<step>` (the step within that epoch, as MindSpore numbers them)
 with `weights.safetensors`, `training_state.safetensors`, `progress.json` and, written last,
-`manifest.json` with the size and SHA-256 of the others.
+`manifest.json` with the size and SHA-256 of the others. Under engine mindspore one file named as
+the folder, `train_vit_<name>-<epoch>_<step>.ckpt`, holds weights and state.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from vitbase.files import read_json, sha256_of
 
 PREFIX = "train_vit"
 WEIGHTS_FILE = "weights.safetensors"
+CKPT_SUFFIX = ".ckpt"
+"""Of MindSpore's files: those of its engine, and what is written for it beside the checkpoints."""
 STATE_FILE = "training_state.safetensors"
 PROGRESS_FILE = "progress.json"
 MANIFEST_FILE = "manifest.json"
@@ -34,7 +37,19 @@ class Checkpoint:
 
     @property
     def weights(self) -> Path:
-        return self.path / WEIGHTS_FILE
+        return weights_in(self.path)
+
+
+def weights_in(folder: Path) -> Path:
+    """Return the weights file of a checkpoint folder, which may not be there."""
+    of_mindspore = folder / f"{folder.name}{CKPT_SUFFIX}"
+    return of_mindspore if of_mindspore.is_file() else folder / WEIGHTS_FILE
+
+
+def is_own_weights(path: Path) -> bool:
+    """Whether a file is the weights of a checkpoint folder, by its place and name."""
+    names = {WEIGHTS_FILE, f"{path.parent.name}{CKPT_SUFFIX}"}
+    return path.name in names and NAME.match(path.parent.name) is not None
 
 
 def checkpoint_name(run_name: str, epoch: int, step: int) -> str:

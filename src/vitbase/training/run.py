@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from vitbase.data.loader import TrainLoader
 from vitbase.errors import ConfigError
 from vitbase.evaluation.features import FeatureLoader, FeatureStore
 from vitbase.files import listed, write_whole
-from vitbase.runs.checkpoints import STATE_FILE
+from vitbase.runs.checkpoints import CKPT_SUFFIX, STATE_FILE
 from vitbase.runs.folder import RunFolder
 from vitbase.runs.journal import Board, Journal
 from vitbase.runs.result import TrainResult, report_finished, result_of, say_result
@@ -29,7 +28,7 @@ from vitbase.training.guard import Guard
 from vitbase.training.loop import Run, fit
 from vitbase.training.objective import Objective
 from vitbase.training.progress import Reporter
-from vitbase.training.saver import CKPT_SUFFIX, NATIVE, Saver, advice_for
+from vitbase.training.saver import NATIVE, Saver, advice_for
 from vitbase.training.schedule import Place, Schedule
 from vitbase.training.start import check_start, find_run, open_model, read_position
 from vitbase.training.state import momentum_tensors, stored_tensors
@@ -69,14 +68,10 @@ def _train(config: Config, runtime: Runtime, folder: RunFolder) -> TrainResult:
         return runtime.from_first(lambda: report_finished(folder, progress))
     data = runtime.everywhere(lambda: open_train_val(completed.config))
     check_same_images(runtime, data, config.data.num_classes or len(data.train.class_names))
-    counted = dataclasses.replace(
-        found.facts,
-        num_train_images=len(data.train),
-        num_classes=len(data.train.class_names),
-    )
+    counted = found.facts.counted(len(data.train), len(data.train.class_names))
     completed = runtime.everywhere(lambda: complete(config, counted, runtime.num_ranks))
     config, layout = completed.config, completed.layout
-    loader = runtime.everywhere(lambda: _build_loader(config, runtime, layout, data.train))
+    loader = runtime.everywhere(lambda: build_loader(config, runtime, layout, data.train))
     objective = runtime.everywhere(
         lambda: Objective(config, data.train.labels, config.data.num_classes or 0, runtime.device)
     )
@@ -100,7 +95,7 @@ def _train(config: Config, runtime: Runtime, folder: RunFolder) -> TrainResult:
     if config.model.freeze_backbone and config.model.frozen_views:
         frozen = Frozen(model, data, config, runtime)
         frozen.find()
-        loader = _build_loader(config, runtime, layout, data.train, frozen.train)
+        loader = build_loader(config, runtime, layout, data.train, frozen.train)
     on_features = frozen is not None
     learner = Learner(model, config, runtime, layout, schedule, objective, on_features=on_features)
     updates, continued = 0, None
@@ -150,7 +145,7 @@ def _open_board(folder: Path) -> Board:
     return SummaryWriter(str(folder / "tensorboard"))
 
 
-def _build_loader(
+def build_loader(
     config: Config,
     runtime: Runtime,
     layout: BatchLayout,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from vitbase.config.config import Config
 from vitbase.evaluation.run import Sums
-from vitbase.runs.checkpoints import STATE_FILE, WEIGHTS_FILE, checkpoint_name
+from vitbase.runs.checkpoints import CKPT_SUFFIX, STATE_FILE, WEIGHTS_FILE, checkpoint_name
 from vitbase.runs.folder import Best, Progress, RunFolder
 from vitbase.runs.journal import Journal
 from vitbase.runtime import Runtime
@@ -17,8 +21,6 @@ from vitbase.weights.files.safetensors import write_safetensors
 from vitbase.weights.save import save_weights
 
 NATIVE = "native"
-CKPT_SUFFIX = ".ckpt"
-"""Of the files that are written beside the checkpoints, where another format is asked for."""
 
 
 class Saver:
@@ -42,6 +44,7 @@ class Saver:
     ) -> None:
         self.folder, self.learner, self.guard, self.journal = folder, learner, guard, journal
         self.config, self.labels, self.best = config, labels, best
+        self._weights: Mapping[str, torch.Tensor] = {}  # of the checkpoint under way
 
     def save(self, place: Place, sums: Sums | None, *, closed: bool = False) -> None:
         """Write a checkpoint, unless the run has lost its way (collective).
@@ -50,42 +53,58 @@ class Saver:
           sums: what an evaluation at this place has counted, if there was one.
           closed: whether all is done that is due at the end of this epoch.
         """
-        learner = self.learner
         self.guard.look()
-        self.guard.check_weights(learner.model, place.updates)
         name = checkpoint_name(self.config.run.name, *place.taken)
+        write_tensors, loss_scaler = self.collect(name, place)
         if sums is not None:
             score_name, score = sums.score
             if self.best is None or score > self.best.score:
                 self.best = Best(name, score, score_name)
-        weights, tensors = learner.state.collect()
-
-        def write_tensors(folder: Path) -> None:
-            model = learner.state.filled(weights)
-            preprocess = self.config.data.preprocess
-            save_weights(model, folder / WEIGHTS_FILE, preprocess=preprocess, labels=self.labels)
-            write_safetensors(folder / STATE_FILE, tensors, {})
 
         def write() -> None:
             self.journal.sync()
             progress = Progress(
                 updates=place.updates,
-                global_batch=learner.layout.global_batch,
-                loss_scaler=learner.scaler.state_dict(),
+                global_batch=self.learner.layout.global_batch,
+                loss_scaler=loss_scaler,
                 best=self.best,
                 finished=closed and (place.ends_run or self.is_out_of_patience(place)),
                 closed=closed or not place.ends_epoch,
             )
             self.folder.save(name, write_tensors, progress)
-            keep = self.config.checkpoint.keep_checkpoint_max
-            self.folder.prune(keep, self.best)
-            dialect = self.config.checkpoint.checkpoint_format
-            if dialect != NATIVE:
-                path = self.folder.path / f"{name}{CKPT_SUFFIX}"
-                save_weights(learner.state.filled(weights), path, dialect=dialect)
-                self.folder.prune_files(CKPT_SUFFIX, keep)
+            self.folder.prune(self.config.checkpoint.keep_checkpoint_max, self.best)
+            self.write_beside(name)
 
-        learner.runtime.from_first(write)
+        self.learner.runtime.from_first(write)
+
+    def collect(self, name: str, place: Place) -> tuple[Callable[[Path], None], dict[str, Any]]:
+        """Gather what a checkpoint holds (collective).
+
+        Args:
+          name: of the checkpoint.
+          place: where the run stands.
+        Returns: what writes it into a folder, on the first rank; the state of the loss scaler.
+        Raises: DivergedError on all ranks if a weight is no number.
+        """
+        learner = self.learner
+        self.guard.check_weights(learner.model, place.updates)
+        self._weights, tensors = learner.state.collect()
+
+        def write_tensors(folder: Path) -> None:
+            model = learner.state.filled(self._weights)
+            preprocess = self.config.data.preprocess
+            save_weights(model, folder / WEIGHTS_FILE, preprocess=preprocess, labels=self.labels)
+            write_safetensors(folder / STATE_FILE, tensors, {})
+
+        return write_tensors, learner.scaler.state_dict()
+
+    def write_beside(self, name: str) -> None:
+        """Write what stands in the run folder itself, once the checkpoint is whole."""
+        dialect = self.config.checkpoint.checkpoint_format
+        if dialect != NATIVE:
+            path = self.folder.path / f"{name}{CKPT_SUFFIX}"
+            save_weights(self.learner.state.filled(self._weights), path, dialect=dialect)
+            self.folder.prune_files(CKPT_SUFFIX, self.config.checkpoint.keep_checkpoint_max)
 
     def is_out_of_patience(self, place: Place) -> bool:
         """Whether the last evaluations, as many as `patience` allows, brought nothing better.

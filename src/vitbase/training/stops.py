@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Literal
-
-import torch
-from torch import distributed
+from collections.abc import Callable
+from typing import Literal
 
 from vitbase.runtime import Runtime
 from vitbase.stopping import asked
@@ -29,30 +27,21 @@ class Stops:
         self.runtime = runtime
         self._every = None if save_every_minutes is None else 60 * save_every_minutes
         self._saved = time.monotonic()
-        self._under_way: tuple[torch.Tensor, Any] | None = None
+        self._under_way: Callable[[], int] | None = None
 
     def decide(self) -> Decision:
         """Return what to do after an update, or a part of an evaluation (collective)."""
         wish = 2 if asked() else int(self.runtime.is_first and self._is_time())
         if self.runtime.num_ranks == 1:
             return _DECISIONS[wish]
-        before = self._under_way
-        wishes = torch.tensor(wish, dtype=torch.int32)
-        with self.runtime.naming_lost_ranks():
-            work = distributed.all_reduce(wishes, distributed.ReduceOp.MAX, async_op=True)
-            self._under_way = (wishes, work)
-            if before is None:
-                return "go on"
-            told, done = before
-            done.wait()
-        return _DECISIONS[int(told)]
+        before, self._under_way = self._under_way, self.runtime.start_max(wish)
+        return _DECISIONS[before()] if before is not None else "go on"
 
     def close(self) -> None:
         """Take in what is still being exchanged (collective)."""
         before, self._under_way = self._under_way, None
         if before is not None:
-            with self.runtime.naming_lost_ranks():
-                before[1].wait()
+            before()
 
     def saved(self) -> None:
         """Count the minutes anew."""

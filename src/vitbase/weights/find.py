@@ -10,9 +10,10 @@ from vitbase.errors import CheckpointError
 from vitbase.runs.checkpoints import (
     MANIFEST_FILE,
     NAME,
-    WEIGHTS_FILE,
     find_damage,
+    is_own_weights,
     list_checkpoints,
+    weights_in,
 )
 from vitbase.weights import hub
 
@@ -51,7 +52,7 @@ def list_weights(checkpoint_path: str | Path) -> list[Path]:
         return [path]
     for place in (path, _seed_form(path)):
         if NAME.match(place.name) and place.is_dir():
-            return [place / WEIGHTS_FILE]
+            return [weights_in(place)]
     if not path.is_dir():
         problem = "is neither a file nor a folder" if os.path.lexists(path) else "does not exist"
         raise CheckpointError(
@@ -77,15 +78,17 @@ def verified(weights: Path) -> Path:
     Raises: CheckpointError naming the newest whole checkpoint of the run, if it is damaged.
     """
     folder = weights.parent
-    if weights.name != WEIGHTS_FILE or not NAME.match(folder.name):
+    if not is_own_weights(weights):
         return weights
     if weights.is_file() and not (folder / MANIFEST_FILE).exists():
         return weights  # a file of that name, which somebody has put there
-    damage = find_damage(folder, only=WEIGHTS_FILE)
+    damage = find_damage(folder, only=weights.name)
     if damage is None:
         return weights
     for checkpoint in reversed(list_checkpoints(folder.parent)):
-        if checkpoint.path != folder and find_damage(checkpoint.path, only=WEIGHTS_FILE) is None:
+        if checkpoint.path == folder:
+            continue
+        if find_damage(checkpoint.path, only=checkpoint.weights.name) is None:
             remedy = f"The newest whole one of the run is {checkpoint.path}."
             break
     else:

@@ -18,6 +18,7 @@ from typing import BinaryIO
 import torch
 
 from vitbase.errors import WeightsError
+from vitbase.files import LONGEST_JSON
 from vitbase.weights.files.tensors import FileTensor, TensorFile, shape_problem
 
 # Torch has the same names, in small letters.
@@ -29,7 +30,7 @@ _DTYPES: dict[str, torch.dtype] = {
     )
 }
 _TYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-_TEXT = "str"  # not a tensor: a note that some run wrote beside the weights
+_TEXT = "str"  # not a tensor: a note that a run wrote beside the weights; of ours, the metadata
 _VARINT, _LENGTH_DELIMITED = 0, 2
 _SLICE_BYTES = 512 << 20  # where MindSpore itself cuts a tensor
 _CRC_MARK = b"crc_num"
@@ -70,11 +71,12 @@ def read_mindspore(path: Path) -> TensorFile:
             for tag, parts in contents.items()
             if facts[tag][1] != _TEXT
         }
+        texts = {tag: _note_of(parts) for tag, parts in contents.items() if tag not in tensors}
     except ValueError as error:
         raise WeightsError(
             f"{path} is damaged, cut short, or no MindSpore checkpoint: {error}."
         ) from None
-    return TensorFile(path, "mindspore", tensors)
+    return TensorFile(path, "mindspore", tensors, texts)
 
 
 def write_mindspore(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -141,6 +143,13 @@ def _tensor_of(tag: str, dims: list[int], kind: str, parts: list[memoryview]) ->
         return torch.frombuffer(bytearray().join(parts), dtype=dtype).reshape(dims)
 
     return FileTensor(tuple(dims), dtype, read)
+
+
+def _note_of(parts: list[memoryview]) -> str:
+    """Read a text, which MindSpore writes as numpy has it: four bytes a letter."""
+    if sum(map(len, parts)) > LONGEST_JSON:
+        raise ValueError(f"a text of more than {LONGEST_JSON:,} bytes")
+    return bytearray().join(parts).decode("utf-32-le", "replace")
 
 
 def _read_value(message: memoryview) -> tuple[str, list[int], str, memoryview]:

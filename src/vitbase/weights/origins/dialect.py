@@ -256,10 +256,15 @@ def to_theirs(dialect: Dialect, name: str, value: Tensor, num_heads: int) -> dic
 def their_name(dialect: Dialect, name: str) -> str:
     """Return what one of our parameters, or the first part of it, is called in a dialect."""
     try:
-        row, numbers = _find_row(dialect, name)
+        return their_names(dialect, name)[0]
     except KeyError:
         return name
-    return _fill(row.theirs[0], numbers)
+
+
+def their_names(dialect: Dialect, name: str) -> tuple[str, ...]:
+    """Return what the parts of one of our parameters are called. Raises: KeyError."""
+    row, numbers = _find_row(dialect, name)
+    return tuple(_fill(theirs, numbers) for theirs in row.theirs)
 
 
 def _find_row(dialect: Dialect, name: str) -> tuple[Row, tuple[int, ...]]:

@@ -29,6 +29,8 @@ MINDSPORE = Dialect(
         ),
         Row(("transformer.encoder.encoder_norm.gamma",), "norm.weight"),
         Row(("transformer.encoder.encoder_norm.beta",), "norm.bias"),
+        # Of our own engine, as its metadata tell; the model zoo's code has no such layer.
+        *layers(("pre_logits", "pre_logits")),
         *layers(("head", "head")),
     ),
     signature=(r"transformer\.embeddings\.patch_embeddings\.weight",),

@@ -1,0 +1,59 @@
+"""Which engine trains and evaluates: torch, or MindSpore. Nobody else asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from vitbase.config.config import Config
+from vitbase.errors import ConfigError
+from vitbase.evaluation.run import Evaluation
+from vitbase.mindspore.fits import check_installed, check_options
+from vitbase.runs.result import TrainResult
+
+
+def train(config: Config) -> TrainResult:
+    """Train as configured, or continue the run in the output folder, or report a finished one.
+
+    Returns: the result after the last update, on every rank.
+    Raises: VitbaseError for whatever the user can mend, before anything is written where possible.
+    """
+    if config.run.engine == "torch":
+        from vitbase.training.run import train as train_on_torch
+
+        return train_on_torch(config)
+    check_options(config)
+    check_installed()
+    from vitbase.mindspore.engine import train as train_on_mindspore
+
+    return train_on_mindspore(config)
+
+
+def evaluate(config: Config) -> list[Evaluation]:
+    """Evaluate the checkpoint, or each checkpoint of the folder, that `checkpoint_path` names.
+
+    Raises: ConfigError, DataError, CheckpointError or WeightsError.
+    """
+    return list(evaluate_each(config))
+
+
+def evaluate_each(
+    config: Config, on_unreadable: Callable[[str], None] = lambda line: None
+) -> Iterator[Evaluation]:
+    """As :func:`evaluate`, yielding each result as soon as it is there.
+
+    A damaged checkpoint is reported and passed over, unless there is no whole one.
+
+    Args:
+      on_unreadable: receives a line for each checkpoint and image that cannot be read.
+    """
+    if config.model.checkpoint_path is None:
+        raise ConfigError("Nothing to evaluate: give --checkpoint_path.")
+    if config.run.engine == "torch":
+        from vitbase.evaluation.run import evaluate_each as evaluate_on_torch
+
+        yield from evaluate_on_torch(config, on_unreadable)
+        return
+    check_installed()
+    from vitbase.mindspore.engine import evaluate_each as evaluate_on_mindspore
+
+    yield from evaluate_on_mindspore(config, on_unreadable)
