@@ -254,7 +254,7 @@ class CheckpointSection(Section):
         None, "also save inside an epoch, every so many steps; none: do not", ge=1
     )
     checkpoint_every_minutes: float | None = free_on_resume(
-        None, "also save inside an epoch, every so many minutes", gt=0
+        None, "also save inside an epoch, every so many minutes; none: do not", gt=0
     )
     checkpoint_format: Literal["native", "mindspore"] = free_on_resume(
         "native", "mindspore: also write .ckpt files into the run folder, as MindSpore has them"
