@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from vitbase.config.adapt import adapt
 from vitbase.config.batch import batch_layout
 from vitbase.config.complete import Facts, complete
-from vitbase.config.config import load_config, recipe_names
+from vitbase.config.config import differences_on_resume, load_config, recipe_names
 
 OF_A_DATA_SET = [name for name in recipe_names() if load_config(name).data.num_train_images]
 
@@ -103,3 +103,14 @@ def test_a_run_goes_on_as_it_began_when_images_have_come(photo_config, photo_fol
     config = load_config("linear_probe", data_path="b", checkpoint_path="w")
     facts = Facts(saved=done.config, global_batch=32, num_train_images=5000, num_classes=10)
     assert complete(config, facts, 1).config == done.config.derive(data_path="b")
+
+
+def test_a_run_of_before_recipes_were_fitted_goes_on_as_it_was():
+    first = complete(load_config("imagenet", batch_size=8), Facts(), 1).config
+    before = first.derive(data_path="mine", num_classes=10)  # and all else the recipe's
+    asked = load_config("imagenet", data_path="mine", batch_size=8)
+    facts = Facts(saved=before, global_batch=8, num_train_images=1800, num_classes=10)
+    done = complete(asked, facts, 1).config
+    assert differences_on_resume(before, done) == []
+    assert done.data.val_data_path == "/data/ILSVRC2012_val/"
+    assert done.schedule.epoch_size == 160

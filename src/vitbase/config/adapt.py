@@ -35,11 +35,7 @@ _BATCH = {"global_batch", "batch_size", "accumulation_steps"}
 _LENGTH = {"epoch_size", "total_steps"}
 _WARMUP = {"warmup_epochs", "warmup_steps"}
 _FITTED = ("global_batch", "lr_init", "lr_by_global_batch", *_LENGTH, *_WARMUP, "ema_decay")
-_FITTED += (
-    "frozen_views",
-    "eval_every_epochs",
-    *(option for option in OF_THE_IMAGES if option != "num_classes"),
-)
+_FITTED += ("frozen_views", "eval_every_epochs")
 
 
 def as_begun(config: Config, saved: Config) -> Config:
@@ -50,10 +46,11 @@ def as_begun(config: Config, saved: Config) -> Config:
       saved: the complete configuration of the run that is to be continued.
     """
     origin = config.origin
-    if origin is None or saved.data.num_train_images == origin.base.data.num_train_images:
+    if origin is None:
         return config
-    free = (option for option in _FITTED if option not in origin.given)
-    return config.derive(**{option: saved.value(option) for option in free})
+    fitted = saved.data.num_train_images != origin.base.data.num_train_images
+    options = {*OF_THE_IMAGES, *(_FITTED if fitted else ())} - origin.given
+    return config.derive(**{option: saved.value(option) for option in options})
 
 
 def adapt(
