@@ -141,26 +141,10 @@ def evaluate_model(
     return counted.total(runtime) if goes_on else None
 
 
-def evaluate(config: Config) -> list[Evaluation]:
-    """Evaluate the checkpoint, or each checkpoint of the folder, that `checkpoint_path` names.
-
-    Raises: ConfigError, DataError, CheckpointError or WeightsError.
-    """
-    return list(evaluate_each(config))
-
-
 def evaluate_each(
     config: Config, on_unreadable: Callable[[str], None] = lambda line: None
 ) -> Iterator[Evaluation]:
-    """As :func:`evaluate`, yielding each result as soon as it is there.
-
-    A damaged checkpoint is reported and passed over, unless there is no whole one.
-
-    Args:
-      on_unreadable: receives a line for each checkpoint and image that cannot be read.
-    """
-    if config.model.checkpoint_path is None:
-        raise ConfigError("Nothing to evaluate: give --checkpoint_path.")
+    """Evaluate on torch as `engines.evaluate_each` does, on options that were checked."""
     options = config.run
     with joined_runtime(
         options.device_target, options.device_id, options.precision, tf32=options.tf32
