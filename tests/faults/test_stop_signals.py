@@ -26,6 +26,13 @@ def start(data: Path, run: Path, *more: str, **options: object) -> subprocess.Po
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+def run_script(script: Path, options: dict[str, object]) -> subprocess.CompletedProcess[str]:
+    words = ["train", "fashion", *(f"--{name}={value}" for name, value in options.items())]
+    return subprocess.run(
+        [sys.executable, script, *words], check=False, capture_output=True, text=True, timeout=60
+    )
+
+
 def read_until(process: subprocess.Popen[str], words: str) -> str:
     said = []
     for line in process.stdout:
@@ -100,10 +107,7 @@ def test_a_signal_during_evaluation_is_answered_there(tiny_idx, tmp_path, whole,
         "run.EachOnce.add = adding\n"
         "main(sys.argv[1:])\n"
     )
-    words = ["train", "fashion", *(f"--{k}={v}" for k, v in options.items())]
-    done = subprocess.run(
-        [sys.executable, script, *words], check=False, capture_output=True, text=True
-    )
+    done = run_script(script, options)
     assert done.returncode == STOPPED, done.stderr
     assert "Stopped by SIGTERM after update 24" in done.stderr
     assert [row["step"] for row in rows_of(run) if "eval_loss" in row] == [6, 12, 18]
@@ -129,10 +133,7 @@ def test_before_the_first_update_there_is_nothing_to_save(tiny_idx, tmp_path):
         "main(sys.argv[1:])\n"
     )
     options = {**TINY, "data_path": str(tiny_idx), "output_dir": str(run)}
-    words = ["train", "fashion", *(f"--{k}={v}" for k, v in options.items())]
-    done = subprocess.run(
-        [sys.executable, script, *words], check=False, capture_output=True, text=True
-    )
+    done = run_script(script, options)
     assert done.returncode == STOPPED
     assert done.stderr.strip() == "vitbase: Stopped by SIGTERM; nothing was to be saved."
     assert not run.exists()
@@ -156,12 +157,9 @@ def test_a_second_signal_stops_at_once(tiny_idx, tmp_path):
         "main(sys.argv[1:])\n"
     )
     options = {**TINY, "data_path": str(tiny_idx), "output_dir": str(run)}
-    words = ["train", "fashion", *(f"--{k}={v}" for k, v in options.items())]
-    done = subprocess.run(
-        [sys.executable, script, *words], check=False, capture_output=True, timeout=60
-    )
+    done = run_script(script, options)
     assert done.returncode == 128 + signal.SIGTERM
-    assert b"SIGTERM: saving; once more stops at once" in done.stderr
+    assert "SIGTERM: saving; once more stops at once" in done.stderr
 
 
 def test_what_nohup_ignores_stays_ignored(tiny_idx, tmp_path):
