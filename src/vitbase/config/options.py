@@ -256,6 +256,9 @@ class CheckpointSection(Section):
     checkpoint_every_minutes: float | None = free_on_resume(
         None, "also save inside an epoch, every so many minutes; none: do not", gt=0
     )
+    on_failed_save: Literal["warn", "stop"] = free_on_resume(
+        "warn", "when a checkpoint cannot be written, but for the last one: go on, or stop the run"
+    )
     checkpoint_format: Literal["native", "mindspore"] = free_on_resume(
         "native", "mindspore: also write .ckpt files into the run folder, as MindSpore has them"
     )

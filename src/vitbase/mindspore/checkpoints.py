@@ -8,6 +8,7 @@ and labels, is a text in the file, so that every tool here opens it alone.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -20,13 +21,15 @@ import torch
 from mindspore import Parameter, Tensor
 
 from vitbase.errors import CheckpointError
-from vitbase.files import written_whole
+from vitbase.files import sync, written_whole
 from vitbase.mindspore.learner import MindSporeLearner, arrays_of
 from vitbase.mindspore.model import Array
 from vitbase.runs.checkpoints import CKPT_SUFFIX
+from vitbase.runs.folder import Progress
+from vitbase.runs.saving import prune_checkpoints, prune_files, write_checkpoint
 from vitbase.training.guard import DivergedError
 from vitbase.training.mindspore_state import MindSporeState
-from vitbase.training.saver import Saver
+from vitbase.training.saver import Saver, Write
 from vitbase.training.schedule import Place
 from vitbase.weights.files.open import open_tensors
 from vitbase.weights.origins.vitbase import write_metadata
@@ -37,8 +40,8 @@ class MindSporeSaver(Saver):
 
     learner: MindSporeLearner
 
-    def collect(self, name: str, place: Place) -> tuple[Callable[[Path], None], dict[str, Any]]:
-        learner = self.learner
+    def collect(self, place: Place) -> tuple[Write, dict[str, Any]]:
+        learner, folder = self.learner, self.folder
         values = {parameter.name: parameter.asnumpy() for parameter in learner.parameters()}
         bad = [key for key, value in values.items() if not np.isfinite(value).all()]
         if bad:
@@ -50,23 +53,30 @@ class MindSporeSaver(Saver):
         values["global_step"] = np.array([place.updates], np.int32)
         metadata = write_metadata(learner.model.spec, self.config.data.preprocess, self.labels)
 
-        def write(folder: Path) -> None:
-            path = folder / f"{name}{CKPT_SUFFIX}"
-            tensors = [{"name": key, "data": Tensor(value)} for key, value in values.items()]
-            ms.save_checkpoint(tensors, str(path), append_dict=metadata)
-            path.chmod(0o644)  # MindSpore's are read-only, and for their owner
+        def write(name: str, progress: Progress) -> None:
+            # At once, by MindSpore's own hand: its files are for its own tools.
+            final, file = folder.checkpoints / name, f"{name}{CKPT_SUFFIX}"
+            keep = self.config.checkpoint.keep_checkpoint_max
+
+            def write_tensors(inside: Path) -> dict[str, str]:
+                tensors = [{"name": key, "data": Tensor(value)} for key, value in values.items()]
+                ms.save_checkpoint(tensors, str(inside / file), append_dict=metadata)
+                (inside / file).chmod(0o644)  # MindSpore's are read-only, and for their owner
+                return {}
+
+            if folder.metrics_file.is_file():
+                sync(folder.metrics_file)
+            needed = sum(value.nbytes for value in values.values())
+            write_checkpoint(final, write_tensors, dataclasses.asdict(progress), needed)
+            prune_checkpoints(final, keep, progress.best.checkpoint if progress.best else None)
+            with written_whole(folder.path / file) as beside:
+                try:
+                    os.link(final / file, beside)
+                except OSError:  # a file system without links
+                    shutil.copyfile(final / file, beside)
+            prune_files(folder.path / file, keep)
 
         return write, learner.scaling.state_dict()
-
-    def write_beside(self, name: str) -> None:
-        file = f"{name}{CKPT_SUFFIX}"
-        with written_whole(self.folder.path / file) as beside:
-            inside = self.folder.checkpoints / name / file
-            try:
-                os.link(inside, beside)
-            except OSError:  # a file system without links
-                shutil.copyfile(inside, beside)
-        self.folder.prune_files(CKPT_SUFFIX, self.config.checkpoint.keep_checkpoint_max)
 
 
 def restore(

@@ -12,7 +12,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from vitbase.files import read_json, sha256_of
 
@@ -72,12 +74,17 @@ def list_checkpoints(folder: Path, suffix: str = "") -> list[Checkpoint]:
     return sorted(found)
 
 
-def write_manifest(folder: Path) -> None:
-    """Describe every file of a checkpoint folder by size and SHA-256."""
+def write_manifest(folder: Path, digests: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Describe every file of a checkpoint folder by size and SHA-256.
+
+    Args:
+      digests: those that are known, by name; the other files are read.
+    """
     files = {}
     for path in sorted(folder.iterdir()):
         if path.name != MANIFEST_FILE:
-            files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+            digest = digests.get(path.name) or sha256_of(path)
+            files[path.name] = {"bytes": path.stat().st_size, "sha256": digest}
     text = json.dumps({"files": files}, indent=1) + "\n"
     (folder / MANIFEST_FILE).write_text(text, encoding="utf-8")
 

@@ -8,9 +8,6 @@ written by those who are passed in: nothing here knows torch.
 from __future__ import annotations
 
 import dataclasses
-import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,6 @@ from vitbase.files import (
     read_json,
     remove_unfinished,
     write_whole,
-    written_whole,
 )
 from vitbase.runs import checkpoints
 from vitbase.runs.checkpoints import PROGRESS_FILE, STATE_FILE, Checkpoint
@@ -146,43 +142,6 @@ class RunFolder:
                 f"Checkpoint {checkpoint.path.name} is damaged ({damage}); using an earlier one."
             )
         return None, warnings
-
-    def save(
-        self,
-        name: str,
-        write_tensors: Callable[[Path], None],
-        progress: Progress,
-    ) -> Path:
-        """Write a checkpoint beside, sync it, and rename it into place.
-
-        Args:
-          write_tensors: writes weights and training state into the folder that it is given.
-        """
-        final = self.checkpoints / name
-        with written_whole(final) as writing:
-            writing.mkdir()
-            write_tensors(writing)
-            numbers = json.dumps(dataclasses.asdict(progress), indent=1, sort_keys=True)
-            (writing / PROGRESS_FILE).write_text(numbers + "\n", encoding="utf-8")
-            checkpoints.write_manifest(writing)
-            if final.exists():  # a damaged one that the run has passed again
-                shutil.rmtree(final)
-        if progress.best is not None:
-            found = progress.best
-            best = json.dumps({"checkpoint": found.checkpoint, found.score_name: found.score})
-            write_whole(self.checkpoints / checkpoints.BEST_FILE, best + "\n")
-        return final
-
-    def prune(self, keep: int, best: Best | None) -> None:
-        """Remove all but the newest `keep` checkpoints and the best one."""
-        for checkpoint in checkpoints.list_checkpoints(self.checkpoints)[:-keep]:
-            if best is None or checkpoint.path.name != best.checkpoint:
-                shutil.rmtree(checkpoint.path)
-
-    def prune_files(self, suffix: str, keep: int) -> None:
-        """Keep in the run folder only the newest `keep` files that are named as checkpoints."""
-        for checkpoint in checkpoints.list_checkpoints(self.path, suffix)[:-keep]:
-            checkpoint.path.unlink()
 
     def cut_metrics_back(self, updates: int) -> None:
         """Drop the rows after an update, so that a resumed run writes each step once."""

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vitbase.console import columns_for, printable, say
-from vitbase.files import sync
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -53,12 +52,10 @@ class Journal:
             lost = {k for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)}
             file.write(json.dumps({k: None if k in lost else v for k, v in row.items()}) + "\n")
 
-    def sync(self) -> None:
-        """Flush the rows to the disk: before a checkpoint that follows them."""
+    def flush(self) -> None:
+        """Flush what is not written yet: before a checkpoint that follows it."""
         if self._board is not None:
             self._board.flush()
-        if self._metrics_file.is_file():
-            sync(self._metrics_file)
 
     def warn(self, line: str) -> None:
         """Write a log line about what this rank alone has seen."""

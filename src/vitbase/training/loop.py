@@ -56,6 +56,7 @@ def fit(run: Run, place: Place, *, closes: bool = False) -> tuple[Place, Sums]:
             sums = _close_epoch(run, stops, place)
         if not place.ends_run:
             run.reporter.gave_up(run.saver.best)
+        run.saver.finish()
     stops.close()
     run.reporter.end_run()
     assert sums is not None
@@ -78,7 +79,7 @@ def _train_epoch(run: Run, stops: Stops, place: Place) -> Place:
             reporter.saw(place, taken)
             if logs:
                 reporter.log(place, taken)
-            decision = stops.decide()
+            decision = stops.decide(saver.look())
             if decision == "stop":
                 _stop(run, stops, place)
             if place.ends_epoch:
@@ -105,6 +106,7 @@ def _stop(run: Run, stops: Stops, place: Place) -> NoReturn:
     """Save, and end (collective). Raises: Stopped."""
     stops.close()
     run.saver.save(place, None)
+    run.saver.finish()
     signal = asked()
     raise Stopped(
         f"Stopped{f' by {signal.name}' if signal else ', as another rank was asked to'} after "

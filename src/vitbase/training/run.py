@@ -111,7 +111,7 @@ def _train(config: Config, runtime: Runtime, folder: RunFolder) -> TrainResult:
     reporter = Reporter(journal, guard, learner, loader, config)
     best = progress.best if progress else None
     saver = Saver(folder, learner, guard, journal, config, data.train.class_names, best)
-    with runtime.naming_lost_ranks():
+    with runtime.naming_lost_ranks(), contextlib.closing(saver):
         reporter.announce(data, completed.rate, place, continued)
         estimate = estimate_run(learner, loader, len(data.val), config, place, frozen)
         for line in describe(estimate, model.spec, config, place):

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
-
-import torch
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any, BinaryIO
 
 from vitbase.config.config import Config
+from vitbase.errors import CheckpointError
 from vitbase.evaluation.run import Sums
 from vitbase.runs.checkpoints import CKPT_SUFFIX, STATE_FILE, WEIGHTS_FILE, checkpoint_name
 from vitbase.runs.folder import Best, Progress, RunFolder
 from vitbase.runs.journal import Journal
+from vitbase.runs.writer import Copies, Job, Part, Writer
 from vitbase.runtime import Runtime
 from vitbase.training.guard import Guard
 from vitbase.training.schedule import Place
 from vitbase.training.step import Learner
-from vitbase.weights.files.safetensors import write_safetensors
-from vitbase.weights.save import save_weights
+from vitbase.weights.files.safetensors import stream_safetensors
+from vitbase.weights.save import stream_weights
 
 NATIVE = "native"
 
+Write = Callable[[str, Progress], None]
+"""Writes a checkpoint under a name, or has it written. Raises: OSError, MemoryError."""
+
+_LONG_SECONDS = 1.0
+
 
 class Saver:
-    """Writes the checkpoints of a run.
+    """Writes the checkpoints of a run: training waits for a copy in memory alone.
 
     Args:
       guard: looks first, so that nothing is stored that is no number.
@@ -44,67 +50,138 @@ class Saver:
     ) -> None:
         self.folder, self.learner, self.guard, self.journal = folder, learner, guard, journal
         self.config, self.labels, self.best = config, labels, best
-        self._weights: Mapping[str, torch.Tensor] = {}  # of the checkpoint under way
+        self._writer = Writer()
+        self._name = ""  # of the checkpoint handed over last
+        self._failure: str | None = None  # of that one; of the first rank
+        self._best_before = best  # should it fail
 
     def save(self, place: Place, sums: Sums | None, *, closed: bool = False) -> None:
-        """Write a checkpoint, unless the run has lost its way (collective).
+        """Hand a checkpoint over to be written, unless the run has lost its way (collective).
+
+        If it cannot be written, the run is warned and goes on, or ends by option.
 
         Args:
           sums: what an evaluation at this place has counted, if there was one.
           closed: whether all is done that is due at the end of this epoch.
+        Raises: DivergedError on all ranks if a weight is no number; CheckpointError on all ranks
+          if the one before could not be written, and the option says to stop.
         """
         self.guard.look()
+        write, loss_scaler = self.collect(place)
+        self.best = self.learner.runtime.from_first(self._settle)
         name = checkpoint_name(self.config.run.name, *place.taken)
-        write_tensors, loss_scaler = self.collect(name, place)
+        before = self.best
         if sums is not None:
             score_name, score = sums.score
             if self.best is None or score > self.best.score:
                 self.best = Best(name, score, score_name)
+        progress = Progress(
+            updates=place.updates,
+            global_batch=self.learner.layout.global_batch,
+            loss_scaler=loss_scaler,
+            best=self.best,
+            finished=closed and (place.ends_run or self.is_out_of_patience(place)),
+            closed=closed or not place.ends_epoch,
+        )
+        self._name, self._best_before = name, before
+        if self.learner.runtime.is_first:
+            self.journal.flush()
+            try:
+                write(name, progress)
+            except (OSError, MemoryError) as error:
+                self._note(getattr(error, "strerror", None) or str(error))
 
-        def write() -> None:
-            self.journal.sync()
-            progress = Progress(
-                updates=place.updates,
-                global_batch=self.learner.layout.global_batch,
-                loss_scaler=loss_scaler,
-                best=self.best,
-                finished=closed and (place.ends_run or self.is_out_of_patience(place)),
-                closed=closed or not place.ends_epoch,
-            )
-            self.folder.save(name, write_tensors, progress)
-            self.folder.prune(self.config.checkpoint.keep_checkpoint_max, self.best)
-            self.write_beside(name)
-
-        self.learner.runtime.from_first(write)
-
-    def collect(self, name: str, place: Place) -> tuple[Callable[[Path], None], dict[str, Any]]:
+    def collect(self, place: Place) -> tuple[Write, dict[str, Any]]:
         """Gather what a checkpoint holds (collective).
 
-        Args:
-          name: of the checkpoint.
-          place: where the run stands.
-        Returns: what writes it into a folder, on the first rank; the state of the loss scaler.
+        Returns: what has it written, on the first rank; the state of the loss scaler.
         Raises: DivergedError on all ranks if a weight is no number.
         """
-        learner = self.learner
+        learner, options = self.learner, self.config.checkpoint
         self.guard.check_weights(learner.model, place.updates)
-        self._weights, tensors = learner.state.collect()
+        weights, tensors = learner.state.collect()
 
-        def write_tensors(folder: Path) -> None:
-            model = learner.state.filled(self._weights)
-            preprocess = self.config.data.preprocess
-            save_weights(model, folder / WEIGHTS_FILE, preprocess=preprocess, labels=self.labels)
-            write_safetensors(folder / STATE_FILE, tensors, {})
+        def write(name: str, progress: Progress) -> None:
+            model = learner.state.filled(weights)
+            preprocess, labels = self.config.data.preprocess, self.labels
 
-        return write_tensors, learner.scaler.state_dict()
+            def weights_to(file: BinaryIO) -> None:
+                stream_weights(file, model, ".safetensors", preprocess=preprocess, labels=labels)
 
-    def write_beside(self, name: str) -> None:
-        """Write what stands in the run folder itself, once the checkpoint is whole."""
-        dialect = self.config.checkpoint.checkpoint_format
-        if dialect != NATIVE:
-            path = self.folder.path / f"{name}{CKPT_SUFFIX}"
-            save_weights(self.learner.state.filled(self._weights), path, dialect=dialect)
-            self.folder.prune_files(CKPT_SUFFIX, self.config.checkpoint.keep_checkpoint_max)
+            def state_to(file: BinaryIO) -> None:
+                stream_safetensors(file, tensors, {})
+
+            def ckpt_to(file: BinaryIO) -> None:
+                stream_weights(file, model, CKPT_SUFFIX, options.checkpoint_format)
+
+            def make_job(copies: Copies) -> Job:
+                parts = (copies.add(WEIGHTS_FILE, weights_to), copies.add(STATE_FILE, state_to))
+                beside: tuple[Part, ...] = ()
+                if options.checkpoint_format != NATIVE:
+                    beside = (copies.add(f"{name}{CKPT_SUFFIX}", ckpt_to),)
+                return Job(
+                    self.folder.checkpoints / name,
+                    dataclasses.asdict(progress),
+                    parts,
+                    beside,
+                    options.keep_checkpoint_max,
+                    self.folder.metrics_file,
+                )
+
+            self._writer.start(make_job)
+
+        return write, learner.scaler.state_dict()
+
+    def look(self) -> bool:
+        """Warn of a checkpoint that could not be written, on the first rank, as soon as known.
+
+        Returns: whether the run should stop for it.
+        """
+        self._note(self._writer.result(wait=False))
+        return bool(self._failure) and self.config.checkpoint.on_failed_save == "stop"
+
+    def finish(self) -> None:
+        """Wait until the last checkpoint is whole (collective).
+
+        Raises: CheckpointError on all ranks if it could not be written.
+        """
+        self.best = self.learner.runtime.from_first(lambda: self._settle(last=True))
+
+    def close(self) -> None:
+        """Let what is under way be written, and end its writer."""
+        self._note(self._writer.result(wait=True))
+        self._writer.close()
+
+    def _settle(self, *, last: bool = False) -> Best | None:
+        """Take in what became of the checkpoint before. Returns: the best that is kept.
+
+        Raises: CheckpointError if it could not be written, and the run cannot go on for that.
+        """
+        started = time.monotonic()
+        self._note(self._writer.result(wait=True))
+        waited = time.monotonic() - started
+        if waited > _LONG_SECONDS and not last:
+            self.journal.say(f"Waited {waited:.0f} s for checkpoint {self._name} to be written.")
+        failure, self._failure = self._failure, None
+        if not failure:
+            return self.best
+        if last or self.config.checkpoint.on_failed_save == "stop":
+            raise CheckpointError(
+                f"Checkpoint {self._name} could not be written: {failure}. {self._kept()} Make "
+                f"room, or mend what is wrong, and give the same command again."
+            )
+        return self._best_before
+
+    def _note(self, result: str | None) -> None:
+        if result:
+            self._failure = result
+            self.journal.say(
+                f"WARNING: checkpoint {self._name} could not be written: {result}. {self._kept()}"
+            )
+
+    def _kept(self) -> str:
+        whole = self.folder.newest_whole()[0]
+        return f"The last whole one is {whole.path}." if whole else "There is none before it."
 
     def is_out_of_patience(self, place: Place) -> bool:
         """Whether the last evaluations, as many as `patience` allows, brought nothing better.

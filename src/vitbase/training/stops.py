@@ -29,9 +29,13 @@ class Stops:
         self._saved = time.monotonic()
         self._under_way: Callable[[], int] | None = None
 
-    def decide(self) -> Decision:
-        """Return what to do after an update, or a part of an evaluation (collective)."""
-        wish = 2 if asked() else int(self.runtime.is_first and self._is_time())
+    def decide(self, gives_up: bool = False) -> Decision:
+        """Return what to do after an update, or a part of an evaluation (collective).
+
+        Args:
+          gives_up: whether this rank wants to stop unasked.
+        """
+        wish = 2 if gives_up or asked() else int(self.runtime.is_first and self._is_time())
         if self.runtime.num_ranks == 1:
             return _DECISIONS[wish]
         before, self._under_way = self._under_way, self.runtime.start_max(wish)

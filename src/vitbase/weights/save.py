@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -16,9 +16,9 @@ from vitbase.errors import WeightsError, nearest
 from vitbase.files import final_name, written_whole
 from vitbase.model.spec import PosEmbed, ViTSpec
 from vitbase.model.vit import VisionTransformer
-from vitbase.weights.files.mindspore import write_mindspore
+from vitbase.weights.files.mindspore import stream_mindspore
 from vitbase.weights.files.npz import write_npz
-from vitbase.weights.files.safetensors import write_safetensors
+from vitbase.weights.files.safetensors import stream_safetensors, write_safetensors
 from vitbase.weights.files.torch_files import write_torch
 from vitbase.weights.origins.dialect import COMPUTED, HEAD, Dialect, order_of, to_theirs
 from vitbase.weights.origins.registry import DIALECT_NAMES, DIALECTS
@@ -60,14 +60,39 @@ def save_weights(
                     f"There are {len(labels or ())} labels for {spec.num_classes} classes."
                 )
             _write_folder(place, tensors, table.write_sidecar(spec, preprocess, labels))
-        elif path.suffix == ".ckpt":
-            write_mindspore(place, tensors)
         elif path.suffix == ".npz":
             write_npz(place, tensors)
-        elif path.suffix == ".safetensors":
-            write_safetensors(place, tensors, write_metadata(spec, preprocess, labels))
+        elif path.suffix in {".ckpt", ".safetensors"}:
+            with place.open("wb") as file:
+                _stream(file, path.suffix, tensors, write_metadata(spec, preprocess, labels))
         else:
             write_torch(place, tensors)
+
+
+def stream_weights(
+    file: BinaryIO,
+    model: VisionTransformer,
+    suffix: str,
+    dialect: str = "vitbase",
+    preprocess: Preprocess | None = None,
+    labels: tuple[str, ...] | None = None,
+) -> None:
+    """Write what :func:`save_weights` does into an open file, of suffix `.safetensors` or `.ckpt`.
+
+    Raises: WeightsError if the dialect cannot express the model; OSError of the file.
+    """
+    state, spec = expressible_state(model, table := choose_dialect(dialect, model.spec, suffix))
+    metadata = write_metadata(spec, preprocess, labels)
+    _stream(file, suffix, rename(table, state, spec), metadata)
+
+
+def _stream(
+    file: BinaryIO, suffix: str, tensors: dict[str, Tensor], metadata: dict[str, str]
+) -> None:
+    if suffix == ".ckpt":
+        stream_mindspore(file, tensors)
+    else:
+        stream_safetensors(file, tensors, metadata)
 
 
 def _write_folder(

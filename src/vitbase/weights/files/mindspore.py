@@ -79,11 +79,10 @@ def read_mindspore(path: Path) -> TensorFile:
     return TensorFile(path, "mindspore", tensors, texts)
 
 
-def write_mindspore(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+def stream_mindspore(file: BinaryIO, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write a `.ckpt` as MindSpore would: the same bytes for the same tensors in this order."""
-    with path.open("wb") as file:
-        for tag, tensor in tensors.items():
-            _write_tensor(file, tag, tensor.detach().contiguous().cpu())
+    for tag, tensor in tensors.items():
+        _write_tensor(file, tag, tensor.detach().contiguous().cpu())
 
 
 def _write_tensor(file: BinaryIO, tag: str, tensor: torch.Tensor) -> None:

@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 import functools
-import os
-import re
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from vitbase.errors import WeightsError
 from vitbase.files import LONGEST_JSON, parse_json
 from vitbase.weights.files.tensors import FileTensor, TensorFile, shape_problem
 
 _DTYPES = {
+    "U64": torch.uint64,
+    "I64": torch.int64,
     "F64": torch.float64,
     "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "U64": torch.uint64,
     "U32": torch.uint32,
-    "U16": torch.uint16,
-    "I64": torch.int64,
     "I32": torch.int32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "U16": torch.uint16,
     "I16": torch.int16,
     "I8": torch.int8,
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+"""In the order that the library writes them in: those of the widest elements first."""
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 def read_safetensors(path: Path) -> TensorFile:
@@ -56,20 +56,39 @@ def read_safetensors(path: Path) -> TensorFile:
 def write_safetensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
 ) -> None:
-    """Write tensors, and texts: at most one, for safetensors does not keep the order of several.
+    """Write a file of tensors, and texts. Args and errors: as :func:`stream_safetensors`."""
+    with path.open("wb") as file:
+        stream_safetensors(file, tensors, metadata)
 
-    Raises: OSError if the place cannot be written.
+
+def stream_safetensors(
+    file: BinaryIO, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Write tensors, and texts, as the library does: the same bytes for the same tensors.
+
+    Not by the library, which writes to a path, or into memory as a whole.
+
+    Args:
+      metadata: at most one, for the library does not keep the order of several.
+    Raises: OSError if the file cannot be written.
     """
-    path.touch()
-    mode = path.stat().st_mode  # safetensors would leave a file that only its owner can read
-    on_host = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-    try:
-        save_file(on_host, path, dict(metadata))
-    except SafetensorError as error:  # of the disk; the library has no other kind for it
-        number = re.search(r"\(os error (\d+)\)", str(error))
-        cause = (int(number[1]), os.strerror(int(number[1]))) if number else (str(error),)
-        raise OSError(*cause) from None
-    path.chmod(mode)
+    kinds = [*_DTYPES.values()]
+    order = sorted(tensors, key=lambda name: (kinds.index(tensors[name].dtype), name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    place = 0
+    for name in order:
+        tensor = tensors[name]
+        end = place + tensor.numel() * tensor.element_size()
+        kind, shape = _NAMES[tensor.dtype], list(tensor.shape)
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [place, end]}
+        place = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in order:
+        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+        if len(flat):
+            file.write(flat.view(torch.uint8).numpy().data)
 
 
 def _check_header(path: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:

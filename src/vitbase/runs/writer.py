@@ -1,0 +1,252 @@
+"""Checkpoints written by a process of its own, from a copy in memory, while training goes on.
+
+The run copies its files into memory that the two share, says what is where, and goes on. A process,
+not a thread: writing and checksums would share the interpreter's lock with the loop and the loader.
+It is started for the first checkpoint, loads neither torch nor the options, and ends with the run,
+however that ends: what it had begun is then removed by the next one that starts, as it never stood
+under its name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import mmap
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from vitbase.files import parse_json, sync, written_whole
+from vitbase.runs.saving import Digests, prune_checkpoints, prune_files, write_checkpoint
+from vitbase.stopping import SIGNALS
+
+_CHUNK_BYTES = 4 << 20
+_SECONDS_BETWEEN_LOOKS = 1.0
+_NICENESS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A file of a checkpoint that lies in the shared memory."""
+
+    name: str
+    start: int
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What the writer is to do: a checkpoint, and what goes with it.
+
+    Attributes:
+      folder: where the checkpoint's folder will be.
+      progress: of the run.
+      parts: the files of the checkpoint.
+      beside: files that stand in the run folder itself, once the checkpoint is whole.
+      keep: the number of checkpoints, and of the files beside, that are kept.
+      log: is flushed before a checkpoint that follows it.
+    """
+
+    folder: Path
+    progress: dict[str, Any]
+    parts: tuple[Part, ...]
+    beside: tuple[Part, ...]
+    keep: int
+    log: Path
+
+    def to_line(self) -> str:
+        fields = dataclasses.asdict(self) | {"folder": str(self.folder), "log": str(self.log)}
+        return json.dumps(fields) + "\n"
+
+    @staticmethod
+    def from_line(line: str) -> Job:
+        fields = parse_json(line)
+        for name in ("parts", "beside"):
+            fields[name] = tuple(Part(**part) for part in fields[name])
+        return Job(**fields | {"folder": Path(fields["folder"]), "log": Path(fields["log"])})
+
+
+class Copies:
+    """Shared memory into which files are copied, one after the other; kept for the next time."""
+
+    def __init__(self) -> None:
+        if hasattr(os, "memfd_create"):
+            self.file: BinaryIO = os.fdopen(os.memfd_create("vitbase-checkpoint"), "wb+")
+        else:
+            self.file = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close)
+
+    def begin(self) -> None:
+        """Begin anew."""
+        self.file.seek(0)
+
+    def add(self, name: str, write: Callable[[BinaryIO], None]) -> Part:
+        """Copy a file. Raises: MemoryError if there is no room for it."""
+        start = self.file.tell()
+        try:
+            write(self.file)
+            self.file.flush()
+        except OSError as error:
+            raise MemoryError(f"no memory for a copy of {name}: {error.strerror}") from None
+        return Part(name, start, self.file.tell() - start)
+
+    def close(self) -> None:
+        self.file.close()
+
+
+class Writer:
+    """The run's side: hands a checkpoint over, and learns later what became of it."""
+
+    def __init__(self) -> None:
+        self.copies: Copies | None = None
+        self._process: subprocess.Popen[str] | None = None
+        self._busy = False
+
+    def start(self, make_job: Callable[[Copies], Job]) -> None:
+        """Copy what is to be written, and let it be written; nothing may be under way.
+
+        Args:
+          make_job: copies the files and says what is where.
+        """
+        assert not self._busy
+        if self.copies is None:
+            self.copies = Copies()
+        if self._process is None:
+            self._process = _started(self.copies.file.fileno())
+        self.copies.begin()
+        job = make_job(self.copies)
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it is gone, which its answer will tell
+            self._process.stdin.write(job.to_line())
+            self._process.stdin.flush()
+        self._busy = True
+
+    def result(self, *, wait: bool) -> str | None:
+        """Return what became of the checkpoint under way, once: "" if it is whole, else the cause.
+
+        Returns: None if nothing is under way, or, without `wait`, nothing is known yet.
+        """
+        if not self._busy:
+            return None
+        assert self._process is not None
+        assert self._process.stdout is not None
+        if not wait and not select.select([self._process.stdout], [], [], 0)[0]:
+            return None
+        line = self._process.stdout.readline()
+        self._busy = False
+        if line.endswith("\n"):
+            cause: str = parse_json(line)
+            return cause
+        code = self._process.wait()
+        self._process = None
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        return f"the process that writes it was {how}"
+
+    def close(self) -> None:
+        """End the process, which has nothing to do any more, and free the memory."""
+        if self._process is not None:
+            assert self._process.stdin is not None
+            assert self._process.stdout is not None
+            self._process.stdin.close()
+            self._process.wait()
+            self._process.stdout.close()
+            self._process = None
+        if self.copies is not None:
+            self.copies.close()
+            self.copies = None
+
+
+def _started(memory: int) -> subprocess.Popen[str]:
+    """Start the writer. Raises: OSError."""
+    # What is asked to stop is the run: this process is not to be hit before it can say so.
+    with _blocked():
+        return subprocess.Popen(
+            [sys.executable, "-m", "vitbase.runs.writer", str(memory), str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            pass_fds=(memory,),
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+
+
+@contextlib.contextmanager
+def _blocked() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def carry_out(job: Job, memory: mmap.mmap) -> None:
+    """Write a checkpoint, remove what it supersedes, write what stands beside. Raises: OSError."""
+
+    def write_parts(folder: Path) -> Digests:
+        return {part.name: _write(part, memory, folder / part.name) for part in job.parts}
+
+    if job.log.is_file():
+        sync(job.log)
+    needed = sum(part.size for part in (*job.parts, *job.beside))
+    write_checkpoint(job.folder, write_parts, job.progress, needed)
+    best = job.progress["best"]
+    prune_checkpoints(job.folder, job.keep, best and best["checkpoint"])
+    for part in job.beside:
+        path = job.folder.parent.parent / part.name
+        with written_whole(path) as place:
+            _write(part, memory, place)
+        prune_files(path, job.keep)
+
+
+def _write(part: Part, memory: mmap.mmap, path: Path) -> str:
+    """Write a file. Returns: its SHA-256."""
+    digest = hashlib.sha256()
+    with path.open("wb") as file, memoryview(memory) as content:
+        for start in range(part.start, part.start + part.size, _CHUNK_BYTES):
+            chunk = content[start : min(start + _CHUNK_BYTES, part.start + part.size)]
+            file.write(chunk)
+            digest.update(chunk)
+            chunk.release()
+    return digest.hexdigest()
+
+
+def main() -> None:
+    """Be the writer: of jobs that come as lines, from memory of a number."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    memory, parent = int(sys.argv[1]), int(sys.argv[2])
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    with contextlib.suppress(OSError):
+        os.nice(_NICENESS)  # whoever trains goes first
+    for line in sys.stdin:
+        cause = ""
+        try:
+            with mmap.mmap(memory, 0, access=mmap.ACCESS_READ) as content:
+                carry_out(Job.from_line(line), content)
+        except OSError as error:
+            cause = error.strerror or str(error)
+        sys.stdout.write(json.dumps(cause) + "\n")
+        sys.stdout.flush()
+
+
+def _end_with(parent: int) -> None:
+    """End at once when the run is gone, in the midst of a file: another may write there soon."""
+    hung_up = select.poll()
+    hung_up.register(0, 0)  # no reading, which is the other thread's: the end of the pipe alone
+    while os.getppid() == parent:
+        if any(event & select.POLLHUP for _, event in hung_up.poll(1000 * _SECONDS_BETWEEN_LOOKS)):
+            break
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
