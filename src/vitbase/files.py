@@ -89,9 +89,9 @@ def final_name(path: Path) -> Path:
     return path.with_name(re.sub(rf"^({re.escape(WRITING)}[0-9a-f]{{8}}-)+", "", path.name))
 
 
-def remove_unfinished(folder: Path) -> None:
+def remove_unfinished(folder: Path, suffix: str = "") -> None:
     """Remove from a folder what writers left in it that were killed. Raises: OSError."""
-    for path in folder.glob(f"{WRITING}*"):
+    for path in folder.glob(f"{WRITING}*{suffix}"):
         remove(path)
 
 

@@ -26,7 +26,7 @@ STATE_FILE = "training_state.safetensors"
 PROGRESS_FILE = "progress.json"
 MANIFEST_FILE = "manifest.json"
 BEST_FILE = "best.json"
-NAME = re.compile(r"^(?P<prefix>.+)-(?P<epoch>\d+)_(?P<step>\d+)$")
+NAME = re.compile(r"^(?P<prefix>[^.].*)-(?P<epoch>\d+)_(?P<step>\d+)$")
 
 
 @dataclasses.dataclass(frozen=True, order=True)

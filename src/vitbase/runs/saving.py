@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vitbase.files import WRITING, remove, sync, write_whole, written_whole
+from vitbase.files import WRITING, remove, remove_unfinished, sync, write_whole, written_whole
 from vitbase.runs import checkpoints
 from vitbase.runs.checkpoints import BEST_FILE, PROGRESS_FILE
 
@@ -40,6 +40,7 @@ def write_checkpoint(
     Raises: OSError, after which everything is as before.
     """
     checkpoints_folder = final.parent
+    remove_unfinished(checkpoints_folder)
     free = shutil.disk_usage(checkpoints_folder).free
     if free < needed + _SPARE_BYTES:
         cause = f"it needs {needed:,} bytes, of which {free:,} are free"

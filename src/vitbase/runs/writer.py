@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import mmap
 import os
@@ -23,9 +24,9 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
-from vitbase.files import parse_json, sync, written_whole
+from vitbase.files import parse_json, remove_unfinished, sync, written_whole
 from vitbase.runs.saving import Digests, prune_checkpoints, prune_files, write_checkpoint
 from vitbase.stopping import SIGNALS
 
@@ -80,9 +81,9 @@ class Copies:
 
     def __init__(self) -> None:
         if hasattr(os, "memfd_create"):
-            self.file: BinaryIO = os.fdopen(os.memfd_create("vitbase-checkpoint"), "wb+")
+            self.file: BinaryIO = os.fdopen(os.memfd_create("vitbase-checkpoint"), "wb+", 0)
         else:
-            self.file = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close)
+            self.file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (closed in close)
 
     def begin(self) -> None:
         """Begin anew."""
@@ -92,14 +93,27 @@ class Copies:
         """Copy a file. Raises: MemoryError if there is no room for it."""
         start = self.file.tell()
         try:
-            write(self.file)
-            self.file.flush()
+            write(cast(BinaryIO, _Whole(self.file)))
         except OSError as error:
             raise MemoryError(f"no memory for a copy of {name}: {error.strerror}") from None
         return Part(name, start, self.file.tell() - start)
 
     def close(self) -> None:
         self.file.close()
+
+
+class _Whole(io.RawIOBase):
+    """A file that takes all it is given, which a system call need not."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+
+    def write(self, data: Any) -> int:
+        with memoryview(data).cast("B") as content:
+            done = 0
+            while done < len(content):
+                done += self.file.write(content[done:])
+            return done
 
 
 class Writer:
@@ -145,23 +159,24 @@ class Writer:
         if line.endswith("\n"):
             cause: str = parse_json(line)
             return cause
-        code = self._process.wait()
-        self._process = None
+        code = self._end()
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         return f"the process that writes it was {how}"
 
     def close(self) -> None:
         """End the process, which has nothing to do any more, and free the memory."""
         if self._process is not None:
-            assert self._process.stdin is not None
-            assert self._process.stdout is not None
-            self._process.stdin.close()
-            self._process.wait()
-            self._process.stdout.close()
-            self._process = None
+            self._end()
         if self.copies is not None:
             self.copies.close()
             self.copies = None
+
+    def _end(self) -> int:
+        assert self._process is not None
+        process, self._process = self._process, None
+        with contextlib.suppress(BrokenPipeError):
+            process.communicate()
+        return process.returncode
 
 
 def _started(memory: int) -> subprocess.Popen[str]:
@@ -201,6 +216,7 @@ def carry_out(job: Job, memory: mmap.mmap) -> None:
     prune_checkpoints(job.folder, job.keep, best and best["checkpoint"])
     for part in job.beside:
         path = job.folder.parent.parent / part.name
+        remove_unfinished(path.parent, path.suffix)
         with written_whole(path) as place:
             _write(part, memory, place)
         prune_files(path, job.keep)
@@ -210,11 +226,12 @@ def _write(part: Part, memory: mmap.mmap, path: Path) -> str:
     """Write a file. Returns: its SHA-256."""
     digest = hashlib.sha256()
     with path.open("wb") as file, memoryview(memory) as content:
-        for start in range(part.start, part.start + part.size, _CHUNK_BYTES):
-            chunk = content[start : min(start + _CHUNK_BYTES, part.start + part.size)]
-            file.write(chunk)
-            digest.update(chunk)
-            chunk.release()
+        end = part.start + part.size
+        for start in range(part.start, end, _CHUNK_BYTES):
+            # Let go of also where writing fails: the memory could not be unmapped else.
+            with content[start : min(start + _CHUNK_BYTES, end)] as chunk:
+                file.write(chunk)
+                digest.update(chunk)
     return digest.hexdigest()
 
 
