@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -75,9 +76,23 @@ def answering() -> Iterator[None]:
         for number in SIGNALS
         if signal.getsignal(number) is not signal.SIG_IGN
     }
+    hook = sys.unraisablehook
+
+    def retry(lost: sys.UnraisableHookArgs) -> None:
+        # A signal may come while Python runs a finalizer, whose exceptions it drops: ask again.
+        if not isinstance(lost.exc_value, Stopped):
+            hook(lost)
+        elif _requests.asked is not None:
+            number, _requests.asked = _requests.asked, None
+            again = threading.Timer(_SECONDS_TO_RETRY, os.kill, (os.getpid(), number))
+            again.daemon = True
+            again.start()  # not from here, where an exception would be dropped once more
+
+    sys.unraisablehook = retry
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
         _requests.asked = None
@@ -96,6 +111,7 @@ def end_with(parent: int) -> None:
     threading.Thread(target=watch, name="vitbase-parent", daemon=True).start()
 
 
+_SECONDS_TO_RETRY = 0.05
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_TO_SAVE = 600.0
 

@@ -139,6 +139,31 @@ def test_before_the_first_update_there_is_nothing_to_save(tiny_idx, tmp_path):
     assert not run.exists()
 
 
+def test_a_signal_while_python_drops_exceptions_is_not_lost(tiny_idx, tmp_path):
+    run = tmp_path / "run"
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import os, signal, sys, time, weakref\n"
+        "from vitbase.cli.main import main\n"
+        "from vitbase.training import run\n"
+        "class Thing: pass\n"
+        "opened = run.open_train_val\n"
+        "def opening(config):\n"
+        "    thing = Thing()\n"
+        "    ref = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGTERM))\n"
+        "    del thing\n"
+        "    time.sleep(5)\n"
+        "    return opened(config)\n"
+        "run.open_train_val = opening\n"
+        "main(sys.argv[1:])\n"
+    )
+    options = {**TINY, "data_path": str(tiny_idx), "output_dir": str(run)}
+    done = run_script(script, options)
+    assert done.returncode == STOPPED
+    assert done.stderr.strip() == "vitbase: Stopped by SIGTERM; nothing was to be saved."
+    assert not run.exists()
+
+
 def test_a_second_signal_stops_at_once(tiny_idx, tmp_path):
     run = tmp_path / "run"
     script = tmp_path / "train.py"
