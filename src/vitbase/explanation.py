@@ -98,6 +98,8 @@ def explain(config: Config) -> Explanation:
     rates = tuple((step, schedule.at(step)) for step in _milestones(schedule))
     kept = _OPTIMIZER_COPIES[config.optimizer.optimizer] + (config.optimizer.ema_decay is not None)
     state = 4 * (parameters + trainable * (1 + kept))
+    beside = parameters if config.checkpoint.checkpoint_format == "mindspore" else 0
+    copied = 4 * (parameters + trainable * kept + beside)
     sharded = config.run.parallel == "fsdp" and devices > 1
     if sharded:
         state //= devices
@@ -148,6 +150,11 @@ def explain(config: Config) -> Explanation:
             f"fp32: weights, gradients, {kept} more for {config.optimizer.optimizer}"
             + (" and the average" if config.optimizer.ema_decay is not None else "")
             + (f"; a {devices}th of it" if sharded else ""),
+        ),
+        Fact(
+            "a checkpoint",
+            f"{copied / _MEBI:,.0f} MiB",
+            "on disk, and once in host memory while it is written",
         ),
         Fact(
             "activations, per image",

@@ -31,16 +31,16 @@ DEEPEST_JSON = 64
 
 
 @contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def written_whole(path: Path, beside: Path | None = None) -> Iterator[Path]:
     """Give a place beside a path to write a file or a folder at; afterwards it is moved there.
 
     If the block raises, nothing is left, and what was at the path stays as it was.
 
+    Args:
+      beside: the place, of :func:`place_beside`, where others write, too.
     Raises: OSError if the place cannot be written, or the path is a folder that is not empty.
     """
-    # A name of its own for each writer: several processes may write the same file at once. The
-    # suffix stays, since writers may go by it.
-    beside = path.with_name(f"{WRITING}{secrets.token_hex(4)}-{path.name}")
+    beside = beside or place_beside(path)
     try:
         yield beside
         if beside.is_dir():
@@ -51,6 +51,11 @@ def written_whole(path: Path) -> Iterator[Path]:
     finally:
         remove(beside)
     sync(path.parent)
+
+
+def place_beside(path: Path) -> Path:
+    """Return a place beside a path that nobody else writes at; it keeps the suffix."""
+    return path.with_name(f"{WRITING}{secrets.token_hex(4)}-{path.name}")
 
 
 def write_whole(path: Path, content: bytes | str) -> None:

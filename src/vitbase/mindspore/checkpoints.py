@@ -40,7 +40,7 @@ class MindSporeSaver(Saver):
 
     learner: MindSporeLearner
 
-    def collect(self, place: Place) -> tuple[Write, dict[str, Any]]:
+    def collect(self, place: Place, shared: Path | None) -> tuple[Write, dict[str, Any]]:
         learner, folder = self.learner, self.folder
         values = {parameter.name: parameter.asnumpy() for parameter in learner.parameters()}
         bad = [key for key, value in values.items() if not np.isfinite(value).all()]
@@ -54,6 +54,8 @@ class MindSporeSaver(Saver):
         metadata = write_metadata(learner.model.spec, self.config.data.preprocess, self.labels)
 
         def write(name: str, progress: Progress) -> None:
+            if not learner.runtime.is_first:
+                return
             # At once, by MindSpore's own hand: its files are for its own tools.
             final, file = folder.checkpoints / name, f"{name}{CKPT_SUFFIX}"
             keep = self.config.checkpoint.keep_checkpoint_max
@@ -77,6 +79,9 @@ class MindSporeSaver(Saver):
             prune_files(folder.path / file, keep)
 
         return write, learner.scaling.state_dict()
+
+    def is_sharded(self) -> bool:
+        return False
 
 
 def restore(

@@ -48,6 +48,18 @@ def weights_in(folder: Path) -> Path:
     return of_mindspore if of_mindspore.is_file() else folder / WEIGHTS_FILE
 
 
+def state_part(rank: int, ranks: int) -> str:
+    """Return the name of the file for a rank's rows of the training state, where ranks shard it."""
+    stem, suffix = STATE_FILE.split(".")
+    return f"{stem}-{rank + 1:05}-of-{ranks:05}.{suffix}"
+
+
+def state_files(checkpoint: Path) -> list[Path]:
+    """Return the files that hold the training state: one, or one of each rank that sharded it."""
+    stem, suffix = STATE_FILE.split(".")
+    return sorted(checkpoint.glob(f"{stem}-*-of-*.{suffix}")) or [checkpoint / STATE_FILE]
+
+
 def is_own_weights(path: Path) -> bool:
     """Whether a file is the weights of a checkpoint folder, by its place and name."""
     names = {WEIGHTS_FILE, f"{path.parent.name}{CKPT_SUFFIX}"}

@@ -13,7 +13,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vitbase.files import WRITING, remove, remove_unfinished, sync, write_whole, written_whole
+from vitbase.files import (
+    place_beside,
+    remove,
+    remove_unfinished,
+    sync,
+    write_whole,
+    written_whole,
+)
 from vitbase.runs import checkpoints
 from vitbase.runs.checkpoints import BEST_FILE, PROGRESS_FILE
 
@@ -29,6 +36,7 @@ def write_checkpoint(
     write_tensors: Callable[[Path], Digests],
     progress: Mapping[str, Any],
     needed: int = 0,
+    writing: Path | None = None,
 ) -> None:
     """Write a checkpoint beside its place, sync it, and rename it into place.
 
@@ -37,20 +45,23 @@ def write_checkpoint(
       write_tensors: writes weights and training state into the folder that it is given.
       progress: of the run, at this place.
       needed: bytes that must be free before the first is written.
+      writing: where other ranks write parts of it meanwhile, if they do; it is there already.
     Raises: OSError, after which everything is as before.
     """
     checkpoints_folder = final.parent
-    remove_unfinished(checkpoints_folder)
+    if writing is None:
+        remove_unfinished(checkpoints_folder)
     free = shutil.disk_usage(checkpoints_folder).free
     if free < needed + _SPARE_BYTES:
         cause = f"it needs {needed:,} bytes, of which {free:,} are free"
         raise OSError(errno.ENOSPC, cause, str(checkpoints_folder))
-    with written_whole(final) as writing:
-        writing.mkdir()
-        digests = write_tensors(writing)
+    with written_whole(final, writing) as place:
+        if writing is None:
+            place.mkdir()
+        digests = write_tensors(place)
         numbers = json.dumps(progress, indent=1, sort_keys=True)
-        (writing / PROGRESS_FILE).write_text(numbers + "\n", encoding="utf-8")
-        checkpoints.write_manifest(writing, digests)
+        (place / PROGRESS_FILE).write_text(numbers + "\n", encoding="utf-8")
+        checkpoints.write_manifest(place, digests)
         remove_at_once(final)
     best = progress["best"]
     if best is not None:
@@ -89,7 +100,7 @@ def remove_at_once(folder: Path) -> None:
     """Remove a folder, if it is there, so that nobody sees a part of it. Raises: OSError."""
     if not os.path.lexists(folder):
         return
-    aside = folder.with_name(f"{WRITING}{os.urandom(4).hex()}-{folder.name}")
+    aside = place_beside(folder)
     os.rename(folder, aside)
     sync(folder.parent)
     remove(aside)

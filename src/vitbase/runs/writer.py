@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import io
 import json
@@ -22,17 +23,26 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from vitbase.files import parse_json, remove_unfinished, sync, written_whole
-from vitbase.runs.saving import Digests, prune_checkpoints, prune_files, write_checkpoint
+from vitbase.files import parse_json, remove_unfinished, sync, write_whole, written_whole
+from vitbase.runs.saving import (
+    Digests,
+    prune_checkpoints,
+    prune_files,
+    remove_at_once,
+    write_checkpoint,
+)
 from vitbase.stopping import SIGNALS
 
 _CHUNK_BYTES = 4 << 20
 _SECONDS_BETWEEN_LOOKS = 1.0
+_SECONDS_BETWEEN_PARTS = 0.05
 _NICENESS = 10
+_DIGEST = ".sha256"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +65,9 @@ class Job:
       beside: files that stand in the run folder itself, once the checkpoint is whole.
       keep: the number of checkpoints, and of the files beside, that are kept.
       log: is flushed before a checkpoint that follows it.
+      rank: of the one whose part this is; the first makes a checkpoint of all.
+      shared: the folder that the ranks write into, where each writes a part.
+      others: the files of the other ranks, for which the first waits.
     """
 
     folder: Path
@@ -63,17 +76,21 @@ class Job:
     beside: tuple[Part, ...]
     keep: int
     log: Path
+    rank: int = 0
+    shared: Path | None = None
+    others: tuple[str, ...] = ()
 
     def to_line(self) -> str:
-        fields = dataclasses.asdict(self) | {"folder": str(self.folder), "log": str(self.log)}
-        return json.dumps(fields) + "\n"
+        return json.dumps(dataclasses.asdict(self), default=str) + "\n"
 
     @staticmethod
     def from_line(line: str) -> Job:
         fields = parse_json(line)
         for name in ("parts", "beside"):
             fields[name] = tuple(Part(**part) for part in fields[name])
-        return Job(**fields | {"folder": Path(fields["folder"]), "log": Path(fields["log"])})
+        for name in ("folder", "log", "shared"):
+            fields[name] = fields[name] and Path(fields[name])
+        return Job(**fields | {"others": tuple(fields["others"])})
 
 
 class Copies:
@@ -206,12 +223,16 @@ def carry_out(job: Job, memory: mmap.mmap) -> None:
     """Write a checkpoint, remove what it supersedes, write what stands beside. Raises: OSError."""
 
     def write_parts(folder: Path) -> Digests:
-        return {part.name: _write(part, memory, folder / part.name) for part in job.parts}
+        own = {part.name: _write(part, memory, folder / part.name) for part in job.parts}
+        return own | {name: _digest_of(name, folder) for name in job.others}
 
+    if job.rank:
+        _write_for_first(job, memory)
+        return
     if job.log.is_file():
         sync(job.log)
     needed = sum(part.size for part in (*job.parts, *job.beside))
-    write_checkpoint(job.folder, write_parts, job.progress, needed)
+    write_checkpoint(job.folder, write_parts, job.progress, needed, job.shared)
     best = job.progress["best"]
     prune_checkpoints(job.folder, job.keep, best and best["checkpoint"])
     for part in job.beside:
@@ -220,6 +241,35 @@ def carry_out(job: Job, memory: mmap.mmap) -> None:
         with written_whole(path) as place:
             _write(part, memory, place)
         prune_files(path, job.keep)
+
+
+def _write_for_first(job: Job, memory: mmap.mmap) -> None:
+    """Write this rank's part into the folder of all; its digest, which comes last, says that it is.
+
+    Raises: OSError, after which the folder is gone: so the first rank learns of it.
+    """
+    assert job.shared is not None
+    try:
+        for part in job.parts:
+            digest = _write(part, memory, job.shared / part.name)
+            sync(job.shared / part.name)
+            write_whole(job.shared / f"{part.name}{_DIGEST}", digest)
+    except OSError:
+        with contextlib.suppress(OSError):
+            remove_at_once(job.shared)
+        raise
+
+
+def _digest_of(name: str, folder: Path) -> str:
+    """Wait for another rank's part. Raises: OSError if it, or the folder, does not come."""
+    said = folder / f"{name}{_DIGEST}"
+    while not said.exists():
+        if not folder.exists():
+            raise OSError(errno.EIO, "another rank could not write its part")
+        time.sleep(_SECONDS_BETWEEN_PARTS)
+    digest = said.read_text(encoding="ascii")
+    said.unlink()
+    return digest
 
 
 def _write(part: Part, memory: mmap.mmap, path: Path) -> str:

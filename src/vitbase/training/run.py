@@ -15,7 +15,7 @@ from vitbase.data.loader import TrainLoader
 from vitbase.errors import ConfigError
 from vitbase.evaluation.features import FeatureLoader, FeatureStore
 from vitbase.files import listed, write_whole
-from vitbase.runs.checkpoints import CKPT_SUFFIX, STATE_FILE
+from vitbase.runs.checkpoints import CKPT_SUFFIX
 from vitbase.runs.folder import RunFolder
 from vitbase.runs.journal import Board, Journal
 from vitbase.runs.result import TrainResult, report_finished, result_of, say_result
@@ -100,7 +100,7 @@ def _train(config: Config, runtime: Runtime, folder: RunFolder) -> TrainResult:
     learner = Learner(model, config, runtime, layout, schedule, objective, on_features=on_features)
     updates, continued = 0, None
     if checkpoint is not None and progress is not None:
-        read = stored_tensors(checkpoint.path / STATE_FILE)
+        read = stored_tensors(checkpoint.path)
         learner.restore(read, checkpoint.path, progress.loss_scaler)
         updates, continued = progress.updates, checkpoint.path
     elif begun is not None:

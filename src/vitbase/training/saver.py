@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from vitbase.config.config import Config
 from vitbase.errors import CheckpointError
 from vitbase.evaluation.run import Sums
-from vitbase.runs.checkpoints import CKPT_SUFFIX, STATE_FILE, WEIGHTS_FILE, checkpoint_name
+from vitbase.files import place_beside, remove_unfinished
+from vitbase.runs.checkpoints import (
+    CKPT_SUFFIX,
+    STATE_FILE,
+    WEIGHTS_FILE,
+    checkpoint_name,
+    state_part,
+)
 from vitbase.runs.folder import Best, Progress, RunFolder
 from vitbase.runs.journal import Journal
-from vitbase.runs.writer import Copies, Job, Part, Writer
+from vitbase.runs.writer import Copies, Job, Writer
 from vitbase.runtime import Runtime
 from vitbase.training.guard import Guard
 from vitbase.training.schedule import Place
@@ -67,10 +77,10 @@ class Saver:
           if the one before could not be written, and the option says to stop.
         """
         self.guard.look()
-        write, loss_scaler = self.collect(place)
-        self.best = self.learner.runtime.from_first(self._settle)
         name = checkpoint_name(self.config.run.name, *place.taken)
+        self._settle()
         before = self.best
+        write, loss_scaler = self.collect(place, self._shared_folder(name))
         if sums is not None:
             score_name, score = sums.score
             if self.best is None or score > self.best.score:
@@ -84,53 +94,85 @@ class Saver:
             closed=closed or not place.ends_epoch,
         )
         self._name, self._best_before = name, before
-        if self.learner.runtime.is_first:
-            self.journal.flush()
-            try:
-                write(name, progress)
-            except (OSError, MemoryError) as error:
-                self._note(getattr(error, "strerror", None) or str(error))
+        self.journal.flush()
+        try:
+            write(name, progress)
+        except (OSError, MemoryError) as error:
+            self._note(getattr(error, "strerror", None) or str(error))
 
-    def collect(self, place: Place) -> tuple[Write, dict[str, Any]]:
+    def collect(self, place: Place, shared: Path | None) -> tuple[Write, dict[str, Any]]:
         """Gather what a checkpoint holds (collective).
 
-        Returns: what has it written, on the first rank; the state of the loss scaler.
+        Args:
+          shared: the folder into which every rank writes its part of the state, if it does.
+        Returns: what has it written; the state of the loss scaler.
         Raises: DivergedError on all ranks if a weight is no number.
         """
         learner, options = self.learner, self.config.checkpoint
+        rank, ranks = learner.runtime.rank, learner.runtime.num_ranks
         self.guard.check_weights(learner.model, place.updates)
-        weights, tensors = learner.state.collect()
+        weights, state = learner.state.collect(in_parts=shared is not None)
+
+        def state_to(file: BinaryIO) -> None:
+            stream_safetensors(file, state.tensors, state.metadata)
+
+        def make_job(name: str, progress: Progress, copies: Copies) -> Job:
+            parts = [copies.add(state_part(rank, ranks) if shared else STATE_FILE, state_to)]
+            beside = []
+            if rank == 0:
+                model = learner.state.filled(weights)
+                to = partial(
+                    stream_weights,
+                    model=model,
+                    suffix=".safetensors",
+                    preprocess=self.config.data.preprocess,
+                    labels=self.labels,
+                )
+                parts.append(copies.add(WEIGHTS_FILE, to))
+                if (dialect := options.checkpoint_format) != NATIVE:
+                    to = partial(stream_weights, model=model, suffix=CKPT_SUFFIX, dialect=dialect)
+                    beside.append(copies.add(f"{name}{CKPT_SUFFIX}", to))
+            return Job(
+                self.folder.checkpoints / name,
+                dataclasses.asdict(progress),
+                tuple(parts),
+                tuple(beside),
+                options.keep_checkpoint_max,
+                self.folder.metrics_file,
+                rank,
+                shared,
+                tuple(state_part(r, ranks) for r in range(1, ranks)) if shared else (),
+            )
 
         def write(name: str, progress: Progress) -> None:
-            model = learner.state.filled(weights)
-            preprocess, labels = self.config.data.preprocess, self.labels
-
-            def weights_to(file: BinaryIO) -> None:
-                stream_weights(file, model, ".safetensors", preprocess=preprocess, labels=labels)
-
-            def state_to(file: BinaryIO) -> None:
-                stream_safetensors(file, tensors, {})
-
-            def ckpt_to(file: BinaryIO) -> None:
-                stream_weights(file, model, CKPT_SUFFIX, options.checkpoint_format)
-
-            def make_job(copies: Copies) -> Job:
-                parts = (copies.add(WEIGHTS_FILE, weights_to), copies.add(STATE_FILE, state_to))
-                beside: tuple[Part, ...] = ()
-                if options.checkpoint_format != NATIVE:
-                    beside = (copies.add(f"{name}{CKPT_SUFFIX}", ckpt_to),)
-                return Job(
-                    self.folder.checkpoints / name,
-                    dataclasses.asdict(progress),
-                    parts,
-                    beside,
-                    options.keep_checkpoint_max,
-                    self.folder.metrics_file,
-                )
-
-            self._writer.start(make_job)
+            if rank == 0 or shared:
+                self._writer.start(partial(make_job, name, progress))
 
         return write, learner.scaler.state_dict()
+
+    def is_sharded(self) -> bool:
+        """Whether each rank holds a part of the training state."""
+        return self.learner.replicas.sharded
+
+    def _shared_folder(self, name: str) -> Path | None:
+        """Make a folder that every rank can write its part into (collective).
+
+        Returns: None if the state is not sharded, or the ranks do not share a file system: then
+          the first rank writes all of it.
+        """
+        if not self.is_sharded():
+            return None
+        runtime = self.learner.runtime
+
+        def make() -> Path:
+            place = place_beside(self.folder.checkpoints / name)
+            with contextlib.suppress(OSError):  # of a full disk, which the writer will meet, too
+                remove_unfinished(place.parent)
+                place.mkdir()
+            return place
+
+        place = runtime.from_first(make)
+        return place if all(runtime.all_gather(place.is_dir())) else None
 
     def look(self) -> bool:
         """Warn of a checkpoint that could not be written, on the first rank, as soon as known.
@@ -145,15 +187,15 @@ class Saver:
 
         Raises: CheckpointError on all ranks if it could not be written.
         """
-        self.best = self.learner.runtime.from_first(lambda: self._settle(last=True))
+        self._settle(last=True)
 
     def close(self) -> None:
         """Let what is under way be written, and end its writer."""
         self._note(self._writer.result(wait=True))
         self._writer.close()
 
-    def _settle(self, *, last: bool = False) -> Best | None:
-        """Take in what became of the checkpoint before. Returns: the best that is kept.
+    def _settle(self, *, last: bool = False) -> None:
+        """Take in what became of the checkpoint before, and of the best with it (collective).
 
         Raises: CheckpointError if it could not be written, and the run cannot go on for that.
         """
@@ -163,19 +205,21 @@ class Saver:
         if waited > _LONG_SECONDS and not last:
             self.journal.say(f"Waited {waited:.0f} s for checkpoint {self._name} to be written.")
         failure, self._failure = self._failure, None
-        if not failure:
-            return self.best
-        if last or self.config.checkpoint.on_failed_save == "stop":
-            raise CheckpointError(
-                f"Checkpoint {self._name} could not be written: {failure}. {self._kept()} Make "
-                f"room, or mend what is wrong, and give the same command again."
-            )
-        return self._best_before
+
+        def judge() -> Best | None:
+            if failure and (last or self.config.checkpoint.on_failed_save == "stop"):
+                raise CheckpointError(
+                    f"Checkpoint {self._name} could not be written: {failure}. {self._kept()} Make "
+                    f"room, or mend what is wrong, and give the same command again."
+                )
+            return self._best_before if failure else self.best
+
+        self.best = self.learner.runtime.from_first(judge)
 
     def _note(self, result: str | None) -> None:
         if result:
             self._failure = result
-            self.journal.say(
+            self.journal.warn(
                 f"WARNING: checkpoint {self._name} could not be written: {result}. {self._kept()}"
             )
 

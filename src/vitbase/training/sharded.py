@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.distributed.tensor.placement_types import Shard
 
 
@@ -48,6 +49,22 @@ def whole_norms(parameters: Sequence[Tensor], *values: Sequence[Tensor]) -> tupl
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """Return all of a tensor, which may be sharded (then collective)."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def own_rows(tensor: torch.Tensor) -> tuple[torch.Tensor, int] | None:
+    """Return the rows that this rank has to store of a tensor, and which is the first of them.
+
+    Of a tensor that is not sharded that is all of it, on the first rank; of one of which several
+    servers have copies, the first copy. None: nothing.
+    """
+    if not isinstance(tensor, DTensor):
+        return (tensor, 0) if not dist.is_initialized() or dist.get_rank() == 0 else None
+    mesh, places = tensor.device_mesh, tensor.placements
+    for dim, place in enumerate(places):
+        if not isinstance(place, Shard) and mesh.get_local_rank(dim) != 0:
+            return None
+    shape, offset = compute_local_shape_and_global_offset(tensor.shape, mesh, places)
+    return (tensor.to_local(), offset[0]) if shape[0] else None
 
 
 def like(full: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:

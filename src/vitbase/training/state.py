@@ -6,7 +6,10 @@ first rank needs to see the run folder.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +19,39 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from vitbase.errors import CheckpointError
+from vitbase.files import parse_json
 from vitbase.model.vit import VisionTransformer
 from vitbase.model.zoo import build_unfilled
+from vitbase.runs.checkpoints import state_files
 from vitbase.runtime import Runtime
 from vitbase.training.ema import ExponentialMovingAverage
 from vitbase.training.mindspore_state import MindSporeState
-from vitbase.training.sharded import like, whole
+from vitbase.training.sharded import like, own_rows, whole
 
 TRAINED = "weights"
 """Kind of the weights that learn, where the checkpoint's own weights are their average."""
 
 Readers = Mapping[str, Callable[[], torch.Tensor]]
+
+
+SLICES = "slices"
+"""Where a part of a training state says which rows of a tensor it has, and of how many."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """The training state as one file of it holds it.
+
+    Attributes:
+      slices: of a tensor that is only rows of one: the number of the first, and how many it has.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    slices: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        return {SLICES: json.dumps(self.slices, sort_keys=True)} if self.slices else {}
 
 
 class RunState:
@@ -46,17 +71,28 @@ class RunState:
         self.model, self.optimizer, self.average = model, optimizer, average
         self.runtime = runtime
 
-    def collect(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    def collect(self, *, in_parts: bool = False) -> tuple[dict[str, torch.Tensor], Stored]:
         """Gather the weights and the training state on the first rank (collective).
 
-        Returns: on the first rank whole tensors by name; on the others nothing.
+        Args:
+          in_parts: leave the training state where it lies.
+        Returns: the weights, whole, by name, on the first rank alone; the training state, likewise,
+          or the rows of it that this rank has to store.
         """
         own = dict(self.model.named_parameters())
-        if self.average is None:
-            return self._gathered(own.items()), self._gathered(self._optimizer_tensors())
-        weights = self._gathered({**own, **self.average.state_dict()}.items())
-        trained = ((f"{TRAINED}/{name}", weight) for name, weight in own.items())
-        return weights, self._gathered([*trained, *self._optimizer_tensors()])
+        averaged = self.average.state_dict() if self.average else {}
+        trained = [(f"{TRAINED}/{name}", own[name]) for name in own if self.average]
+        kept = [*trained, *self._optimizer_tensors()]
+        weights = self._gathered({**own, **averaged}.items())
+        if not in_parts:
+            return weights, Stored(self._gathered(kept))
+        state = Stored({})
+        for name, tensor in kept:
+            if (found := own_rows(tensor.detach())) is not None:
+                state.tensors[name], start = found
+                if isinstance(tensor, DTensor):
+                    state.slices[name] = (start, len(tensor))
+        return weights, state
 
     def filled(self, weights: Mapping[str, torch.Tensor]) -> VisionTransformer:
         """Return a model like this one that holds whole weights, without copying them."""
@@ -130,19 +166,49 @@ class RunState:
             yield name, tensor
 
 
-def stored_tensors(path: Path) -> Callable[[], Readers]:
-    """Return what `RunState.restore` needs to read a safetensors file."""
+def stored_tensors(checkpoint: Path) -> Callable[[], Readers]:
+    """Return what `RunState.restore` needs to read the training state of a checkpoint.
+
+    Its tensors raise CheckpointError where rows are missing, or there twice.
+    """
 
     def read() -> Readers:
-        file: Any = safe_open(path, framework="pt")
-
-        def reader(name: str) -> Callable[[], torch.Tensor]:
-            return lambda: file.get_tensor(name)
-
-        names: list[str] = file.keys()
-        return {name: reader(name) for name in names}
+        parts: dict[str, list[tuple[tuple[int, int] | None, Callable[[], torch.Tensor]]]] = {}
+        for path in state_files(checkpoint):
+            file: Any = safe_open(path, framework="pt")
+            slices = _slices_of(file.metadata() or {}, path)
+            names: list[str] = file.keys()
+            for name in names:
+                get = partial(file.get_tensor, name)
+                parts.setdefault(name, []).append((slices.get(name), get))
+        return {name: partial(_joined, name, found, checkpoint) for name, found in parts.items()}
 
     return read
+
+
+def _joined(
+    name: str,
+    parts: list[tuple[tuple[int, int] | None, Callable[[], torch.Tensor]]],
+    checkpoint: Path,
+) -> torch.Tensor:
+    """Read a tensor, of which each part may have some rows."""
+    if parts[0][0] is None:
+        return parts[0][1]()
+    ordered = sorted(((where or (0, 0), get()) for where, get in parts), key=lambda p: p[0])
+    tensors = [tensor for _, tensor in ordered]
+    starts = [sum(map(len, tensors[:number])) for number in range(len(tensors) + 1)]
+    total = ordered[0][0][1]
+    if starts != [*(start for (start, _), _ in ordered), total]:
+        raise CheckpointError(f"{checkpoint} does not store every row of '{name}' once.")
+    return torch.cat(tensors)
+
+
+def _slices_of(metadata: Mapping[str, str], path: Path) -> dict[str, tuple[int, int]]:
+    try:
+        found = parse_json(metadata.get(SLICES, "{}"))
+        return {str(name): (int(start), int(rows)) for name, (start, rows) in found.items()}
+    except (ValueError, TypeError, AttributeError):
+        raise CheckpointError(f"{path} does not say which rows of its tensors it stores.") from None
 
 
 def momentum_tensors(state: MindSporeState) -> Callable[[], Readers]:
