@@ -7,6 +7,7 @@ first rank needs to see the run folder.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -196,10 +197,10 @@ def _joined(
         return parts[0][1]()
     ordered = sorted(((where or (0, 0), get()) for where, get in parts), key=lambda p: p[0])
     tensors = [tensor for _, tensor in ordered]
-    starts = [sum(map(len, tensors[:number])) for number in range(len(tensors) + 1)]
-    total = ordered[0][0][1]
-    if starts != [*(start for (start, _), _ in ordered), total]:
-        raise CheckpointError(f"{checkpoint} does not store every row of '{name}' once.")
+    starts = [0, *itertools.accumulate(len(tensor) if tensor.ndim else 0 for tensor in tensors)]
+    said = [*(start for (start, _), _ in ordered), ordered[0][0][1]]
+    if starts != said or len({tensor.shape[1:] for tensor in tensors}) > 1:
+        raise CheckpointError(f"{checkpoint} does not store all rows of '{name}' once.")
     return torch.cat(tensors)
 
 
