@@ -13,7 +13,6 @@ from vitbase.config.complete import complete
 from vitbase.config.config import Config
 from vitbase.console import say
 from vitbase.evaluation.run import Evaluation, evaluate_on
-from vitbase.files import listed, write_whole
 from vitbase.mindspore.checkpoints import (
     MindSporeSaver,
     momentum_arrays,
@@ -47,6 +46,7 @@ def train(config: Config) -> TrainResult:
     with (
         joined_runtime(options.device_target, options.device_id, options.precision) as runtime,
         contextlib.closing(RunFolder(config.output_dir)) as folder,
+        folder.naming_faults(),
     ):
         return _train(config, runtime, folder)
 
@@ -104,8 +104,7 @@ def _train(config: Config, runtime: MindSporeRuntime, folder: RunFolder) -> Trai
     for line in (*data.notes, *completed.notes, *notes, *found.warnings):
         journal.say(line)
     if data.held_out and runtime.is_first:
-        write_whole(folder.path / "held_out.txt", listed(data.held_out))
-        say(f"The held-out images are listed in {folder.path / 'held_out.txt'}")
+        say(f"The held-out images are listed in {folder.write_held_out(data.held_out)}")
     updates, continued = 0, None
     if checkpoint is not None and progress is not None:
         restore(learner, stored_arrays(checkpoint.weights), checkpoint.path)
@@ -122,7 +121,8 @@ def _train(config: Config, runtime: MindSporeRuntime, folder: RunFolder) -> Trai
     saver = MindSporeSaver(folder, learner, guard, journal, config, data.train.class_names, best)
     with runtime.naming_lost_ranks():
         reporter.announce(data, completed.rate, place, continued)
-        runtime.from_first(lambda: folder.cut_metrics_back(place.updates))
+        for line in runtime.from_first(lambda: folder.cut_metrics_back(place.updates)):
+            journal.say(line)
         closes = progress is not None and not progress.closed
         run = Run(config, loader, data.val, learner, reporter, saver)
         place, sums = fit(run, place, closes=closes)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vitbase.console import columns_for, printable, say
+from vitbase.disk import open_regular
 from vitbase.files import sync
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Journal:
             for name, value in row.items():
                 if name not in {"step", "epoch"} and isinstance(value, int | float):
                     self._board.add_scalar(name, value, row["step"])
-        with self._metrics_file.open("a", encoding="utf-8") as file:
+        with open(self._metrics_file, "a", encoding="utf-8", opener=open_regular) as file:
             # JSON has no NaN, which the mean over no class is, and no infinity, which the gradient
             # of an update is that loss scaling passes over.
             lost = {k for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)}

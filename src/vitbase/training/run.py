@@ -14,7 +14,6 @@ from vitbase.data.augment import TrainTransform
 from vitbase.data.loader import TrainLoader
 from vitbase.errors import ConfigError
 from vitbase.evaluation.features import FeatureLoader, FeatureStore
-from vitbase.files import listed, write_whole
 from vitbase.runs.checkpoints import CKPT_SUFFIX, STATE_FILE
 from vitbase.runs.folder import RunFolder
 from vitbase.runs.journal import Board, Journal
@@ -54,6 +53,7 @@ def train(config: Config) -> TrainResult:
             options.device_target, options.device_id, options.precision, tf32=options.tf32
         ) as runtime,
         contextlib.closing(RunFolder(config.output_dir)) as folder,
+        folder.naming_faults(),
     ):
         return _train(config, runtime, folder)
 
@@ -89,8 +89,7 @@ def _train(config: Config, runtime: Runtime, folder: RunFolder) -> TrainResult:
     for line in (*data.notes, *completed.notes, *notes, *found.warnings):
         journal.say(line)
     if data.held_out and runtime.is_first:
-        write_whole(folder.path / "held_out.txt", listed(data.held_out))
-        say(f"The held-out images are listed in {folder.path / 'held_out.txt'}")
+        say(f"The held-out images are listed in {folder.write_held_out(data.held_out)}")
     frozen: Frozen | None = None
     if config.model.freeze_backbone and config.model.frozen_views:
         frozen = Frozen(model, data, config, runtime)
@@ -116,7 +115,8 @@ def _train(config: Config, runtime: Runtime, folder: RunFolder) -> TrainResult:
         estimate = estimate_run(learner, loader, len(data.val), config, place, frozen)
         for line in describe(estimate, model.spec, config, place):
             journal.say(line)
-        runtime.from_first(lambda: folder.cut_metrics_back(place.updates))
+        for line in runtime.from_first(lambda: folder.cut_metrics_back(place.updates)):
+            journal.say(line)
         if frozen is not None:
             frozen.compute()
             if config.optimizer.optimizer == "momentum":  # the others divide by the gradient's size

@@ -11,8 +11,9 @@ import torch
 from vitbase.config.config import Config
 from vitbase.evaluation.run import Sums
 from vitbase.runs.checkpoints import CKPT_SUFFIX, STATE_FILE, WEIGHTS_FILE, checkpoint_name
-from vitbase.runs.folder import Best, Progress, RunFolder
+from vitbase.runs.folder import RunFolder
 from vitbase.runs.journal import Journal
+from vitbase.runs.progress import Best, Progress
 from vitbase.runtime import Runtime
 from vitbase.training.guard import Guard
 from vitbase.training.schedule import Place

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from vitbase.config.complete import Completed, Facts
 from vitbase.config.config import Config
-from vitbase.errors import ConfigError, DataError
+from vitbase.errors import CheckpointError, ConfigError, DataError
 from vitbase.model.spec import ViTSpec
 from vitbase.model.vit import VisionTransformer
 from vitbase.model.zoo import build_model
 from vitbase.runs.checkpoints import Checkpoint
-from vitbase.runs.folder import Progress, RunFolder, read_progress
+from vitbase.runs.folder import RunFolder
+from vitbase.runs.progress import Progress, read_progress
 from vitbase.runtime import Runtime
 from vitbase.training.architecture import build_start, preprocess_of_weights, spec_of
 from vitbase.training.mindspore_state import MindSporeState, read_mindspore_state
@@ -41,10 +42,17 @@ class FoundRun:
 def find_run(config: Config, folder: RunFolder) -> FoundRun:
     """Gather what is known before the data is opened: from the run's folder, else its weights.
 
-    Raises: VitbaseError if folder or weights cannot be read.
+    Raises: VitbaseError if folder or weights cannot be read, or no run could be in the folder.
     """
+    folder.check_place(config.run.name)
     saved = folder.read_config()
     checkpoint, warnings = folder.newest_whole()
+    if checkpoint is None and saved is not None:
+        raise CheckpointError(
+            f"No checkpoint in {folder.checkpoints} can be continued:\n  "
+            + "\n  ".join(warning.removesuffix("; using an earlier one.") for warning in warnings)
+            + f"\nRemove {folder.path} to begin the run again, or give another --output_dir."
+        )
     progress = read_progress(checkpoint.path) if checkpoint else None
     if saved is None:
         facts = Facts(weights=preprocess_of_weights(config))
