@@ -34,7 +34,13 @@ from vitbase.training.progress import Reporter
 from vitbase.training.run import build_loader
 from vitbase.training.saver import advice_for
 from vitbase.training.schedule import Place, Schedule
-from vitbase.training.start import check_start, find_run, open_model, read_position
+from vitbase.training.start import (
+    check_reached,
+    check_start,
+    find_run,
+    open_model,
+    read_position,
+)
 
 
 def train(config: Config) -> TrainResult:
@@ -107,6 +113,7 @@ def _train(config: Config, runtime: MindSporeRuntime, folder: RunFolder) -> Trai
         say(f"The held-out images are listed in {folder.write_held_out(data.held_out)}")
     updates, continued = 0, None
     if checkpoint is not None and progress is not None:
+        check_reached(checkpoint, progress, schedule)
         restore(learner, stored_arrays(checkpoint.weights), checkpoint.path)
         learner.scaling.load_state_dict(progress.loss_scaler)
         updates, continued = progress.updates, checkpoint.path
@@ -123,7 +130,7 @@ def _train(config: Config, runtime: MindSporeRuntime, folder: RunFolder) -> Trai
         reporter.announce(data, completed.rate, place, continued)
         for line in runtime.from_first(lambda: folder.cut_metrics_back(place.updates)):
             journal.say(line)
-        closes = progress is not None and not progress.closed
+        closes = progress is not None and (not progress.closed or place.ends_run)
         run = Run(config, loader, data.val, learner, reporter, saver)
         place, sums = fit(run, place, closes=closes)
     assert saver.best is not None

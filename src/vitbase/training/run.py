@@ -29,7 +29,13 @@ from vitbase.training.objective import Objective
 from vitbase.training.progress import Reporter
 from vitbase.training.saver import NATIVE, Saver, advice_for
 from vitbase.training.schedule import Place, Schedule
-from vitbase.training.start import check_start, find_run, open_model, read_position
+from vitbase.training.start import (
+    check_reached,
+    check_start,
+    find_run,
+    open_model,
+    read_position,
+)
 from vitbase.training.state import momentum_tensors, stored_tensors
 from vitbase.training.step import Learner
 from vitbase.weights.save import choose_dialect
@@ -99,6 +105,7 @@ def _train(config: Config, runtime: Runtime, folder: RunFolder) -> TrainResult:
     learner = Learner(model, config, runtime, layout, schedule, objective, on_features=on_features)
     updates, continued = 0, None
     if checkpoint is not None and progress is not None:
+        check_reached(checkpoint, progress, schedule)
         read = stored_tensors(checkpoint.path / STATE_FILE)
         learner.restore(read, checkpoint.path, progress.loss_scaler)
         updates, continued = progress.updates, checkpoint.path
@@ -125,7 +132,7 @@ def _train(config: Config, runtime: Runtime, folder: RunFolder) -> TrainResult:
         place, sums = fit(
             Run(config, loader, data.val, learner, reporter, saver, frozen),
             place,
-            closes=progress is not None and not progress.closed,
+            closes=progress is not None and (not progress.closed or place.ends_run),
         )
     assert saver.best is not None
     result = result_of(folder, place.updates, sums.to_row(), saver.best)
