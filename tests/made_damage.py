@@ -68,7 +68,7 @@ def odd_value(rng: random.Random) -> Any:
         return rng.choice((None, True, False))
     if kind == 5:
         nested: Any = 0
-        for _ in range(rng.choice((1, 10, 60, 70, 500))):
+        for _ in range(rng.choice((1, 10, 60, 70, 150))):
             nested = [nested] if rng.random() < 0.5 else {"x": nested}
         return nested
     return rng.choice(([], {}, [[]], [0] * 1000, {"x": {}}, [None], {"": ""}))
