@@ -20,7 +20,7 @@ from vitbase.config.config import Config
 from vitbase.errors import CheckpointError, ConfigError, VitbaseError
 from vitbase.files import remove
 from vitbase.runs import journal, lock
-from vitbase.runs.checkpoints import list_checkpoints, write_manifest
+from vitbase.runs.checkpoints import find_damage, list_checkpoints, write_manifest
 from vitbase.runs.folder import RunFolder
 from vitbase.training import saver
 from vitbase.training.step import Learner
@@ -322,3 +322,21 @@ def test_a_folder_with_no_run_is_told_nothing_of(tmp_path):
     assert folder.newest_whole() == (None, [])
     assert folder.read_last_evaluation(1) is None
     assert folder.cut_metrics_back(0) == []
+
+
+def test_a_checkpoint_of_mindspore_needs_its_file_and_its_progress(tmp_path):
+    checkpoint = tmp_path / EARLIER
+    checkpoint.mkdir()
+    for name in (f"{EARLIER}.ckpt", "progress.json"):
+        (checkpoint / name).write_text("{}")
+    write_manifest(checkpoint)
+    assert find_damage(checkpoint) is None
+    assert find_damage(checkpoint, only=f"{EARLIER}.ckpt") is None
+    for name in (f"{EARLIER}.ckpt", "progress.json"):
+        content = (checkpoint / name).read_text()
+        (checkpoint / name).unlink()
+        assert find_damage(checkpoint) == f"{name} is missing"
+        write_manifest(checkpoint)
+        assert "is not a manifest: it does not name" in (find_damage(checkpoint) or "")
+        (checkpoint / name).write_text(content)
+        write_manifest(checkpoint)
