@@ -22,6 +22,7 @@ from vitbase.files import remove
 from vitbase.runs import journal, lock
 from vitbase.runs.checkpoints import find_damage, list_checkpoints, write_manifest
 from vitbase.runs.folder import RunFolder
+from vitbase.runs.progress import read_progress
 from vitbase.training import saver
 from vitbase.training.step import Learner
 
@@ -314,6 +315,27 @@ def test_weights_that_cannot_be_are_named(tmp_path, vitbase_command, place):
     ):
         (tmp_path / "x.jpg").touch()
         assert vitbase_command(*words)[0] == 2
+
+
+def test_what_a_rank_meets_all_ranks_can_hear_of(run, tmp_path):
+    """Of the first rank's errors those of a user's reach the others."""
+    folder = RunFolder(run)
+    numbers = read_progress(run / CHECKPOINT)
+
+    def write(place: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(CheckpointError, match="Free some space"):
+        folder.save("train_vit_finetune-3_1", write, numbers)
+    with pytest.raises(OSError, match="x"), folder.naming_faults():
+        raise OSError(errno.ENOSPC, "x", str(tmp_path))  # of another place
+
+
+def test_a_file_of_mindspore_that_no_manifest_names_is_not_opened(run, config, monkeypatch):
+    shutil.copy(run / f"{NEWEST}.ckpt", run / CHECKPOINT / f"{NEWEST}.ckpt")
+    assert goes_on(config, monkeypatch) == "earlier"
+    with pytest.raises(CheckpointError, match=rf"does not name {NEWEST}.ckpt"):
+        vitbase.load_model(run)
 
 
 def test_a_folder_with_no_run_is_told_nothing_of(tmp_path):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from vitbase.errors import CheckpointError
 from vitbase.files import final_name
@@ -30,6 +32,15 @@ _OF_A_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, 
 """What also comes without the name of a file: from writing to one that is open."""
 
 
+P = ParamSpec("P")
+T = TypeVar("T")
+Owner = TypeVar("Owner", bound="_HasPath")
+
+
+class _HasPath(Protocol):
+    path: Path
+
+
 @contextlib.contextmanager
 def naming_faults(folder: Path) -> Iterator[None]:
     """Turn what the disk of a run folder refuses into an error of a user's.
@@ -49,6 +60,22 @@ def naming_faults(folder: Path) -> Iterator[None]:
             f"Cannot write {place}: {error.strerror or error}. {remedy}, and give the same command "
             f"again: it goes on from the newest whole checkpoint."
         ) from None
+
+
+def naming(
+    method: Callable[Concatenate[Owner, P], T],
+) -> Callable[Concatenate[Owner, P], T]:
+    """Wrap a method that writes into the folder at `path` of its object in :func:`naming_faults`.
+
+    Then every rank of a run hears of what the first one meets: see `Runtime.from_first`.
+    """
+
+    @functools.wraps(method)
+    def named(self: Owner, /, *arguments: P.args, **options: P.kwargs) -> T:
+        with naming_faults(self.path):
+            return method(self, *arguments, **options)
+
+    return named
 
 
 def _place_of(folder: Path, error: OSError) -> Path | None:

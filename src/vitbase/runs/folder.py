@@ -19,7 +19,7 @@ from vitbase.errors import CheckpointError, ConfigError
 from vitbase.files import listed, remove_unfinished, write_whole, written_whole
 from vitbase.runs import checkpoints
 from vitbase.runs.checkpoints import PROGRESS_FILE, Checkpoint
-from vitbase.runs.faults import naming_faults
+from vitbase.runs.faults import naming, naming_faults
 from vitbase.runs.identity import (
     RUN_ID_FILE,
     find_stranger,
@@ -162,6 +162,7 @@ class RunFolder:
             return f"is damaged ({error})"
         return None
 
+    @naming
     def save(
         self,
         name: str,
@@ -189,30 +190,32 @@ class RunFolder:
             write_whole(self.checkpoints / checkpoints.BEST_FILE, best + "\n")
         return final
 
+    @naming
     def prune(self, keep: int, best: Best | None) -> None:
         """Remove all but the newest `keep` checkpoints and the best one."""
         for checkpoint in checkpoints.list_checkpoints(self.checkpoints)[:-keep]:
             if best is None or checkpoint.path.name != best.checkpoint:
                 shutil.rmtree(checkpoint.path)
 
+    @naming
     def prune_files(self, suffix: str, keep: int) -> None:
         """Keep in the run folder only the newest `keep` files that are named as checkpoints."""
         for checkpoint in checkpoints.list_checkpoints(self.path, suffix)[:-keep]:
             checkpoint.path.unlink()
 
+    @naming
     def write_held_out(self, names: Iterable[str]) -> Path:
         """List the images that were taken out of training. Returns: the file."""
-        with self.naming_faults():
-            write_whole(self.held_out_file, listed(names))
+        write_whole(self.held_out_file, listed(names))
         return self.held_out_file
 
+    @naming
     def cut_metrics_back(self, updates: int) -> list[str]:
         """Drop the rows after an update, so that a resumed run writes each step once.
 
         Returns: a line for the log, if rows of before were lost.
         """
-        with self.naming_faults():
-            return cut_rows_back(self.metrics_file, updates)
+        return cut_rows_back(self.metrics_file, updates)
 
     def read_last_evaluation(self, updates: int) -> dict[str, float] | None:
         """Return the evaluation after an update, as `metrics.jsonl` tells it; None if it does not.
