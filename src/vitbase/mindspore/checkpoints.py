@@ -53,7 +53,10 @@ class MindSporeSaver(Saver):
         def write(folder: Path) -> None:
             path = folder / f"{name}{CKPT_SUFFIX}"
             tensors = [{"name": key, "data": Tensor(value)} for key, value in values.items()]
-            ms.save_checkpoint(tensors, str(path), append_dict=metadata)
+            try:
+                ms.save_checkpoint(tensors, str(path), append_dict=metadata)
+            except OSError as error:  # it does not name the file
+                raise OSError(error.errno, error.strerror, str(path)) from None
             path.chmod(0o644)  # MindSpore's are read-only, and for their owner
 
         return write, learner.scaling.state_dict()
