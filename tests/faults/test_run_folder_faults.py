@@ -208,6 +208,33 @@ def test_a_finished_run_never_tells_the_result_of_another_epoch(
         assert (result.eval_loss == 0.5) == (damage == "bytes")
 
 
+@pytest.mark.parametrize("score", [0.0, 1.0])
+def test_a_finished_run_never_tells_the_result_of_another_run(
+    finished, tmp_path, photo_folder, score
+):
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    config = options_of(photo_folder, run, epoch_size=2)
+    rows = rows_of(run)
+    best = json.loads((run / CHECKPOINT / "progress.json").read_text())["best"]
+    if score == 0 and best["checkpoint"] != NEWEST:
+        score = 1.0  # a worse last evaluation than the best is nothing strange
+    assert 0 < best["score"] < 1
+    rows[-1]["eval_top1"] = score
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(CheckpointError, match=r"does not fit its best score, \d.*another run"):
+        vitbase.train(config)
+
+
+def test_rows_of_a_start_that_left_no_checkpoint_are_dropped_and_counted(
+    run, config, monkeypatch, capsys
+):
+    shutil.rmtree(run / "checkpoints")
+    number = len(rows_of(run))
+    assert goes_on(config, monkeypatch) == "anew"
+    assert f"{number} rows dropped, of a start that left no checkpoint." in capsys.readouterr().out
+    assert rows_of(run) == []
+
+
 # A disk that does not take what is written
 
 

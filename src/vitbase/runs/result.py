@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -54,10 +55,22 @@ def report_finished(folder: RunFolder, progress: Progress) -> TrainResult:
             f"after update {progress.updates}, its last. "
             f"Evaluate it with: vitbase eval --checkpoint_path {folder.path}"
         )
+    if _contradicts(row, progress.best):
+        raise CheckpointError(
+            f"The run in {folder.path} is finished, but its metrics.jsonl does not fit its best "
+            f"score, {progress.best.score:.2%}: it is of another run. "
+            f"Evaluate it with: vitbase eval --checkpoint_path {folder.path}"
+        )
     say(f"The run in {folder.path} is finished; nothing to do. Its result:")
     result = result_of(folder, progress.updates, row, progress.best)
     say_result(result)
     return result
+
+
+def _contradicts(row: Mapping[str, float], best: Best) -> bool:
+    """Whether an evaluation cannot be one of the run that has this best score."""
+    score = row.get(best.score_name, math.nan)
+    return score > best.score or (row.get("epoch") == best.epoch and score < best.score)
 
 
 def result_of(folder: RunFolder, updates: int, row: Mapping[str, float], best: Best) -> TrainResult:

@@ -24,7 +24,7 @@ def cut_rows_back(metrics_file: Path, updates: int) -> list[str]:
     if _is_missing(metrics_file):
         metrics_file.unlink(missing_ok=True)  # a link that leads nowhere: nothing is made there
         return [f"{metrics_file} is missing: the rows of before are lost."] if updates else []
-    kept, lost, first = 0, 0, 0
+    kept, after, lost, first = 0, 0, 0, 0
     with (
         written_whole(metrics_file) as beside,
         beside.open("wb") as out,
@@ -37,10 +37,14 @@ def cut_rows_back(metrics_file: Path, updates: int) -> list[str]:
             elif row["step"] <= updates:
                 out.write(line + b"\n")
                 kept += 1
+            else:
+                after += 1
     lines = []
     if lost:
         of = "1 line" if lost == 1 else f"{lost} lines"
         lines.append(f"{metrics_file}: {of} dropped that hold no row, the first is line {first}.")
+    if after and not updates:
+        lines.append(f"{metrics_file}: {after} rows dropped, of a start that left no checkpoint.")
     if updates and not kept:
         lines.append(f"{metrics_file} holds no row up to update {updates}: those are lost.")
     return lines
