@@ -144,6 +144,20 @@ def test_checkpoints_of_two_runs_without_an_id_are_nobodys(runs, run, config, mo
             act()
 
 
+def test_one_that_names_a_run_is_not_taken_for_one_of_before_there_were_ids(
+    runs, run, config, monkeypatch
+):
+    without_ids(run)
+    shutil.rmtree(run / CHECKPOINT)
+    shutil.copytree(runs["other_run"] / CHECKPOINT, run / CHECKPOINT)
+    with pytest.raises(CheckpointError, match="holds checkpoints of 2 runs"):
+        goes_on(config, monkeypatch)
+    shutil.rmtree(run / CHECKPOINT)
+    assert goes_on(config, monkeypatch) == "earlier"
+    shutil.copytree(runs["other_run"] / CHECKPOINT, run / CHECKPOINT)
+    assert goes_on(config, monkeypatch) == "earlier"
+
+
 def test_a_checkpoint_of_a_run_of_another_name_is_passed_over(run, config, monkeypatch, capsys):
     without_ids(run)
     shutil.copytree(run / CHECKPOINT, run / "checkpoints" / f"train_vit_other-3_{STEPS}")

@@ -41,9 +41,9 @@ def read_run_id(run: Path) -> str | None:
     stored = _read_stored(run / RUN_ID_FILE)
     if stored is not None:
         return stored
-    named: dict[str, str] = {}
+    named: dict[str, str] = {}  # those that name no run may be of any: as if they named one more
     for checkpoint in list_checkpoints(run / CHECKPOINTS):
-        run_id = run_id_of(checkpoint.path)
+        run_id = _read_named(checkpoint.path)
         if run_id is not None:
             named.setdefault(run_id, checkpoint.path.name)
     if len(named) > 1:
@@ -52,16 +52,12 @@ def read_run_id(run: Path) -> str | None:
             f"{run} holds checkpoints of {len(named)} runs ({names} are of different ones), and "
             f"its {RUN_ID_FILE} is missing or damaged: move those of other runs away."
         )
-    return next(iter(named), None)
+    return next(iter(named), None) or None
 
 
 def run_id_of(checkpoint: Path) -> str | None:
     """Return the id of the run that a checkpoint names; None if it names none."""
-    try:
-        named = read_json(checkpoint / PROGRESS_FILE, longest=_LONGEST)["run"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-    return named if isinstance(named, str) and _ID.fullmatch(named) else None
+    return _read_named(checkpoint) or None
 
 
 def find_stranger(checkpoint: Path, run_id: str | None) -> str | None:
@@ -70,6 +66,15 @@ def find_stranger(checkpoint: Path, run_id: str | None) -> str | None:
     if None in (other, run_id) or other == run_id:
         return None
     return f"it is of another run ({other}; this one is {run_id})"
+
+
+def _read_named(checkpoint: Path) -> str | None:
+    """Read which run a checkpoint names; "" if it names none, None if that cannot be read."""
+    try:
+        named = read_json(checkpoint / PROGRESS_FILE, longest=_LONGEST).get("run", "")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return named if named == "" or (isinstance(named, str) and _ID.fullmatch(named)) else None
 
 
 def _read_stored(path: Path) -> str | None:
