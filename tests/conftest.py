@@ -40,6 +40,7 @@ LONGEST_FILES = (
     "test_features.py",
     "test_golden_losses.py",
     "test_weights_fuzz.py",
+    "test_damaged_run.py",
     "test_cli.py",
     "test_lost_ranks.py",
     "test_recipes.py",

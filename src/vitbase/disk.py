@@ -97,13 +97,28 @@ def open_regular(path: str | Path, flags: int = os.O_RDONLY) -> int:
     Returns: a descriptor.
     Raises: OSError if it cannot be opened, or is a folder, FIFO, socket or device.
     """
-    descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, 0o666)
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
         return descriptor
     os.close(descriptor)
-    kind = next(kind for matches, kind in _KINDS if matches(mode))
-    raise OSError(errno.EINVAL, f"it is {kind}, not a file with content")
+    raise OSError(errno.EINVAL, f"it is {_kind(mode)}, not a file with content")
+
+
+def find_strange(path: Path) -> str | None:
+    """Say what stands in the place of a file, "is missing" or "is a FIFO"; None if it is one.
+
+    Raises: OSError if it cannot be looked at.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return "is a link that leads nowhere" if path.is_symlink() else "is missing"
+    return None if stat.S_ISREG(mode) else f"is {_kind(mode)}"
+
+
+def _kind(mode: int) -> str:
+    return next(kind for matches, kind in _KINDS if matches(mode))
 
 
 def read_regular(path: str | Path, longest: int, middle: int | None = None) -> bytes:

@@ -32,7 +32,7 @@ def job(run: Path, copies: Copies, epoch: int, best: int) -> Job:
         for file in ("weights.safetensors", "training_state.safetensors", f"{name}.ckpt")
     ]
     progress = {
-        "updates": 6 * epoch,
+        **{"updates": 6 * epoch, "global_batch": 10, "loss_scaler": {}, "finished": False},
         "best": {"checkpoint": NAME.format(best), "score": 0.5, "score_name": "eval_top1"},
     }
     folder = run / "checkpoints" / name

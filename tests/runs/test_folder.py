@@ -19,7 +19,7 @@ from vitbase.runs.checkpoints import (
     list_checkpoints,
     write_manifest,
 )
-from vitbase.runs.folder import read_progress
+from vitbase.runs.progress import read_progress
 
 
 def as_version_0_1(checkpoint: Path) -> None:

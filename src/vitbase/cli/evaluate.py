@@ -15,12 +15,14 @@ def run_eval(words: list[str]) -> None:
     given = find_value(words, "checkpoint_path")
     recipe: str | None = None
     if given is not None and not has_recipe(words):
-        from vitbase.runs.checkpoints import find_run_folder
+        from vitbase.runs.checkpoints import CONFIG_FILE, check_config_file, find_run_folder
         from vitbase.weights.find import list_weights
 
         run = find_run_folder(given)
-        recipe = str(run / "config.toml") if run else None
-        if recipe is None:
+        recipe = str(run / CONFIG_FILE) if run else None
+        if run is not None:
+            check_config_file(run / CONFIG_FILE)
+        else:
             list_weights(given)  # that nothing is there is the better message
             raise ConfigError(
                 f"{given} lies in no run folder, so it does not tell what to evaluate on. Name a "

@@ -250,7 +250,7 @@ def load_config(recipe: str, **options: Any) -> Config:
     text = read_recipe_text(recipe)
     try:
         nested = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # of numbers of thousands of digits; of brackets
         raise ConfigError(f"{recipe} is not valid TOML: {error}") from None
     base = _validated(nested, recipe)
     if not recipe.endswith(".toml"):

@@ -25,7 +25,7 @@ from vitbase.files import sync, written_whole
 from vitbase.mindspore.learner import MindSporeLearner, arrays_of
 from vitbase.mindspore.model import Array
 from vitbase.runs.checkpoints import CKPT_SUFFIX
-from vitbase.runs.folder import Progress
+from vitbase.runs.progress import Progress
 from vitbase.runs.saving import prune_checkpoints, prune_files, write_checkpoint
 from vitbase.training.guard import DivergedError
 from vitbase.training.mindspore_state import MindSporeState
@@ -62,7 +62,10 @@ class MindSporeSaver(Saver):
 
             def write_tensors(inside: Path) -> dict[str, str]:
                 tensors = [{"name": key, "data": Tensor(value)} for key, value in values.items()]
-                ms.save_checkpoint(tensors, str(inside / file), append_dict=metadata)
+                try:
+                    ms.save_checkpoint(tensors, str(inside / file), append_dict=metadata)
+                except OSError as error:  # it does not name the file
+                    raise OSError(error.errno, error.strerror, str(inside / file)) from None
                 (inside / file).chmod(0o644)  # MindSpore's are read-only, and for their owner
                 return {}
 

@@ -13,7 +13,6 @@ from vitbase.config.complete import complete
 from vitbase.config.config import Config
 from vitbase.console import say
 from vitbase.evaluation.run import Evaluation, evaluate_on
-from vitbase.files import listed, write_whole
 from vitbase.mindspore.checkpoints import (
     MindSporeSaver,
     momentum_arrays,
@@ -35,7 +34,13 @@ from vitbase.training.progress import Reporter
 from vitbase.training.run import build_loader
 from vitbase.training.saver import advice_for
 from vitbase.training.schedule import Place, Schedule
-from vitbase.training.start import check_start, find_run, open_model, read_position
+from vitbase.training.start import (
+    check_reached,
+    check_start,
+    find_run,
+    open_model,
+    read_position,
+)
 
 
 def train(config: Config) -> TrainResult:
@@ -47,6 +52,7 @@ def train(config: Config) -> TrainResult:
     with (
         joined_runtime(options.device_target, options.device_id, options.precision) as runtime,
         contextlib.closing(RunFolder(config.output_dir)) as folder,
+        folder.naming_faults(),
     ):
         return _train(config, runtime, folder)
 
@@ -104,10 +110,10 @@ def _train(config: Config, runtime: MindSporeRuntime, folder: RunFolder) -> Trai
     for line in (*data.notes, *completed.notes, *notes, *found.warnings):
         journal.say(line)
     if data.held_out and runtime.is_first:
-        write_whole(folder.path / "held_out.txt", listed(data.held_out))
-        say(f"The held-out images are listed in {folder.path / 'held_out.txt'}")
+        say(f"The held-out images are listed in {folder.write_held_out(data.held_out)}")
     updates, continued = 0, None
     if checkpoint is not None and progress is not None:
+        check_reached(checkpoint, progress, schedule)
         restore(learner, stored_arrays(checkpoint.weights), checkpoint.path)
         learner.scaling.load_state_dict(progress.loss_scaler)
         updates, continued = progress.updates, checkpoint.path
@@ -122,8 +128,9 @@ def _train(config: Config, runtime: MindSporeRuntime, folder: RunFolder) -> Trai
     saver = MindSporeSaver(folder, learner, guard, journal, config, data.train.class_names, best)
     with runtime.naming_lost_ranks():
         reporter.announce(data, completed.rate, place, continued)
-        runtime.from_first(lambda: folder.cut_metrics_back(place.updates))
-        closes = progress is not None and not progress.closed
+        for line in runtime.from_first(lambda: folder.cut_metrics_back(place.updates)):
+            journal.say(line)
+        closes = progress is not None and (not progress.closed or place.ends_run)
         run = Run(config, loader, data.val, learner, reporter, saver)
         place, sums = fit(run, place, closes=closes)
     assert saver.best is not None

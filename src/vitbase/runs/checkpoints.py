@@ -5,19 +5,26 @@ named `train_vit_<name>-<epoch>_<step>` (the step within that epoch, as MindSpor
 with `weights.safetensors`, `training_state.safetensors`, `progress.json` and, written last,
 `manifest.json` with the size and SHA-256 of the others. Under engine mindspore one file named as
 the folder, `train_vit_<name>-<epoch>_<step>.ckpt`, holds weights and state.
+
+What is being written has a name that begins with `.writing-`, and is no checkpoint for anybody.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from vitbase.files import read_json, sha256_of
+from vitbase.disk import find_strange, read_regular
+from vitbase.errors import CheckpointError
+from vitbase.files import WRITING, read_json, sha256_of
 
+CONFIG_FILE = "config.toml"
+CHECKPOINTS = "checkpoints"
 PREFIX = "train_vit"
 WEIGHTS_FILE = "weights.safetensors"
 CKPT_SUFFIX = ".ckpt"
@@ -26,7 +33,12 @@ STATE_FILE = "training_state.safetensors"
 PROGRESS_FILE = "progress.json"
 MANIFEST_FILE = "manifest.json"
 BEST_FILE = "best.json"
-NAME = re.compile(r"^(?P<prefix>[^.].*)-(?P<epoch>\d+)_(?P<step>\d+)$")
+NAME = re.compile(r"^(?P<prefix>.+)-(?P<epoch>\d+)_(?P<step>\d+)$")
+
+_STATE_PART = re.compile(r"training_state-\d{5}-of-(\d{5})\.safetensors")
+_LONGEST_CONFIG = 1 << 20
+_LONGEST_MANIFEST = 1 << 20
+"""Bytes; what we write has some thousands."""
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -66,6 +78,11 @@ def is_own_weights(path: Path) -> bool:
     return path.name in names and NAME.match(path.parent.name) is not None
 
 
+def is_unfinished(folder: Path) -> bool:
+    """Whether a folder is a checkpoint that was not written to its end, by its name."""
+    return folder.name.startswith(WRITING) and NAME.match(folder.name) is not None
+
+
 def checkpoint_name(run_name: str, epoch: int, step: int) -> str:
     """Return the seed's name of a checkpoint: epoch from 1, step within that epoch."""
     return f"{PREFIX}_{run_name}-{epoch}_{step}"
@@ -76,13 +93,34 @@ def list_checkpoints(folder: Path, suffix: str = "") -> list[Checkpoint]:
 
     Args:
       suffix: of the names of files to list instead; ours are folders without any.
+    Raises: CheckpointError if the folder cannot be listed.
     """
+    return [
+        found
+        for found in _list_named(folder, suffix)
+        if (found.path.is_file() if suffix else found.path.is_dir())
+    ]
+
+
+def list_strays(folder: Path) -> list[str]:
+    """Return what is named as a checkpoint and is no folder: `NAME is a link that leads nowhere`.
+
+    Raises: CheckpointError if the folder cannot be listed.
+    """
+    found = [found.path for found in _list_named(folder, "") if not found.path.is_dir()]
+    return [f"{path.name} {find_strange(path) or 'is a file'}" for path in found]
+
+
+def _list_named(folder: Path, suffix: str) -> list[Checkpoint]:
     found = []
-    if folder.is_dir():
-        for entry in folder.iterdir():
-            match = NAME.match(entry.name.removesuffix(suffix))
-            if match and (entry.is_file() and entry.suffix == suffix if suffix else entry.is_dir()):
-                found.append(Checkpoint(int(match["epoch"]), int(match["step"]), entry))
+    try:
+        if folder.is_dir():
+            for entry in folder.iterdir():
+                match = NAME.match(entry.name.removesuffix(suffix))
+                if match and entry.suffix == suffix and not entry.name.startswith(WRITING):
+                    found.append(Checkpoint(int(match["epoch"]), int(match["step"]), entry))
+    except OSError as error:
+        raise CheckpointError(f"Cannot list {folder}: {error.strerror or error}.") from None
     return sorted(found)
 
 
@@ -107,28 +145,96 @@ def find_damage(folder: Path, only: str | None = None) -> str | None:
     Args:
       only: check this file alone, where the others are not needed.
     """
+    looked_at = MANIFEST_FILE
     try:
-        files = read_json(folder / MANIFEST_FILE)["files"]
-        for name, facts in files.items() if only is None else [(only, files[only])]:
-            path = folder / name
-            if not path.is_file():
-                return f"{name} is missing"
-            size = path.stat().st_size
-            if size != facts["bytes"]:
-                return f"{name} has {size} bytes instead of {facts['bytes']}"
-            if sha256_of(path) != facts["sha256"]:
+        if strange := find_strange(folder / MANIFEST_FILE):
+            return f"{MANIFEST_FILE} cannot be read: it {strange}"
+        files = _read_manifest(folder)
+        absent = [name for name in _needed(folder, files, only) if name not in files]
+        if absent:
+            return f"{MANIFEST_FILE} is not a manifest: it does not name {absent[0]}"
+        for name, (size, sha256) in files.items() if only is None else [(only, files[only])]:
+            looked_at = name
+            if strange := find_strange(folder / name):
+                return f"{name} {strange}"
+            found = (folder / name).stat().st_size
+            if found != size:
+                return f"{name} has {found} bytes instead of {size}"
+            if sha256_of(folder / name) != sha256:
                 return f"{name} does not match its checksum"
     except OSError as error:
-        return f"{MANIFEST_FILE} cannot be read ({error.strerror})"
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return f"{MANIFEST_FILE} is not a manifest"
+        return f"{looked_at} cannot be read ({error.strerror})"
+    except ValueError as error:
+        return f"{MANIFEST_FILE} is not a manifest: {error}"
     return None
+
+
+def _read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
+    """Read size and checksum of each file of a checkpoint. Raises: OSError; ValueError."""
+    content = read_json(folder / MANIFEST_FILE, longest=_LONGEST_MANIFEST)
+    files = content.get("files") if isinstance(content, dict) else None
+    if not isinstance(files, dict):
+        raise ValueError("it lists no files")
+    found = {}
+    for name, facts in files.items():
+        # A file of this folder: never a path, which may lead anywhere.
+        plain = name not in {"", ".", ".."} and "/" not in name and name.isprintable()
+        if not plain or len(name) > 255 or not isinstance(facts, dict):
+            raise ValueError("it names what is no file of the checkpoint")
+        size, sha256 = facts.get("bytes"), facts.get("sha256")
+        if type(size) is not int or not isinstance(sha256, str):
+            raise ValueError(f"it does not say what {name} is")
+        found[name] = (size, sha256)
+    return found
+
+
+def _needed(folder: Path, files: Collection[str], only: str | None) -> list[str]:
+    """Return the files that a manifest must name: without them a run cannot go on."""
+    if only is not None:
+        return [only]
+    ckpt = f"{folder.name}{CKPT_SUFFIX}"
+    if ckpt in files or (folder / ckpt).is_file():  # which is what is opened, then
+        return [ckpt, PROGRESS_FILE]
+    needed = [WEIGHTS_FILE, *_state_names(files)]
+    # Version 0.1.0 kept the progress inside the training state.
+    return [*needed, PROGRESS_FILE] if (folder / PROGRESS_FILE).is_file() else needed
+
+
+def _state_names(files: Collection[str]) -> list[str]:
+    """Return the files of the training state: the one, or all that there must be where one is."""
+    for name in files:
+        if (match := _STATE_PART.fullmatch(name)) is not None:
+            return [state_part(rank, int(match[1])) for rank in range(int(match[1]))]
+    return [STATE_FILE]
 
 
 def find_run_folder(checkpoint_path: str | Path) -> Path | None:
     """Return the run folder (with `config.toml`) that a `checkpoint_path` lies in, if any."""
     path = Path(checkpoint_path)
-    for place in (path, *list(path.absolute().parents)[:3]):
-        if (place / "config.toml").is_file() and (place / "checkpoints").is_dir():
-            return place
+    with contextlib.suppress(OSError, ValueError):  # who opens it says that there is no such path
+        for place in (path, *list(path.absolute().parents)[:3]):
+            if (place / CONFIG_FILE).is_file() and (place / CHECKPOINTS).is_dir():
+                return place
     return None
+
+
+def check_config_file(path: Path) -> None:
+    """Check that the configuration of a run is there to its end.
+
+    TOML that is cut at the end of a line is TOML, in which the options of the rest have become
+    defaults.
+
+    Raises: CheckpointError if it is not, or cannot be read.
+    """
+    try:
+        text = read_regular(path, _LONGEST_CONFIG)
+        problem = "is empty" if not text.strip() else "is cut short"
+        whole = re.search(rb"^\[checkpoint\]\s*$", text, re.MULTILINE)  # the last section
+        if whole and text.endswith(b"\n"):
+            return
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror})"
+    raise CheckpointError(
+        f"{path} {problem}: it does not tell the options of the run. Put it back, or name "
+        f"another place."
+    )

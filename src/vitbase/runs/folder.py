@@ -7,55 +7,27 @@ written by those who are passed in: nothing here knows torch.
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from vitbase.config.config import Config, differences_on_resume, load_config
 from vitbase.errors import CheckpointError, ConfigError
-from vitbase.files import (
-    LONGEST_JSON,
-    parse_json,
-    read_json,
-    remove_unfinished,
-    write_whole,
-)
+from vitbase.files import listed, remove_unfinished, write_whole
 from vitbase.runs import checkpoints
-from vitbase.runs.checkpoints import PROGRESS_FILE, STATE_FILE, Checkpoint
+from vitbase.runs.checkpoints import Checkpoint
+from vitbase.runs.faults import naming, naming_faults
+from vitbase.runs.identity import (
+    RUN_ID_FILE,
+    find_stranger,
+    new_run_id,
+    read_run_id,
+    run_id_text,
+)
 from vitbase.runs.lock import RunLock
-
-
-@dataclasses.dataclass(frozen=True)
-class Best:
-    """The best checkpoint so far on the evaluation images; the earlier of two equals."""
-
-    checkpoint: str
-    score: float
-    score_name: str = "eval_top1"
-
-    @property
-    def epoch(self) -> int:
-        """The epoch that it was taken after. Raises: CheckpointError if its name does not tell."""
-        match = checkpoints.NAME.match(self.checkpoint)
-        if match is None:
-            raise CheckpointError(f"The best checkpoint is called {self.checkpoint}.")
-        return int(match["epoch"])
-
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """How far a run is: everything about its state that is not a tensor.
-
-    Attributes:
-      closed: whether all that is due at this place was done: the evaluation, at an epoch's end.
-    """
-
-    updates: int
-    global_batch: int
-    loss_scaler: dict[str, Any]
-    best: Best | None
-    finished: bool
-    closed: bool = True
+from vitbase.runs.places import check_place
+from vitbase.runs.progress import read_progress
+from vitbase.runs.rows import cut_rows_back, find_evaluation
 
 
 class RunFolder:
@@ -63,19 +35,39 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config_file = path / "config.toml"
+        self.config_file = path / checkpoints.CONFIG_FILE
         self.metrics_file = path / "metrics.jsonl"
-        self.checkpoints = path / "checkpoints"
+        self.held_out_file = path / "held_out.txt"
+        self.checkpoints = path / checkpoints.CHECKPOINTS
         self._lock = RunLock(path)
         self._seen: list[Checkpoint] | None = None
+        self.run_id: str | None = None
+        self._run_name: str | None = None  # of the run that is here already
+
+    def naming_faults(self) -> contextlib.AbstractContextManager[None]:
+        """Turn what the disk refuses while the run writes here into a CheckpointError."""
+        return naming_faults(self.path)
+
+    def check_place(self, run_name: str) -> None:
+        """Check that a run could be written here, before anything is done for it.
+
+        Raises: ConfigError if the system takes no such path.
+        """
+        check_place(self.path, run_name)
 
     def read_config(self) -> Config | None:
         """Return the configuration of the run that is here, or None.
 
         A run that never reached a checkpoint left nothing to go on from: it is none.
+
+        Raises: CheckpointError if there are checkpoints, and it is lost or cut; ConfigError.
         """
-        begun = self.config_file.is_file() and checkpoints.list_checkpoints(self.checkpoints)
-        return load_config(str(self.config_file)) if begun else None
+        if not checkpoints.list_checkpoints(self.checkpoints):
+            return None
+        checkpoints.check_config_file(self.config_file)
+        config = load_config(str(self.config_file))
+        self._run_name = config.run.name
+        return config
 
     def check(self, config: Config) -> None:
         """Check that `config` continues the run that is here, if there is one.
@@ -115,6 +107,8 @@ class RunFolder:
             for folder in (self.path, self.checkpoints):
                 remove_unfinished(folder)
             write_whole(self.config_file, config.to_toml())
+            self.run_id = read_run_id(self.path) or new_run_id()
+            write_whole(self.path / RUN_ID_FILE, run_id_text(self.run_id))
         except OSError as error:
             raise CheckpointError(
                 f"Cannot write the run folder {self.path}: {error.strerror}. "
@@ -129,62 +123,59 @@ class RunFolder:
         return checkpoints.list_checkpoints(self.checkpoints)
 
     def newest_whole(self) -> tuple[Checkpoint | None, list[str]]:
-        """Return the newest undamaged checkpoint, and a line per damaged one passed over."""
-        warnings: list[str] = []
+        """Return the newest checkpoint that can be continued, and a line per one passed over.
+
+        Raises: CheckpointError if it cannot be told which checkpoints are this run's.
+        """
         found = self._list()
         if self._seen is None:
             self._seen = found
+        warnings = [
+            f"{stray}, where a checkpoint has a folder; it is passed over."
+            for stray in checkpoints.list_strays(self.checkpoints)
+        ]
+        run_id = self.run_id or read_run_id(self.path)
         for checkpoint in reversed(found):
-            damage = checkpoints.find_damage(checkpoint.path)
-            if damage is None:
+            fault = self._find_fault(checkpoint, run_id)
+            if fault is None:
                 return checkpoint, warnings
-            warnings.append(
-                f"Checkpoint {checkpoint.path.name} is damaged ({damage}); using an earlier one."
-            )
+            warnings.append(f"Checkpoint {checkpoint.path.name} {fault}; using an earlier one.")
         return None, warnings
 
-    def cut_metrics_back(self, updates: int) -> None:
-        """Drop the rows after an update, so that a resumed run writes each step once."""
-        if not self.metrics_file.is_file():
-            return
-        kept = []
-        for line in self.metrics_file.read_text(encoding="utf-8").splitlines():
-            try:
-                if parse_json(line)["step"] <= updates:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError, TypeError):
-                continue  # the line that an interruption cut short
-        write_whole(self.metrics_file, "".join(kept))
+    def _find_fault(self, checkpoint: Checkpoint, run_id: str | None) -> str | None:
+        """Say why a checkpoint is not one that this run can go on from; None if it is."""
+        damage = checkpoints.find_damage(checkpoint.path)
+        if damage is not None:
+            return f"is damaged ({damage})"
+        own = checkpoints.checkpoint_name(self._run_name or "", checkpoint.epoch, checkpoint.step)
+        if self._run_name is not None and checkpoint.path.name != own:
+            return f"is passed over (it is of another run, not of {self._run_name})"
+        stranger = find_stranger(checkpoint.path, run_id)
+        if stranger is not None:
+            return f"is passed over ({stranger})"
+        try:
+            read_progress(checkpoint.path)
+        except CheckpointError as error:
+            return f"is damaged ({error})"
+        return None
 
-    def read_last_evaluation(self) -> dict[str, Any] | None:
-        """Return the last evaluation row of `metrics.jsonl`."""
-        rows = []
-        if self.metrics_file.is_file():
-            for line in self.metrics_file.read_text(encoding="utf-8").splitlines():
-                if '"eval_loss"' in line:
-                    rows.append(parse_json(line))
-        return rows[-1] if rows else None
+    @naming
+    def write_held_out(self, names: Iterable[str]) -> Path:
+        """List the images that were taken out of training. Returns: the file."""
+        write_whole(self.held_out_file, listed(names))
+        return self.held_out_file
 
+    @naming
+    def cut_metrics_back(self, updates: int) -> list[str]:
+        """Drop the rows after an update, so that a resumed run writes each step once.
 
-def read_progress(checkpoint: Path) -> Progress:
-    """Read the numbers of a checkpoint. Raises: CheckpointError if they are damaged."""
-    try:
-        path = checkpoint / PROGRESS_FILE
-        fields = read_json(path) if path.is_file() else _read_inside(checkpoint / STATE_FILE)
-        best = fields.pop("best")
-        return Progress(best=Best(**best) if best else None, **fields)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"Checkpoint {checkpoint} has no progress to go on from: {error}."
-        ) from None
+        Returns: a line for the log, if rows of before were lost.
+        """
+        return cut_rows_back(self.metrics_file, updates)
 
+    def read_last_evaluation(self, updates: int) -> dict[str, float] | None:
+        """Return the evaluation after an update, as `metrics.jsonl` tells it; None if it does not.
 
-def _read_inside(state: Path) -> Any:
-    """Read the numbers where version 0.1.0 kept them: in the metadata of the training state.
-
-    A safetensors file begins with the length of a JSON header, which has the metadata.
-    """
-    with state.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = parse_json(file.read(min(length, LONGEST_JSON + 1)))
-    return parse_json(header["__metadata__"]["vitbase"])
+        Raises: CheckpointError if that is no file.
+        """
+        return find_evaluation(self.metrics_file, updates)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vitbase.console import columns_for, printable, say
+from vitbase.disk import open_regular
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -37,6 +38,8 @@ class Journal:
         self._board = board
         self._display: Progress | None = None
         self._task: TaskID | None = None
+        self._unwritten = ""  # rows that the disk has not taken yet
+        self._told = False  # that it has not
 
     def record(self, **row: Any) -> None:
         """Append a row to `metrics.jsonl`, from the first rank."""
@@ -46,16 +49,43 @@ class Journal:
             for name, value in row.items():
                 if name not in {"step", "epoch"} and isinstance(value, int | float):
                     self._board.add_scalar(name, value, row["step"])
-        with self._metrics_file.open("a", encoding="utf-8") as file:
-            # JSON has no NaN, which the mean over no class is, and no infinity, which the gradient
-            # of an update is that loss scaling passes over.
-            lost = {k for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)}
-            file.write(json.dumps({k: None if k in lost else v for k, v in row.items()}) + "\n")
+        # JSON has no NaN, which the mean over no class is, and no infinity, which the gradient of
+        # an update is that loss scaling passes over.
+        lost = {k for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)}
+        self._unwritten += json.dumps({k: None if k in lost else v for k, v in row.items()}) + "\n"
+        try:
+            self._write()
+        except OSError as error:
+            if not self._told:
+                self._told = True
+                self.say(
+                    f"WARNING: {self._metrics_file} cannot be written: {error.strerror or error}. "
+                    f"Its rows are kept, and tried again with the next one."
+                )
 
     def flush(self) -> None:
-        """Flush what is not written yet: before a checkpoint that follows it."""
+        """Write what could not be written yet: before a checkpoint that follows it.
+
+        Raises: OSError if it still cannot.
+        """
         if self._board is not None:
             self._board.flush()
+        self._write()
+
+    def _write(self) -> None:
+        """Append rows, all of them or none. Raises: OSError."""
+        if not self._unwritten:
+            return
+        with open(self._metrics_file, "ab", buffering=0, opener=open_regular) as file:
+            end = file.tell()
+            try:
+                rest = memoryview(self._unwritten.encode())
+                while rest:  # a disk that fills takes a part
+                    rest = rest[file.write(rest) :]
+            except OSError:
+                file.truncate(end)
+                raise
+        self._unwritten, self._told = "", False
 
     def warn(self, line: str) -> None:
         """Write a log line about what this rank alone has seen."""

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from vitbase.disk import find_strange
 from vitbase.errors import CheckpointError
 from vitbase.files import read_json
 
@@ -22,6 +23,8 @@ LOCK_FILE = "run.lock"
 _BEAT_SECONDS = 10.0
 _STALE_SECONDS = 60.0
 """After so long without a beat a writer on another machine is taken for dead."""
+_LONGEST_SHOWN = 100
+"""Letters of what a file says of its writer."""
 
 
 class RunLock:
@@ -65,7 +68,15 @@ class RunLock:
                 os.utime(self.path)
 
     def _remove_if_dead(self) -> None:
-        """Remove the file of a writer who is gone. Raises: CheckpointError if they live."""
+        """Remove the file of a writer who is gone.
+
+        Raises: CheckpointError if they live, or something else stands in the place of the file.
+        """
+        strange = find_strange(self.path)
+        if strange not in {None, "is missing"}:
+            raise CheckpointError(
+                f"{self.path} {strange}, where a run says who writes it: remove it."
+            )
         try:
             owner, age = _read_owner(self.path), self._age()
         except FileNotFoundError:
@@ -73,11 +84,13 @@ class RunLock:
         here = owner.get("machine") == _machine()
         lives = _lives(owner) if here else age < _STALE_SECONDS
         if lives:
-            since = owner.get("since", "an unknown time")
+            since = str(owner.get("since", "an unknown time"))[:_LONGEST_SHOWN]
             wait = "" if here else f", wait {_STALE_SECONDS:.0f} s if that machine is gone"
             raise CheckpointError(
-                f"{self.path.parent} is being written by process {owner.get('process', '?')} on "
-                f"{owner.get('host', 'another machine')}, since {since}. Stop that one "
+                f"{self.path.parent} is being written by process "
+                f"{str(owner.get('process', '?'))[:_LONGEST_SHOWN]} on "
+                f"{str(owner.get('host', 'another machine'))[:_LONGEST_SHOWN]}, since {since}. "
+                f"Stop that one "
                 f"first{wait}, or give another --output_dir."
             )
         # Of two who find it dead, one moves it away; the other finds nothing, or a new one.
@@ -127,7 +140,7 @@ def _read_owner(path: Path) -> dict[str, Any]:
 def _lives(owner: dict[str, Any]) -> bool:
     """Tell whether the process that a lock is of is still there, and no other of its number."""
     number = owner.get("process")
-    if not isinstance(number, int) or number < 1:
+    if type(number) is not int or not 1 <= number < 2**31:  # more is no process, and overflows
         return False
     try:
         os.kill(number, 0)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 from vitbase.console import say
 from vitbase.errors import CheckpointError
-from vitbase.runs.folder import Best, Progress, RunFolder
-
-SCORES = {"eval_top1": "top-1", "eval_top5": "top-5", "eval_map": "mAP"}
-"""What scores are called where people read them."""
+from vitbase.runs.folder import RunFolder
+from vitbase.runs.progress import SCORES, Best, Progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,16 +48,29 @@ class TrainResult:
 
 def report_finished(folder: RunFolder, progress: Progress) -> TrainResult:
     """Tell the result of a finished run again. Raises: CheckpointError if it has left none."""
-    row = folder.read_last_evaluation()
+    row = folder.read_last_evaluation(progress.updates)
     if row is None or progress.best is None:
         raise CheckpointError(
-            f"The run in {folder.path} is finished, but its metrics.jsonl holds no evaluation. "
+            f"The run in {folder.path} is finished, but its metrics.jsonl holds no evaluation "
+            f"after update {progress.updates}, its last. "
+            f"Evaluate it with: vitbase eval --checkpoint_path {folder.path}"
+        )
+    if _contradicts(row, progress.best):
+        raise CheckpointError(
+            f"The run in {folder.path} is finished, but its metrics.jsonl does not fit its best "
+            f"score, {progress.best.score:.2%}: it is of another run. "
             f"Evaluate it with: vitbase eval --checkpoint_path {folder.path}"
         )
     say(f"The run in {folder.path} is finished; nothing to do. Its result:")
     result = result_of(folder, progress.updates, row, progress.best)
     say_result(result)
     return result
+
+
+def _contradicts(row: Mapping[str, float], best: Best) -> bool:
+    """Whether an evaluation cannot be one of the run that has this best score."""
+    score = row.get(best.score_name, math.nan)
+    return score > best.score or (row.get("epoch") == best.epoch and score < best.score)
 
 
 def result_of(folder: RunFolder, updates: int, row: Mapping[str, float], best: Best) -> TrainResult:

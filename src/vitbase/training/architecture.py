@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from vitbase.config.config import Config
 from vitbase.config.preprocess import Preprocess, describe_differences
-from vitbase.errors import ConfigError, WeightsError
+from vitbase.errors import CheckpointError, ConfigError, WeightsError
 from vitbase.model.spec import ViTSpec
 from vitbase.model.vit import VisionTransformer
 from vitbase.model.zoo import build_model, variant_spec
@@ -119,6 +120,28 @@ def load_for_training(config: Config, class_names: tuple[str, ...] | None) -> Lo
                 f"the weights have them, or --model None to take theirs."
             )
     return loaded
+
+
+def check_continues(config: Config, path: Path, found: ViTSpec) -> None:
+    """Check that a checkpoint has the architecture of the run that it is to be continued in.
+
+    A run whose architecture is that of the weights it started from does not say one.
+
+    Raises: CheckpointError naming what differs.
+    """
+    if config.model.model is None and config.starts_from_weights:
+        return
+    wanted = spec_of(config)
+    differing = _differing_fields(wanted, found)
+    for field in ("image_size", "num_classes"):
+        ours, theirs = getattr(wanted, field), getattr(found, field)
+        if ours != theirs:
+            differing.append(f"{field} is {theirs} in the file, not {ours}")
+    if differing:
+        raise CheckpointError(
+            f"{path} is of another run: {', '.join(differing)}. Move it away to go on from an "
+            f"earlier one."
+        )
 
 
 def _differing_fields(wanted: ViTSpec, found: ViTSpec) -> list[str]:

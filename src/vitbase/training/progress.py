@@ -18,9 +18,8 @@ from vitbase.data.balance import are_unequal
 from vitbase.data.loader import TrainLoader
 from vitbase.evaluation.run import Sums
 from vitbase.model.cost import count_flops
-from vitbase.runs.folder import Best
 from vitbase.runs.journal import Journal
-from vitbase.runs.result import SCORES
+from vitbase.runs.progress import SCORES, Best
 from vitbase.sources.open import TrainVal
 from vitbase.sources.source import Source, class_counts, name_class
 from vitbase.training.guard import Guard

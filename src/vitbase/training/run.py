@@ -14,7 +14,6 @@ from vitbase.data.augment import TrainTransform
 from vitbase.data.loader import TrainLoader
 from vitbase.errors import ConfigError
 from vitbase.evaluation.features import FeatureLoader, FeatureStore
-from vitbase.files import listed, write_whole
 from vitbase.runs.checkpoints import CKPT_SUFFIX
 from vitbase.runs.folder import RunFolder
 from vitbase.runs.journal import Board, Journal
@@ -30,7 +29,13 @@ from vitbase.training.objective import Objective
 from vitbase.training.progress import Reporter
 from vitbase.training.saver import NATIVE, Saver, advice_for
 from vitbase.training.schedule import Place, Schedule
-from vitbase.training.start import check_start, find_run, open_model, read_position
+from vitbase.training.start import (
+    check_reached,
+    check_start,
+    find_run,
+    open_model,
+    read_position,
+)
 from vitbase.training.state import momentum_tensors, stored_tensors
 from vitbase.training.step import Learner
 from vitbase.weights.save import choose_dialect
@@ -54,6 +59,7 @@ def train(config: Config) -> TrainResult:
             options.device_target, options.device_id, options.precision, tf32=options.tf32
         ) as runtime,
         contextlib.closing(RunFolder(config.output_dir)) as folder,
+        folder.naming_faults(),
     ):
         return _train(config, runtime, folder)
 
@@ -89,8 +95,7 @@ def _train(config: Config, runtime: Runtime, folder: RunFolder) -> TrainResult:
     for line in (*data.notes, *completed.notes, *notes, *found.warnings):
         journal.say(line)
     if data.held_out and runtime.is_first:
-        write_whole(folder.path / "held_out.txt", listed(data.held_out))
-        say(f"The held-out images are listed in {folder.path / 'held_out.txt'}")
+        say(f"The held-out images are listed in {folder.write_held_out(data.held_out)}")
     frozen: Frozen | None = None
     if config.model.freeze_backbone and config.model.frozen_views:
         frozen = Frozen(model, data, config, runtime)
@@ -100,6 +105,7 @@ def _train(config: Config, runtime: Runtime, folder: RunFolder) -> TrainResult:
     learner = Learner(model, config, runtime, layout, schedule, objective, on_features=on_features)
     updates, continued = 0, None
     if checkpoint is not None and progress is not None:
+        check_reached(checkpoint, progress, schedule)
         read = stored_tensors(checkpoint.path)
         learner.restore(read, checkpoint.path, progress.loss_scaler)
         updates, continued = progress.updates, checkpoint.path
@@ -116,7 +122,8 @@ def _train(config: Config, runtime: Runtime, folder: RunFolder) -> TrainResult:
         estimate = estimate_run(learner, loader, len(data.val), config, place, frozen)
         for line in describe(estimate, model.spec, config, place):
             journal.say(line)
-        runtime.from_first(lambda: folder.cut_metrics_back(place.updates))
+        for line in runtime.from_first(lambda: folder.cut_metrics_back(place.updates)):
+            journal.say(line)
         if frozen is not None:
             frozen.compute()
             if config.optimizer.optimizer == "momentum":  # the others divide by the gradient's size
@@ -125,7 +132,7 @@ def _train(config: Config, runtime: Runtime, folder: RunFolder) -> TrainResult:
         place, sums = fit(
             Run(config, loader, data.val, learner, reporter, saver, frozen),
             place,
-            closes=progress is not None and not progress.closed,
+            closes=progress is not None and (not progress.closed or place.ends_run),
         )
     assert saver.best is not None
     result = result_of(folder, place.updates, sums.to_row(), saver.best)

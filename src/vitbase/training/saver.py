@@ -21,8 +21,9 @@ from vitbase.runs.checkpoints import (
     checkpoint_name,
     state_part,
 )
-from vitbase.runs.folder import Best, Progress, RunFolder
+from vitbase.runs.folder import RunFolder
 from vitbase.runs.journal import Journal
+from vitbase.runs.progress import Best, Progress
 from vitbase.runs.writer import Copies, Job, Writer
 from vitbase.runtime import Runtime
 from vitbase.training.guard import Guard
@@ -92,10 +93,11 @@ class Saver:
             best=self.best,
             finished=closed and (place.ends_run or self.is_out_of_patience(place)),
             closed=closed or not place.ends_epoch,
+            run=self.folder.run_id or "",
         )
         self._name, self._best_before = name, before
-        self.journal.flush()
         try:
+            self.journal.flush()
             write(name, progress)
         except (OSError, MemoryError) as error:
             self._note(getattr(error, "strerror", None) or str(error))

@@ -7,14 +7,20 @@ from pathlib import Path
 
 from vitbase.config.complete import Completed, Facts
 from vitbase.config.config import Config
-from vitbase.errors import ConfigError, DataError
+from vitbase.errors import CheckpointError, ConfigError, DataError
 from vitbase.model.spec import ViTSpec
 from vitbase.model.vit import VisionTransformer
 from vitbase.model.zoo import build_model
 from vitbase.runs.checkpoints import Checkpoint
-from vitbase.runs.folder import Progress, RunFolder, read_progress
+from vitbase.runs.folder import RunFolder
+from vitbase.runs.progress import Progress, read_progress
 from vitbase.runtime import Runtime
-from vitbase.training.architecture import build_start, preprocess_of_weights, spec_of
+from vitbase.training.architecture import (
+    build_start,
+    check_continues,
+    preprocess_of_weights,
+    spec_of,
+)
 from vitbase.training.mindspore_state import MindSporeState, read_mindspore_state
 from vitbase.training.schedule import Schedule
 from vitbase.training.state import share_model
@@ -41,10 +47,17 @@ class FoundRun:
 def find_run(config: Config, folder: RunFolder) -> FoundRun:
     """Gather what is known before the data is opened: from the run's folder, else its weights.
 
-    Raises: VitbaseError if folder or weights cannot be read.
+    Raises: VitbaseError if folder or weights cannot be read, or no run could be in the folder.
     """
+    folder.check_place(config.run.name)
     saved = folder.read_config()
     checkpoint, warnings = folder.newest_whole()
+    if checkpoint is None and saved is not None:
+        raise CheckpointError(
+            f"No checkpoint in {folder.checkpoints} can be continued:\n  "
+            + "\n  ".join(warning.removesuffix("; using an earlier one.") for warning in warnings)
+            + f"\nRemove {folder.path} to begin the run again, or give another --output_dir."
+        )
     progress = read_progress(checkpoint.path) if checkpoint else None
     if saved is None:
         facts = Facts(weights=preprocess_of_weights(config))
@@ -82,7 +95,7 @@ def open_model(
         if checkpoint is None:
             model, notes = build_start(config, class_names)
         else:
-            model = _load_checkpoint(checkpoint.weights, class_names)
+            model = _load_checkpoint(config, checkpoint.weights, class_names)
         made.append(model)
         return model.spec, notes
 
@@ -92,15 +105,30 @@ def open_model(
     return model, notes
 
 
-def _load_checkpoint(weights: Path, class_names: tuple[str, ...]) -> VisionTransformer:
-    """Load the model of a run to be continued. Raises: DataError if the classes have changed."""
+def _load_checkpoint(
+    config: Config, weights: Path, class_names: tuple[str, ...]
+) -> VisionTransformer:
+    """Load the model of a run to be continued.
+
+    Raises: CheckpointError if it is another run's; DataError if the classes have changed.
+    """
     loaded = load_model(weights)
+    check_continues(config, weights, loaded.spec)
     if loaded.labels is not None and loaded.labels != class_names:
         raise DataError(
             f"The run was trained on the classes {', '.join(loaded.labels[:5])}…, but data_path "
             f"now has {', '.join(class_names[:5])}…. Give the same images, or another --output_dir."
         )
     return loaded.model
+
+
+def check_reached(checkpoint: Checkpoint, progress: Progress, schedule: Schedule) -> None:
+    """Check that a checkpoint is of a place in this run. Raises: CheckpointError on every rank."""
+    if not 0 < progress.updates <= schedule.total_steps:
+        raise CheckpointError(
+            f"Checkpoint {checkpoint.path} was taken after update {progress.updates}, and this run "
+            f"has {schedule.total_steps}: it is of another run. Move it away."
+        ).everywhere()
 
 
 def read_position(

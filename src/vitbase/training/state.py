@@ -12,10 +12,8 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -28,9 +26,13 @@ from vitbase.runtime import Runtime
 from vitbase.training.ema import ExponentialMovingAverage
 from vitbase.training.mindspore_state import MindSporeState
 from vitbase.training.sharded import like, own_rows, whole
+from vitbase.weights.files.safetensors import read_safetensors
 
 TRAINED = "weights"
 """Kind of the weights that learn, where the checkpoint's own weights are their average."""
+
+STEP = "step"
+"""Kind of what optimizers keep as one number of each parameter: the updates that it took."""
 
 Readers = Mapping[str, Callable[[], torch.Tensor]]
 
@@ -111,25 +113,39 @@ class RunState:
         if self.average is not None:
             own = dict(self.model.named_parameters())
             self.average.load_state_dict({name: own[name] for name in self.average.state_dict()})
+        stored: dict[str, set[str]] = {name: set() for name in named_parameters(self.optimizer)}
+        trained: set[str] = set()
         with torch.no_grad():
             for key, value in self._delivered(read):
-                self._put(key, value, origin)
+                kind, _, name = key.partition("/")
+                self._put(kind, name, value, origin)
+                if kind == TRAINED:
+                    trained.add(name)
+                else:
+                    stored[name].add(kind)
+        if self.average is not None and trained != dict(self.model.named_parameters()).keys():
+            raise CheckpointError(f"{origin} does not store every weight that learns.")
+        if len({frozenset(kinds) for kinds in stored.values()}) > 1:
+            # The optimizer would begin anew with those that are missing, and nobody would know.
+            raise CheckpointError(f"{origin} does not store the same of every parameter.")
 
-    def _put(self, key: str, value: torch.Tensor, origin: Path) -> None:
-        kind, name = key.split("/", 1)
+    def _put(self, kind: str, name: str, value: torch.Tensor, origin: Path) -> None:
         learning = named_parameters(self.optimizer)
         parameters = dict(self.model.named_parameters()) if kind == TRAINED else learning
         parameter = parameters.get(name)
-        if parameter is None or value.shape not in ((), parameter.shape):
+        fits = parameter is not None and value.shape == (() if kind == STEP else parameter.shape)
+        if parameter is None or not fits:
             raise CheckpointError(
                 f"{origin} stores {kind} for '{name}', which is not this model's."
             )
         if kind == TRAINED:
             parameter.copy_(like(value, parameter))
-        elif value.ndim:
+        elif kind != STEP:
             self.optimizer.state[parameter][kind] = like(value, parameter)
+        elif 0 <= float(value) < 2**53:
+            self.optimizer.state[parameter][kind] = value.float().cpu()
         else:
-            self.optimizer.state[parameter][kind] = value.cpu()
+            raise CheckpointError(f"{origin} stores {float(value)} updates of '{name}'.")
 
     def _optimizer_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         for name, parameter in named_parameters(self.optimizer).items():
@@ -176,12 +192,10 @@ def stored_tensors(checkpoint: Path) -> Callable[[], Readers]:
     def read() -> Readers:
         parts: dict[str, list[tuple[tuple[int, int] | None, Callable[[], torch.Tensor]]]] = {}
         for path in state_files(checkpoint):
-            file: Any = safe_open(path, framework="pt")
-            slices = _slices_of(file.metadata() or {}, path)
-            names: list[str] = file.keys()
-            for name in names:
-                get = partial(file.get_tensor, name)
-                parts.setdefault(name, []).append((slices.get(name), get))
+            file = read_safetensors(path)
+            slices = _slices_of(file.metadata, path)
+            for name, tensor in file.tensors.items():
+                parts.setdefault(name, []).append((slices.get(name), tensor.read))
         return {name: partial(_joined, name, found, checkpoint) for name, found in parts.items()}
 
     return read

@@ -7,14 +7,20 @@ import re
 from pathlib import Path
 
 from vitbase.errors import CheckpointError
+from vitbase.files import WRITING
 from vitbase.runs.checkpoints import (
+    CHECKPOINTS,
     MANIFEST_FILE,
     NAME,
+    PROGRESS_FILE,
+    STATE_FILE,
     find_damage,
     is_own_weights,
+    is_unfinished,
     list_checkpoints,
     weights_in,
 )
+from vitbase.runs.identity import find_stranger, read_run_id
 from vitbase.weights import hub
 
 WEIGHTS_SUFFIXES = {".ckpt", ".safetensors", ".npz", ".pth", ".pt", ".bin", ".tar"}  # .pth.tar
@@ -47,7 +53,22 @@ def list_weights(checkpoint_path: str | Path) -> list[Path]:
     """
     if str(checkpoint_path).startswith(hub.PREFIX):
         return [hub.fetch(str(checkpoint_path))]
-    path = Path(checkpoint_path)
+    try:
+        return _list_weights(Path(checkpoint_path))
+    except (OSError, ValueError) as error:  # a name may be too long, or have a NUL in it
+        cause = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(
+            f"checkpoint_path {checkpoint_path} cannot be opened: {cause}."
+        ) from None
+
+
+def _list_weights(path: Path) -> list[Path]:
+    for place in (path, path.parent):
+        if is_unfinished(place):
+            raise CheckpointError(
+                f"checkpoint_path {path} was not written to its end: no checkpoint has a name "
+                f"that begins with {WRITING}. Give another one.{_siblings(place)}"
+            )
     if path.is_file():
         return [path]
     for place in (path, _seed_form(path)):
@@ -66,7 +87,7 @@ def list_weights(checkpoint_path: str | Path) -> list[Path]:
         for name in hub.MODEL_FILES:
             if (path / name).is_file():
                 return [path / name]
-    files = [entry for entry in path.iterdir() if entry.suffix.lower() in WEIGHTS_SUFFIXES]
+    files = [entry for entry in path.iterdir() if _is_weights(entry)]
     if files:
         return sorted(files, key=lambda entry: _by_numbers(entry.name))
     raise CheckpointError(f"checkpoint_path {path} holds no checkpoint and no weights file.")
@@ -80,20 +101,31 @@ def verified(weights: Path) -> Path:
     folder = weights.parent
     if not is_own_weights(weights):
         return weights
-    if weights.is_file() and not (folder / MANIFEST_FILE).exists():
+    beside = (MANIFEST_FILE, STATE_FILE, PROGRESS_FILE)
+    if weights.is_file() and not any(os.path.lexists(folder / name) for name in beside):
         return weights  # a file of that name, which somebody has put there
-    damage = find_damage(folder, only=weights.name)
-    if damage is None:
+    run_id = read_run_id(folder.parent.parent) if folder.parent.name == CHECKPOINTS else None
+    fault = _find_fault(weights, run_id)
+    if fault is None:
         return weights
     for checkpoint in reversed(list_checkpoints(folder.parent)):
-        if checkpoint.path == folder:
-            continue
-        if find_damage(checkpoint.path, only=checkpoint.weights.name) is None:
+        if checkpoint.path != folder and _find_fault(checkpoint.weights, run_id) is None:
             remedy = f"The newest whole one of the run is {checkpoint.path}."
             break
     else:
         remedy = "No other one of the run is whole."
-    raise CheckpointError(f"Checkpoint {folder} is damaged: {damage}. {remedy}")
+    raise CheckpointError(f"Checkpoint {folder} is damaged: {fault}. {remedy}")
+
+
+def _find_fault(weights: Path, run_id: str | None) -> str | None:
+    """Say what is wrong with the weights of a checkpoint, and whose it is; None if nothing is."""
+    damage = find_damage(weights.parent, only=weights.name)
+    return damage or find_stranger(weights.parent, run_id)
+
+
+def _is_weights(entry: Path) -> bool:
+    suits = entry.suffix.lower() in WEIGHTS_SUFFIXES and not entry.name.startswith(WRITING)
+    return suits and entry.is_file()
 
 
 def _by_numbers(name: str) -> tuple[list[tuple[str, int]], str]:

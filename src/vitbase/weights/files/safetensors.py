@@ -105,6 +105,8 @@ def _check_header(path: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         described = parse_json(header)
     except ValueError as error:
         raise WeightsError(f"{path}: its header is not valid JSON: {error}.") from None
+    if not isinstance(described, dict):
+        raise WeightsError(f"{path}: its header is no JSON object.")
     places = []
     for name, fact in described.items():
         if name == "__metadata__":
