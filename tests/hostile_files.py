@@ -9,9 +9,9 @@ memory is its own, and what it takes is bounded:
 
 from __future__ import annotations
 
-import base64
+import contextlib
+import functools
 import gzip
-import io
 import json
 import os
 import pickle
@@ -37,7 +37,7 @@ from made_damage import NUMBERS, damaged
 from made_images import idx
 from made_shards import JPEG, samples, write_tar
 
-from vitbase.config.config import load_config, recipe_names, read_recipe_text
+from vitbase.config.config import load_config, read_recipe_text, recipe_names
 from vitbase.errors import VitbaseError
 from vitbase.sources.imagenet.classes import imagenet_synsets
 from vitbase.sources.open import open_source
@@ -132,18 +132,33 @@ def read_all(source: Source) -> None:
     for index in range(len(source)):
         source.images.size(int(source.rows[index]))
         for look in (source.name, source.describe, source.read):
-            try:
+            with contextlib.suppress(VitbaseError):
                 look(index)
-            except VitbaseError:
-                pass
 
 
 # --------------------------------------------------------------------------------------- config
 
 ODD_TOML = (
     *("9" * 5000, "-1", "1e999", "nan", "-inf", "0x" + "f" * 5000, "1_000_000_000_000_000_000_000"),
-    *("true", "[]", "{}", "[[]]", "[" * 3000, "{a = " * 200 + "1" + "}" * 200, "1979-05-27T07:32:00Z"),
-    *("[" * 300 + "]" * 300, "'x'", "''", '"\\u0000"', '"\\u001b[2J"', '"\\u202e"', "07:32:00", '"""'),
+    *(
+        "true",
+        "[]",
+        "{}",
+        "[[]]",
+        "[" * 3000,
+        "{a = " * 200 + "1" + "}" * 200,
+        "1979-05-27T07:32:00Z",
+    ),
+    *(
+        "[" * 300 + "]" * 300,
+        "'x'",
+        "''",
+        '"\\u0000"',
+        '"\\u001b[2J"',
+        '"\\u202e"',
+        "07:32:00",
+        '"""',
+    ),
     *("{a = 1}", "[1, 'a']", "[[1, 2], [3]]", "1.0", "'" + "y" * 9000 + "'", '"\\ud800"', "0", "2"),
     *("18446744073709551616", "-9223372036854775809", "1e-320", '"\\U0010ffff"', "'9'", "'auto'"),
 )
@@ -205,13 +220,25 @@ def write_idx(rng: random.Random, folder: Path) -> None:
                 if number == chosen and rng.random() < 0.2:
                     content = damaged(rng, content)
                 elif number == chosen and rng.random() < 0.02:
-                    content += gzip.compress(bytes(1 << 25), 9) * 100  # 100 times 32 MiB of zeros
+                    content += gzip_bomb()
             (folder / f"{prefix}-{kind}-ubyte{suffix}").write_bytes(content)
             number += 1
     if rng.random() < 0.3:
         lines = [rng.choice(NAMES) for _ in range(rng.choice((1, 3, 4)))]
         text = "\n".join(lines).encode("utf-8", "surrogatepass")
         (folder / "labels.txt").write_bytes(damaged(rng, text) if rng.random() < 0.5 else text)
+
+
+@functools.cache
+def gzip_bomb() -> bytes:
+    """Three megabytes that become three gigabytes."""
+    return gzip.compress(bytes(1 << 25), 9) * 100
+
+
+@functools.cache
+def list_bomb() -> bytes:
+    """A list of twenty million lists, which would take more than a gigabyte."""
+    return zlib.compress(b"[" + b"[]," * 20_000_000 + b"[]]", 1)
 
 
 def odd_idx(rng: random.Random, array: np.ndarray) -> bytes:
@@ -221,7 +248,13 @@ def odd_idx(rng: random.Random, array: np.ndarray) -> bytes:
         return damaged(rng, bytes(content))
     if kind == 1:  # sides whose product wraps to what is there, or to nothing
         sides = rng.choice(
-            ((2**31, 2**31, 4), (2**32 - 1,) * 3, (2**16, 2**24, 2**24), (0, 5, 5), (2**32 - 1, 1, 1))
+            (
+                (2**31, 2**31, 4),
+                (2**32 - 1,) * 3,
+                (2**16, 2**24, 2**24),
+                (0, 5, 5),
+                (2**32 - 1, 1, 1),
+            )
         )
         return struct.pack(f">{1 + array.ndim}I", 0x800 + array.ndim, *sides[: array.ndim])
     if kind == 2:
@@ -395,7 +428,7 @@ def a_header(rng: random.Random, name: str, size: int) -> bytearray:
 
 
 def a_pax_header(rng: random.Random) -> bytes:
-    records = rng.choice(
+    return rng.choice(
         (
             b"30 path=../../../etc/passwd\n",
             b"",
@@ -415,7 +448,6 @@ def a_pax_header(rng: random.Random) -> bytes:
             b"5 a=\n" * 180_000,
         )
     )
-    return records
 
 
 def pax(key: str, value: str) -> bytes:
@@ -438,8 +470,8 @@ def odd_tar(rng: random.Random) -> bytes:
             label = rng.choice(VALUES)
         if rng.random() < 0.2:
             kind = rng.choice("xgLK")
-            content = a_pax_header(rng) if kind in "xg" else rng.choice(NAMES).encode(
-                "utf-8", "replace"
+            content = (
+                a_pax_header(rng) if kind in "xg" else rng.choice(NAMES).encode("utf-8", "replace")
             )
             block = a_header(random.Random(0), "././@PaxHeader", len(content))
             block[156] = ord(kind)
@@ -477,12 +509,10 @@ def write_shards(rng: random.Random, folder: Path) -> None:
 def write_index(rng: random.Random, folder: Path) -> None:
     """Shards that are whole, and an index beside them that lies; its checksum is right."""
     for split in ("train", "val"):
-        path = write_tar(folder / f"{split}-000000.tar", samples(4))
-        open_source(str(folder), split, "data_path") if split == "val" else None
-    content = (folder / "shards-train.index")
+        write_tar(folder / f"{split}-000000.tar", samples(4))
     open_source(str(folder), "train", "data_path")
-    whole = content.read_bytes()
-    content.write_bytes(odd_index(rng, whole))
+    path = folder / "shards-train.index"
+    path.write_bytes(odd_index(rng, path.read_bytes()))
 
 
 def odd_index(rng: random.Random, whole: bytes) -> bytes:
@@ -511,7 +541,7 @@ def odd_index(rng: random.Random, whole: bytes) -> bytes:
         )
         packed = zlib.compress(json_bytes(rng, value))
         if rng.random() < 0.1:
-            packed = zlib.compress(b"[" + b"[]," * 60_000_000 + b"[]]", 1)
+            packed = list_bomb()
         if kind == 4:
             columns = columns[: 24 * samples_there] + packed
             shard["names"], shard["texts"] = len(packed), 0
@@ -523,7 +553,9 @@ def odd_index(rng: random.Random, whole: bytes) -> bytes:
             columns = columns[: 24 * samples_there] + names + texts
             shard["texts"] = len(texts)
         if rng.random() < 0.3:
-            shard["left_out"] = rng.choice(([], ["x"], ["1"], ["x", "y"], [[], []], "12", ["²", "a"]))
+            shard["left_out"] = rng.choice(
+                ([], ["x"], ["1"], ["x", "y"], [[], []], "12", ["²", "a"])
+            )
     text = json.dumps(described).encode()
     if rng.random() < 0.1:
         text = damaged(rng, text)
@@ -612,7 +644,9 @@ def write_flat(rng: random.Random, folder: Path) -> None:
 def write_names(rng: random.Random, folder: Path) -> None:
     for split in ("train", "val"):
         write_tar(folder / f"{split}-000000.tar", samples(3))
-    name = rng.choice(("classnames.txt", "manifest.json", "_info.json", "info.json", "manifest.json"))
+    name = rng.choice(
+        ("classnames.txt", "manifest.json", "_info.json", "info.json", "manifest.json")
+    )
     names = [rng.choice(NAMES) for _ in range(rng.choice((1, 3, 3, 4)))]
     if name.endswith("txt"):
         text = "\n".join(names).encode("utf-8", "surrogatepass")
@@ -730,7 +764,10 @@ def attack(name: str, rounds: int, seed: int, folder: Path) -> dict[str, Any]:
         started = time.monotonic()
         signal.alarm(SECONDS)
         try:
-            form.read(place)
+            try:
+                form.read(place)
+            finally:
+                signal.alarm(0)
             outcomes["read"] += 1
         except VitbaseError as error:
             outcomes["refused"] += 1
@@ -743,8 +780,6 @@ def attack(name: str, rounds: int, seed: int, folder: Path) -> dict[str, Any]:
             where = f"{own[-1].filename.rpartition('vitbase/')[2]}:{own[-1].name}" if own else "?"
             kind = f"{type(error).__name__} in {where}"
             foreign.setdefault(kind, f"file {number} of seed {seed}: {str(error)[:200]}")
-        finally:
-            signal.alarm(0)
         longest = max(longest, time.monotonic() - started)
         remove(place)
         remove(folder / f"cache {number}")
@@ -785,7 +820,8 @@ def main() -> None:
         import vitbase.launch.plan  # noqa: F401 (loads torch, whose memory is not the file's)
     limit = memory("VmSize") + (GIGABYTES << 30)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    print(json.dumps(attack(name, int(rounds), int(seed), Path(folder))))
+    found = attack(name, int(rounds), int(seed), Path(folder))
+    sys.stdout.write(json.dumps(found) + "\n")
 
 
 if __name__ == "__main__":

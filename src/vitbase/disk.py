@@ -70,6 +70,8 @@ def list_folder(folder: Path) -> Entries:
                     files.append(name)
     except OSError as error:
         raise DataError(f"Cannot list {folder}: {error.strerror or error}") from None
+    except ValueError as error:  # a NUL in the name, or half of a letter
+        raise DataError(f"Cannot list {folder}: {error}") from None
     return Entries(sorted(folders), sorted(files), sorted(passed_over))
 
 
@@ -97,7 +99,10 @@ def open_regular(path: str | Path, flags: int = os.O_RDONLY) -> int:
     Returns: a descriptor.
     Raises: OSError if it cannot be opened, or is a folder, FIFO, socket or device.
     """
-    descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except ValueError as error:  # a NUL in the name, or half of a letter
+        raise OSError(errno.EINVAL, f"no file is called so ({error})") from None
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
         return descriptor

@@ -73,6 +73,15 @@ def first_few(names: Sequence[str], most: int = 3, *, count: bool = True) -> str
     return ", ".join(names[:most]) + ", …" + (f" ({len(names)} in all)" if count else "")
 
 
+def shown(value: object, longest: int = 300) -> str:
+    """Return a value as Python writes it, cut where it is long; even one that it cannot write."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits; lists in lists
+        return f"a {type(value).__name__} of no sensible size"
+    return text if len(text) <= longest else f"{text[:longest]}…"
+
+
 LAUNCHED = "VITBASE_LAUNCHED"
 """In the environment of ranks: the process that started them, and prints what ended them, once."""
 

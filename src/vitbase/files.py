@@ -144,20 +144,24 @@ def read_json(path: Path, *, longest: int = LONGEST_JSON) -> Any:
         return parse_json(file.read(longest + 1), longest=longest)
 
 
-def parse_json(text: bytes | str, *, longest: int = LONGEST_JSON) -> Any:
+def parse_json(text: bytes | str, *, longest: int = LONGEST_JSON, most: int | None = None) -> Any:
     """Parse JSON from outside: UTF-8, bounded in size and depth before anything is built of it.
 
     Python's parser calls itself for each level; stopped by the limit of that, it leaves the
     interpreter at this limit, where the next thing to run may fail. So depth is counted first.
 
     Raises: ValueError (of which `json.JSONDecodeError` is a kind) if it is longer than `longest`
-      bytes, deeper than :data:`DEEPEST_JSON` levels, says a key of an object twice, or is no JSON.
+      bytes, has more than `most` values, is deeper than :data:`DEEPEST_JSON` levels, says a key of
+      an object twice, or is no JSON.
     """
     content = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     if len(content) > longest:
         raise ValueError(f"it is longer than {longest:,} bytes")
+    outside = _STRING.sub(b"", content)
+    if most is not None and sum(map(outside.count, (b",", b"[", b"{"))) >= most:
+        raise ValueError(f"it has more than {most:,} values")
     depth = 0
-    for bracket in _STRING.sub(b"", content).translate(None, _NO_BRACKETS):
+    for bracket in outside.translate(None, _NO_BRACKETS):
         depth += 1 if bracket in b"[{" else -1
         if depth > DEEPEST_JSON:
             raise ValueError(f"it is nested more than {DEEPEST_JSON} levels deep")
@@ -172,7 +176,9 @@ _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"'{twice[:80]}' stands there twice")
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise ValueError(f"'{name[:80]}' stands there twice")
+            seen.add(name)
     return content

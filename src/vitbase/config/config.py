@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from importlib import resources
@@ -24,7 +25,8 @@ from vitbase.config.learning import AugmentSection, LossSection, OptimizerSectio
 from vitbase.config.options import CheckpointSection, DataSection, ModelSection, RunSection, Section
 from vitbase.config.preprocess import OPTION_OF, Preprocess
 from vitbase.console import warn
-from vitbase.errors import ConfigError, nearest
+from vitbase.disk import read_regular
+from vitbase.errors import ConfigError, nearest, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +175,11 @@ def differences_on_resume(saved: Config, asked: Config) -> list[str]:
 
 
 def _validated(nested: Mapping[str, Any], origin: str) -> Config:
+    for section, options in nested.items():
+        for option, value in options.items() if isinstance(options, Mapping) else ():
+            if isinstance(value, int) and not -(2**63) <= value < 2**63:
+                prefix = f"{origin}: [{section}] " if origin else ""
+                raise ConfigError(f"{prefix}Option '{option}' should be a number of 64 bits.")
     try:
         return Config.model_validate(nested)
     except ValidationError as error:
@@ -198,7 +205,7 @@ def _explain(error: ValidationError, origin: str) -> str:
         message = message.partition(", unable to ")[0]  # as the command line says it
         message = message[0].lower() + message[1:]
         if len(path) > 1:
-            line = f"Option '{name}' {message} (got {finding['input']!r})."
+            line = f"Option '{name}' {message} (got {shown(finding['input'])})."
         else:
             line = f"Options do not fit together: {message}."
         if line not in lines:
@@ -225,9 +232,11 @@ def read_recipe_text(recipe: str) -> str:
     if recipe.endswith(".toml"):
         try:
             # A path in it may hold bytes that are no UTF-8.
-            return Path(recipe).read_text(encoding="utf-8", errors="surrogateescape")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"Cannot read the configuration file {recipe}: {error}") from None
+            return read_regular(recipe, _LONGEST).decode("utf-8", "surrogateescape")
+        except OSError as error:
+            raise ConfigError(
+                f"Cannot read the configuration file {recipe}: {error.strerror or error}."
+            ) from None
     names = recipe_names()
     if recipe not in names:
         raise ConfigError(
@@ -236,6 +245,21 @@ def read_recipe_text(recipe: str) -> str:
         )
     path = resources.files("vitbase") / "config" / "recipes" / f"{recipe}.toml"
     return path.read_text(encoding="utf-8")
+
+
+_LONGEST = 1 << 18
+"""Bytes of a configuration; with every option it has some thousands."""
+
+_LONG_KEY = re.compile(r"""(?<![\w"'-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){50}""")
+
+
+def _parse(text: str, recipe: str) -> dict[str, Any]:
+    try:
+        if _LONG_KEY.search(text):  # for each of which tomllib takes the square of its length
+            raise ValueError("a key of it has more than 50 parts")
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # of its syntax, its numbers, or how deep it is
+        raise ConfigError(f"{recipe} is not valid TOML: {error}") from None
 
 
 def load_config(recipe: str, **options: Any) -> Config:
@@ -247,12 +271,7 @@ def load_config(recipe: str, **options: Any) -> Config:
     Returns: the validated configuration; see :func:`with_options`.
     Raises: ConfigError naming what is unknown, of the wrong type, or impossible.
     """
-    text = read_recipe_text(recipe)
-    try:
-        nested = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{recipe} is not valid TOML: {error}") from None
-    base = _validated(nested, recipe)
+    base = _validated(_parse(read_recipe_text(recipe), recipe), recipe)
     if not recipe.endswith(".toml"):
         base._origin = Origin(recipe, base.model_copy())
     config, notes = with_options(base, options)

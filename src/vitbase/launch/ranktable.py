@@ -22,12 +22,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from vitbase.disk import read_regular
 from vitbase.errors import LaunchError
 from vitbase.files import parse_json
 
 # 1.2 adds fields for super-nodes; those read here mean the same in both.
 _VERSIONS = ("1.0", "1.2")
 _OF_RANKS = "2.0"
+_LONGEST = 4 << 20  # bytes: those of ten thousand servers
 # Where server_id is a mere name, newer tables have the address beside it; a container has its own.
 _ADDRESS_FIELDS = ("container_ip", "host_ip", "server_ip", "server_id")
 
@@ -106,7 +108,7 @@ class RankTable:
 
 def is_own_address(address: str) -> bool:
     """Tell whether an address or host name is this machine's, on any of its interfaces."""
-    with contextlib.suppress(OSError, UnicodeError):
+    with contextlib.suppress(OSError, ValueError):  # of names that are none
         for family, kind, protocol, _, place in socket.getaddrinfo(
             address, None, type=socket.SOCK_STREAM
         ):
@@ -136,7 +138,7 @@ def parse_rank_table(path: Path, table: Any) -> RankTable:
 def read_table_file(path: Path) -> Any:
     """Read the JSON of a rank table, whatever it says. Raises: LaunchError."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_regular(path, _LONGEST).decode("utf-8-sig")
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not a text file"
         raise LaunchError(f"The rank table {path} cannot be read: {reason}.") from error
@@ -147,8 +149,9 @@ def read_table_file(path: Path) -> Any:
         raise LaunchError(f"The rank table {path} is not valid JSON{where}: {error}.") from error
 
 
-# A text in quotes, or a comment to the end of its line.
-_COMMENT = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*')
+# A text in quotes, or a comment to the end of its line. A text that does not end reaches to the end
+# of its line, too: else each of its quotes would be tried as a beginning.
+_COMMENT = re.compile(r'"(?:[^"\\\n]++|\\.)*+(?:"|\\?$)|//[^\n]*', re.MULTILINE)
 
 
 def _keep_text(match: re.Match[str]) -> str:
