@@ -17,10 +17,17 @@ from typing import Self
 
 
 class VitbaseError(Exception):
-    """Base of every error that is the user's to mend, not a bug of this package."""
+    """Base of every error that is the user's to mend, not a bug of this package.
+
+    Each argument is a line of its message: a line end inside, which a name may have, is escaped, so
+    that a name does not say a line of its own.
+    """
 
     is_everywhere = False
     """Whether every rank of a run raises it: then the first one tells."""
+
+    def __str__(self) -> str:
+        return "\n".join(str(line).replace("\n", "\\n") for line in self.args)
 
     def everywhere(self) -> Self:
         """Mark that every rank raises this error. Returns: itself, to be raised."""
@@ -58,6 +65,9 @@ class RankLostError(DeviceError):
 
 class LaunchError(VitbaseError):
     """A rank table is wrong, a server does not come, or a rank has ended."""
+
+    def __str__(self) -> str:
+        return Exception.__str__(self)  # it quotes what a rank has said, of several lines
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -61,8 +61,13 @@ def write_whole(path: Path, content: bytes | str) -> None:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Return names one a line; one that a line would not bring back stands there as JSON."""
+    """Return names one a line; as JSON what a line would not bring back, or a terminal obeys."""
     return "".join(f"{_as_line(name)}\n" for name in names)
+
+
+def json_line(value: object, indent: int | None = None) -> str:
+    """Return a value as JSON of ASCII that can be seen: `json` leaves DEL as it is."""
+    return json.dumps(value, indent=indent).replace("\x7f", "\\u007f")
 
 
 def unlisted(text: str) -> list[str]:
@@ -71,8 +76,8 @@ def unlisted(text: str) -> list[str]:
 
 
 def _as_line(name: str) -> str:
-    plain = name == name.strip() and not {"\n", "\r"} & {*name} and name[:1] != '"'
-    return name if plain and name else json.dumps(name)
+    plain = name == name.strip() and name.isprintable() and name[:1] != '"'
+    return name if plain and name else json_line(name)
 
 
 def _from_line(line: str) -> str:

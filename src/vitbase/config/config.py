@@ -129,8 +129,11 @@ class Config(BaseModel):
 
 
 def _toml(value: object) -> str:
-    # JSON's numbers, booleans, flat arrays and strings are valid TOML, but for a raw DEL.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    # JSON's numbers, booleans, flat arrays and strings are valid TOML, but for a raw DEL; what else
+    # is not to be seen, a terminal might obey. Bytes that are no UTF-8 have no other spelling.
+    text = json.dumps(value, ensure_ascii=False)
+    seen = (c if c.isprintable() or "\udc80" <= c <= "\udcff" else f"\\U{ord(c):08x}" for c in text)
+    return text if text.isprintable() else "".join(seen)
 
 
 def _all_fields() -> dict[str, tuple[str, FieldInfo]]:
@@ -183,10 +186,10 @@ def _validated(nested: Mapping[str, Any], origin: str) -> Config:
     try:
         return Config.model_validate(nested)
     except ValidationError as error:
-        raise ConfigError(_explain(error, origin)) from None
+        raise ConfigError(*_explain(error, origin)) from None
 
 
-def _explain(error: ValidationError, origin: str) -> str:
+def _explain(error: ValidationError, origin: str) -> list[str]:
     """Turn pydantic's findings into one line per option."""
     lines = []
     for finding in error.errors(include_url=False):
@@ -211,7 +214,7 @@ def _explain(error: ValidationError, origin: str) -> str:
         if line not in lines:
             lines.append(line)
     prefix = f"{origin}: " if origin else ""
-    return "\n".join(prefix + line for line in lines)
+    return [prefix + line for line in lines]
 
 
 def recipe_names() -> list[str]:
