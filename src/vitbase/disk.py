@@ -5,6 +5,7 @@ Every command lists through :func:`list_folder`, and reads images through :func:
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -35,6 +36,14 @@ _KINDS = (
     (stat.S_ISSOCK, "a socket"),
     (lambda mode: True, "a device"),
 )
+
+
+def as_path(place: str | Path) -> Path:
+    """Return a place as a path: `~` is somebody's home, if there is anybody of that name."""
+    path = Path(place)
+    with contextlib.suppress(RuntimeError):
+        return path.expanduser()
+    return path
 
 
 class Entries(NamedTuple):

@@ -66,9 +66,6 @@ class RankLostError(DeviceError):
 class LaunchError(VitbaseError):
     """A rank table is wrong, a server does not come, or a rank has ended."""
 
-    def __str__(self) -> str:
-        return Exception.__str__(self)  # it quotes what a rank has said, of several lines
-
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the closest known name, or an empty string."""

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vitbase.disk import open_regular
+from vitbase.disk import as_path, open_regular
 
 WRITING = ".writing-"
 """What the names of files begin with that are not whole yet."""
@@ -130,7 +130,7 @@ def cache_folder() -> Path | None:
     """
     own = os.environ.get("VITBASE_CACHE")
     if own:
-        return Path(own).expanduser()
+        return as_path(own)
     shared = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(shared):  # the specification says to pass over relative ones
         return Path(shared) / "vitbase"

@@ -137,7 +137,8 @@ def run_action(
         return
     if not words or words[0] not in actions:
         asked = f"Unknown action '{words[0]}'. " if words and words[0][:1] != "-" else ""
-        raise ConfigError(*f"{asked}{usage[0].upper()}{usage[1:]}".split("\n"))
+        first, *others = usage.split("\n")
+        raise ConfigError(f"{asked}{first[0].upper()}{first[1:]}", *others)
     actions[words[0]](words[1:])
 
 

@@ -14,7 +14,7 @@ from vitbase.cli.evaluate import run_eval
 from vitbase.cli.predict import run_predict
 from vitbase.cli.train import run_explain, run_recipes, run_train
 from vitbase.cli.weights import run_weights
-from vitbase.console import escape_reports, say, say_text, warn, warn_text
+from vitbase.console import escape_reports, printable_lines, say, say_text, warn, warn_text
 from vitbase.errors import LAUNCHED, ConfigError, VitbaseError, nearest, tell_launcher
 from vitbase.launch.words import find_value
 from vitbase.stopping import STOPPED, Stopped, end_with
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         if error.is_everywhere and os.environ.get("RANK", "0") != "0":
             sys.exit(2)  # the first rank tells
-        warn_text(_cut(f"vitbase: error: {error}"))
+        warn_text(_cut(printable_lines(f"vitbase: error: {error}")))
         sys.exit(2)
     except Stopped as stopped:
         if os.environ.get("RANK", "0") == "0":

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vitbase.curation.packing.images import Prepared
+from vitbase.disk import as_path
 from vitbase.errors import DataError
 from vitbase.files import json_line, read_json, sha256_of, write_whole
 from vitbase.sources.shards.layout import MANIFEST
@@ -159,7 +160,7 @@ def verify_shards(
     Returns: how many shards are whole.
     Raises: DataError naming the first shard that is missing or differs.
     """
-    folder = Path(folder).expanduser()
+    folder = as_path(folder)
     manifest = read_manifest(folder)
     if not manifest["splits"]:
         raise DataError(f"{folder}: there is no {MANIFEST}; it tells the checksums to verify.")
