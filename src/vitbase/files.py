@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,23 @@ def write_whole(path: Path, content: bytes | str) -> None:
     data = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
     with written_whole(path) as beside:
         beside.write_bytes(data)
+
+
+@contextlib.contextmanager
+def in_utf8(path: Path) -> Iterator[Path]:
+    """Give a file's path, or one that leads there, to libraries that take no bytes but UTF-8.
+
+    What they have opened stays open when the other path is gone.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        with tempfile.TemporaryDirectory(prefix="vitbase-") as folder:
+            link = Path(folder) / f"link{path.suffix.encode('ascii', 'ignore').decode()}"
+            link.symlink_to(path.absolute())
+            yield link
+    else:
+        yield path
 
 
 def listed(names: Iterable[str]) -> str:

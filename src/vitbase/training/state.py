@@ -16,6 +16,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from vitbase.errors import CheckpointError
+from vitbase.files import in_utf8
 from vitbase.model.vit import VisionTransformer
 from vitbase.model.zoo import build_unfilled
 from vitbase.runtime import Runtime
@@ -134,7 +135,8 @@ def stored_tensors(path: Path) -> Callable[[], Readers]:
     """Return what `RunState.restore` needs to read a safetensors file."""
 
     def read() -> Readers:
-        file: Any = safe_open(path, framework="pt")
+        with in_utf8(path) as place:
+            file: Any = safe_open(place, framework="pt")
 
         def reader(name: str) -> Callable[[], torch.Tensor]:
             return lambda: file.get_tensor(name)
