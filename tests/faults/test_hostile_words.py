@@ -26,6 +26,9 @@ from made_protobuf import field
 from made_shards import write_tar
 from safetensors.torch import save_file
 
+import vitbase
+from vitbase.weights.save import save_weights
+
 SPOOF = "vitbase: all is well"
 NASTY = f"a\x1b[2J\x1b]0;t\x07\x9b31m\u202eb\r{SPOOF}\n{SPOOF}\x7f\x00\udce9 [bold]".replace(
     "\x00", ""
@@ -99,11 +102,18 @@ def write_weights(folder: Path) -> None:
     described = {"architectures": [TEXT], "model_type": TEXT, "id2label": labels}
     (hub / "config.json").write_text(json.dumps(described))
     save_file({"vit.x": torch.zeros(3)}, hub / "model.safetensors", {"format": "pt"})
+    model = vitbase.create_model("testing", num_classes=2, image_size=32, gelu="erf")
+    save_weights(model, folder / "hf", dialect="hf")
+    described = json.loads((folder / "hf" / "config.json").read_text("utf-8"))
+    (folder / "hf" / "config.json").write_text(json.dumps({**described, "id2label": labels}))
 
 
 def write_sources(root: Path) -> None:
     jpeg = encode(photo(20, 24, seed=1))
-    rows = [f'"{root}/data/{NASTY}1/{NASTY}{n}.jpg","{TEXT}{n % 2}"' for n in range(6)]
+    rows = [f'"table/{TEXT}{n}.jpg","{TEXT}{n % 2}"' for n in range(8)]
+    (root / "table").mkdir()
+    for number in range(8):
+        (root / "table" / f"{TEXT}{number}.jpg").write_bytes(jpeg + bytes([number]))
     for name, lines in {
         "good.csv": ["path,label", *rows],
         "header.csv": [f'"{TEXT}","{TEXT}2"', *rows],
@@ -112,7 +122,7 @@ def write_sources(root: Path) -> None:
         "split.csv": ["path,label,split", f'{rows[0]},"{TEXT}"'],
     }.items():
         text = "\n".join(lines)
-        (root / name).write_bytes(text.encode("utf-8", "surrogateescape"))
+        (root / name).write_text(text, encoding="utf-8", newline="")
     for name, members in {
         "tar": [(f"{TEXT}{n}.{s}", c) for n in range(4) for s, c in (("jpg", jpeg), ("cls", b"1"))],
         "tar labels": [("0.jpg", jpeg), ("0.cls", TEXT.encode())],
@@ -132,7 +142,7 @@ def write_sources(root: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     (root / "parquet").mkdir()
     table = pyarrow.table({TEXT: [1, 2], f"{TEXT}2": ["a", TEXT]})
-    with (root / "parquet" / f"train-{TEXT}.parquet").open("wb") as file:
+    with (root / "parquet" / "train.parquet").open("wb") as file:
         parquet.write_table(table, file)
 
 
@@ -177,7 +187,8 @@ def commands(place: Place, run: str) -> list[list[object]]:
         ["eval", "--checkpoint_path", output, "--per_class", NASTY],
         ["eval", "--checkpoint_path", root / "none"],
         ["eval", "fashion", "--checkpoint_path", weights / "names.safetensors"],
-        ["predict", first, root, data, "--recursive", "--checkpoint_path", output],
+        ["predict", first, data, "--recursive", "--checkpoint_path", output],
+        ["train", "finetune", *FINE, "--data_path", root / "good.csv", "--output_dir", f"t {run}"],
         ["predict", first, "--checkpoint_path", output, "--json"],
         ["predict", root / "none.jpg", "--checkpoint_path", output],
         ["predict", root / "damaged", "--recursive", "--checkpoint_path", output],
@@ -186,11 +197,27 @@ def commands(place: Place, run: str) -> list[list[object]]:
         ["weights", "show", output],
         ["weights", "show", output, "--tensors"],
         ["weights", "show", output, "--json"],
-        *(["weights", "show", path] for path in sorted(weights.iterdir())),
-        *(["weights", "show", path, "--debug"] for path in sorted(weights.iterdir())),
-        *(["predict", first, "--checkpoint_path", path] for path in sorted(weights.iterdir())),
+        *(
+            words
+            for path in (*sorted(weights.iterdir()), *sorted(weights.glob("*/*.index.json")))
+            for words in (
+                ["weights", "show", path],
+                ["weights", "show", path, "--debug"],
+                ["predict", first, "--checkpoint_path", path],
+            )
+        ),
         ["weights", "show", f"hf-hub:{NASTY}"],
         ["weights", "show", f"hf-hub:owner/name@{NASTY}"],
+        [
+            "weights",
+            "convert",
+            output,
+            root / f"w {run}.pth",
+            "--dialect",
+            "timm",
+            "--allow",
+            "gelu",
+        ],
         ["weights", "convert", output, root / f"w {run}.pth", "--dialect", "timm"],
         ["weights", "convert", output, root / f"w {run}.{NASTY}", "--dialect", NASTY],
         ["data", "check", data],
