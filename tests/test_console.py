@@ -101,7 +101,8 @@ class Unraisable:
 def fail():
     raise ValueError("of a thread " + bad)
 warnings.warn("a warning " + bad)
-logging.getLogger(bad).warning("a log line " + bad + chr(10) + "of two lines")
+logging.getLogger(bad).warning("a log line %s", bad + chr(10) + "of two lines")
+logging.getLogger(bad).warning("a log line of 100%")
 thread = threading.Thread(target=fail)
 thread.start()
 thread.join()
@@ -124,5 +125,5 @@ def test_what_python_reports_is_escaped():
     bad = r"name\x1b[2J\x9b\udce9"
     for what in ("a warning", "of a thread", "of __del__", "of the program"):
         assert told.count(f"{what} {bad}\n") == 1
-    assert f"a log line {bad}\\nof two lines\n" in told
+    assert f"a log line {bad}\nof two lines\n" in told
     assert told.count("Traceback (most recent call last)") == 3

@@ -18,7 +18,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.progress import ProgressColumn
@@ -86,7 +86,7 @@ def escape_reports() -> None:
     """Let what Python itself writes to standard error go through here, for good.
 
     Those are tracebacks, of threads too, and of what nobody can raise any more; warnings; and what
-    libraries log where nobody has said how. They quote names from outside as they are.
+    libraries log. They quote names from outside as they are.
     """
     sys.excepthook = _report
     threading.excepthook = lambda given: _report(
@@ -96,7 +96,7 @@ def escape_reports() -> None:
         given.exc_type, given.exc_value or given.exc_type(), given.exc_traceback
     )
     warnings.showwarning = _show_warning
-    logging.lastResort = _Handler(logging.WARNING)
+    logging.setLogRecordFactory(_record)
 
 
 def _report(
@@ -117,9 +117,14 @@ def _show_warning(
     _write(sys.stderr if file is None else file, text)
 
 
-class _Handler(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        warn(self.format(record))
+def _record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+    """Make a record of what a library logs, which its own handlers may write anywhere."""
+    record = logging.LogRecord(*args, **kwargs)
+    with contextlib.suppress(TypeError, ValueError):  # it does not fit its arguments
+        record.msg, record.args = printable_lines(record.getMessage()), ()
+    if record.exc_info and record.exc_info[0] is not None:
+        record.exc_text = printable_lines("".join(traceback.format_exception(*record.exc_info)))
+    return record
 
 
 def _write(stream: TextIO | None, line: str) -> None:

@@ -307,6 +307,13 @@ def test_names_that_are_no_text_work_everywhere(tmp_path, vitbase_command):
         (tmp_path / "shards" / name).unlink()
 
 
+def test_weights_that_are_a_fifo(tmp_path, vitbase_command):
+    make_fifo(tmp_path / "x.ckpt")
+    code, _, err = vitbase_command("weights", "show", tmp_path)
+    assert code == 2
+    assert f"Cannot read {tmp_path}/x.ckpt: it is a FIFO, not a file with content." in err
+
+
 def test_weights_in_a_folder_that_is_no_text(splits, tmp_path, vitbase_command, monkeypatch):
     """The libraries of safetensors and torch open no such path."""
     output = tmp_path / LATIN / "run"

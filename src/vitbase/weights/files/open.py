@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from vitbase.disk import open_regular
 from vitbase.errors import WeightsError
 from vitbase.files import LONGEST_JSON, read_json
 from vitbase.weights.files.mindspore import read_mindspore
@@ -44,7 +45,7 @@ def open_tensors(path: Path) -> TensorFile:
 def _open_alone(path: Path) -> TensorFile:
     try:
         size = path.stat().st_size
-        with path.open("rb") as file:
+        with open(path, "rb", opener=open_regular) as file:
             head = file.read(256)
     except OSError as error:
         raise WeightsError(f"Cannot read {path}: {error.strerror}.") from None
