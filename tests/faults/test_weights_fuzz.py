@@ -38,7 +38,7 @@ from vitbase.weights.files.open import open_tensors
 from vitbase.weights.save import save_weights
 
 SECONDS = 10
-"""A file that takes longer hangs; the slowest take some hundredths."""
+"""Of the processor: a file that takes longer hangs; the slowest take some hundredths."""
 MEGABYTES = 64
 """All files together may raise the peak of memory by this; each has less than 40 kB."""
 
@@ -253,7 +253,7 @@ def attack(path: Path, mutation: Mutation, seed: int, rounds: int) -> Counter[st
             read_all,
             functools.partial(vitbase.load_model, num_heads=heads, image_size=size),
         ):
-            signal.alarm(SECONDS)
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)
             try:
                 action(path)
                 outcomes["opened"] += 1
@@ -262,7 +262,7 @@ def attack(path: Path, mutation: Mutation, seed: int, rounds: int) -> Counter[st
             except BaseException as error:
                 raise AssertionError(f"file {number} of seed {seed}, kept as {path}") from error
             finally:
-                signal.alarm(0)
+                signal.setitimer(signal.ITIMER_PROF, 0)
     return outcomes
 
 
@@ -271,9 +271,9 @@ def hangs_are_errors() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise HangError
 
-    before = signal.signal(signal.SIGALRM, stop)
+    before = signal.signal(signal.SIGPROF, stop)
     yield
-    signal.signal(signal.SIGALRM, before)
+    signal.signal(signal.SIGPROF, before)
 
 
 def memory(name: str) -> int:
