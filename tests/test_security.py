@@ -93,3 +93,15 @@ def test_what_the_threat_model_names_is_there():
     for room, name in rooms:
         defined = (PACKAGE / f"{room}.py").read_text(encoding="utf-8")
         assert re.search(rf"\b{name}\b", defined), (room, name)
+
+
+@each_file
+def test_nothing_is_said_past_the_console(path):
+    """Streams are written to in one file; what rich draws, in those that escape it themselves."""
+    text = path.read_text(encoding="utf-8")
+    room = path.relative_to(PACKAGE).as_posix()
+    past = r"sys\.std(?:out|err)\.(?:write|buffer)|(?<!\.)\bprint\(|logging\.(?!disable|root)\w+\("
+    assert room == "console.py" or not re.findall(past, text)
+    if re.search(r"\bConsole\(|console\.print\(", text):
+        assert room in {"console.py", "curation/checking/table.py", "runs/journal.py"}
+        assert "printable(" in text
