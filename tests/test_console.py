@@ -21,6 +21,7 @@ from vitbase.console import (
     warn,
     warn_text,
 )
+from vitbase.errors import DataError, tell_launcher
 
 
 @pytest.mark.parametrize(
@@ -127,3 +128,13 @@ def test_what_python_reports_is_escaped():
         assert told.count(f"{what} {bad}\n") == 1
     assert f"a log line {bad}\nof two lines\n" in told
     assert told.count("Traceback (most recent call last)") == 3
+
+
+def test_what_a_rank_tells_its_launcher_has_no_line_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error"))
+    for error, told in (
+        (ValueError("a\nvitbase: all is well"), "ValueError: a\n  vitbase: all is well"),
+        (DataError("a\nvitbase: all is well", "next"), "a\\nvitbase: all is well\nnext"),
+    ):
+        tell_launcher(error)
+        assert json.loads((tmp_path / "error").read_text())["message"]["message"] == told

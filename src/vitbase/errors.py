@@ -98,7 +98,9 @@ def tell_launcher(error: BaseException) -> bool:
     place = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if place is None:
         return False
-    text = str(error) if isinstance(error, VitbaseError) else f"{type(error).__name__}: {error}"
+    # Further lines of a library's message are indented: a name in it may hold what looks like ours.
+    words = str(error).replace("\n", "\n  ")
+    text = str(error) if isinstance(error, VitbaseError) else f"{type(error).__name__}: {words}"
     now = time.time()
     told = {
         "message": text,
