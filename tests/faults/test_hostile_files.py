@@ -11,6 +11,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,14 @@ from made_shards import JPEG, samples, write_tar
 
 from vitbase.config.config import load_config
 from vitbase.disk import LONGEST_IMAGE
-from vitbase.errors import ConfigError, DataError, LaunchError
+from vitbase.errors import ConfigError, DataError, LaunchError, WeightsError
 from vitbase.files import parse_json
 from vitbase.launch.ranktable import is_own_address, read_rank_table
 from vitbase.sources.open import open_source
 from vitbase.sources.pickles import read_pickle
 from vitbase.sources.shards.scan import read_members
 from vitbase.sources.source import no_labels, refuse_repeated
+from vitbase.weights.files.open import open_tensors
 
 SCRIPT = ROOT / "tests" / "hostile_files.py"
 MANY = 2500
@@ -234,3 +236,11 @@ def test_values_of_json_are_counted():
     assert parse_json('["a,b[", {"c": 1}]', most=5) == ["a,b[", {"c": 1}]
     with pytest.raises(ValueError, match="more than 3 values"):
         parse_json('["a,b[", {"c": 1}]', most=3)
+
+
+def test_a_file_of_torchs_that_takes_the_stack(tmp_path):
+    with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:
+        archive.writestr("w/data.pkl", BOMBS[1])
+        archive.writestr("w/version", "3\n")
+    with pytest.raises(WeightsError, match="tuples that stand for too many values"):
+        open_tensors(tmp_path / "w.pth")
