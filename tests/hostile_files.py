@@ -33,8 +33,8 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 import numpy as np
-from made_damage import NUMBERS, damaged
 from made_images import idx
+from made_mutations import NUMBERS, damaged
 from made_shards import JPEG, samples, write_tar
 
 from vitbase.config.config import load_config, read_recipe_text, recipe_names

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_damage import NUMBERS, damaged
+from made_mutations import NUMBERS, damaged
 from made_protobuf import field, varint
 
 import vitbase
