@@ -41,6 +41,8 @@ LONGEST_FILES = (
     "test_golden_losses.py",
     "test_weights_fuzz.py",
     "test_damaged_run.py",
+    "test_hostile_words.py",
+    "test_hostile_files.py",
     "test_cli.py",
     "test_lost_ranks.py",
     "test_recipes.py",

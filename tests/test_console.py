@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import sys
 
 import pytest
+from commands import environment_of_commands
 
 from vitbase import console
-from vitbase.console import counting, printable, printable_lines, say, say_json, warn
+from vitbase.console import (
+    counting,
+    printable,
+    printable_lines,
+    say,
+    say_json,
+    say_text,
+    warn,
+    warn_text,
+)
+from vitbase.errors import DataError, tell_launcher
 
 
 @pytest.mark.parametrize(
@@ -30,10 +42,12 @@ def test_what_moves_a_cursor_is_escaped(text, shown):
 
 def test_lines_are_escaped_wherever_they_go(capsys):
     say("one\x1b]0;title\x07\ntwo")
-    warn("bad\x1bname")
+    say_text("one\x1b\ntwo")
+    warn("\nbad\x1bname\nnext")
+    warn_text("a\rb\nc")
     said = capsys.readouterr()
-    assert said.out == "one\\x1b]0;title\\x07\ntwo\n"
-    assert said.err == "bad\\x1bname\n"
+    assert said.out == "one\\x1b]0;title\\x07\\ntwo\none\\x1b\ntwo\n"
+    assert said.err == "\nbad\\x1bname\\nnext\na\\rb\nc\n"
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
@@ -75,3 +89,52 @@ def test_json_stays_json_whatever_is_in_it(capsys, name):
     assert json.loads(line) == {"class": name}
     assert line.rstrip("\n").isprintable()
     assert ("é" in line) == ("é" in name)
+
+
+REPORTS = """
+import logging, sys, threading, warnings
+from vitbase.console import escape_reports
+escape_reports()
+bad = "name\\x1b[2J\\x9b\\udce9"
+class Unraisable:
+    def __del__(self):
+        raise ValueError("of __del__ " + bad)
+def fail():
+    raise ValueError("of a thread " + bad)
+warnings.warn("a warning " + bad)
+logging.getLogger(bad).warning("a log line %s", bad + chr(10) + "of two lines")
+logging.getLogger(bad).warning("a log line of 100%")
+thread = threading.Thread(target=fail)
+thread.start()
+thread.join()
+Unraisable()
+raise ValueError("of the program " + bad)
+"""
+
+
+def test_what_python_reports_is_escaped():
+    """Tracebacks, warnings, log lines of libraries, none of which goes through here by itself."""
+    done = subprocess.run(
+        [sys.executable, "-c", REPORTS],
+        env=environment_of_commands(),
+        capture_output=True,
+        check=False,
+    )
+    told = done.stderr.decode()
+    assert done.returncode == 1
+    assert all(line.isprintable() for line in told.split("\n"))
+    bad = r"name\x1b[2J\x9b\udce9"
+    for what in ("a warning", "of a thread", "of __del__", "of the program"):
+        assert told.count(f"{what} {bad}\n") == 1
+    assert f"a log line {bad}\nof two lines\n" in told
+    assert told.count("Traceback (most recent call last)") == 3
+
+
+def test_what_a_rank_tells_its_launcher_has_no_line_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error"))
+    for error, told in (
+        (ValueError("a\nvitbase: all is well"), "ValueError: a\n  vitbase: all is well"),
+        (DataError("a\nvitbase: all is well", "next"), "a\\nvitbase: all is well\nnext"),
+    ):
+        tell_launcher(error)
+        assert json.loads((tmp_path / "error").read_text())["message"]["message"] == told

@@ -9,11 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import sys
+import threading
 import time
+import traceback
+import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TextIO
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.progress import ProgressColumn
@@ -43,8 +48,21 @@ def printable_lines(text: str) -> str:
 
 
 def say(line: str) -> None:
-    """Write one line to standard output at once, readable in a file."""
-    _write(sys.stdout, line)
+    """Write one line to standard output at once, readable in a file.
+
+    A line end in it is a name's, and escaped; but one at its beginning is an empty line before it.
+    """
+    _write(sys.stdout, _one_line(line))
+
+
+def say_text(text: str) -> None:
+    """Write some lines to standard output, of which no name from outside is a part."""
+    _write(sys.stdout, text)
+
+
+def warn_text(text: str) -> None:
+    """Write some lines to standard error; line ends in names have been escaped before."""
+    _write(sys.stderr, text)
 
 
 def say_json(value: object) -> None:
@@ -56,8 +74,57 @@ def say_json(value: object) -> None:
 
 
 def warn(line: str) -> None:
-    """Write one line to standard error at once."""
-    _write(sys.stderr, line)
+    """Write one line to standard error at once; line ends as of :func:`say`."""
+    _write(sys.stderr, _one_line(line))
+
+
+def _one_line(line: str) -> str:
+    return "\n" + printable(line[1:]) if line[:1] == "\n" else printable(line)
+
+
+def escape_reports() -> None:
+    """Let what Python itself writes to standard error go through here, for good.
+
+    Those are tracebacks, of threads too, and of what nobody can raise any more; warnings; and what
+    libraries log. They quote names from outside as they are.
+    """
+    sys.excepthook = _report
+    threading.excepthook = lambda given: _report(
+        given.exc_type, given.exc_value or given.exc_type(), given.exc_traceback
+    )
+    sys.unraisablehook = lambda given: _report(
+        given.exc_type, given.exc_value or given.exc_type(), given.exc_traceback
+    )
+    warnings.showwarning = _show_warning
+    logging.setLogRecordFactory(_record)
+
+
+def _report(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None, /
+) -> None:
+    warn_text("".join(traceback.format_exception(kind, error, trace)).rstrip("\n"))
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    text = warnings.formatwarning(message, category, filename, lineno, line).rstrip("\n")
+    _write(sys.stderr if file is None else file, text)
+
+
+def _record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+    """Make a record of what a library logs, which its own handlers may write anywhere."""
+    record = logging.LogRecord(*args, **kwargs)
+    with contextlib.suppress(TypeError, ValueError):  # it does not fit its arguments
+        record.msg, record.args = printable_lines(record.getMessage()), ()
+    if record.exc_info and record.exc_info[0] is not None:
+        record.exc_text = printable_lines("".join(traceback.format_exception(*record.exc_info)))
+    return record
 
 
 def _write(stream: TextIO | None, line: str) -> None:
@@ -98,7 +165,7 @@ def counting() -> Iterator[Callable[[str, int, int], None]]:
 
         def show(what: str, done: int, total: int) -> None:
             if what not in tasks:
-                tasks[what] = display.add_task(what, total=total)
+                tasks[what] = display.add_task(printable(what), total=total)
             display.update(tasks[what], completed=done)
 
         yield show
@@ -109,7 +176,7 @@ def columns_for(unit: str) -> tuple[ProgressColumn, ...]:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
     return (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn(f"{unit}, left"),

@@ -5,6 +5,7 @@ Every command lists through :func:`list_folder`, and reads images through :func:
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -35,6 +36,14 @@ _KINDS = (
     (stat.S_ISSOCK, "a socket"),
     (lambda mode: True, "a device"),
 )
+
+
+def as_path(place: str | Path) -> Path:
+    """Return a place as a path: `~` is somebody's home, if there is anybody of that name."""
+    path = Path(place)
+    with contextlib.suppress(RuntimeError):
+        return path.expanduser()
+    return path
 
 
 class Entries(NamedTuple):
@@ -70,6 +79,8 @@ def list_folder(folder: Path) -> Entries:
                     files.append(name)
     except OSError as error:
         raise DataError(f"Cannot list {folder}: {error.strerror or error}") from None
+    except ValueError as error:  # a NUL in the name, or half of a letter
+        raise DataError(f"Cannot list {folder}: {error}") from None
     return Entries(sorted(folders), sorted(files), sorted(passed_over))
 
 
@@ -97,7 +108,10 @@ def open_regular(path: str | Path, flags: int = os.O_RDONLY) -> int:
     Returns: a descriptor.
     Raises: OSError if it cannot be opened, or is a folder, FIFO, socket or device.
     """
-    descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, 0o666)
+    try:
+        descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, 0o666)
+    except ValueError as error:  # a NUL in the name, or half of a letter
+        raise OSError(errno.EINVAL, f"no file is called so ({error})") from None
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
         return descriptor

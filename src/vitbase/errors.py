@@ -17,10 +17,17 @@ from typing import Self
 
 
 class VitbaseError(Exception):
-    """Base of every error that is the user's to mend, not a bug of this package."""
+    """Base of every error that is the user's to mend, not a bug of this package.
+
+    Each argument is a line of its message: a line end inside, which a name may have, is escaped, so
+    that a name does not say a line of its own.
+    """
 
     is_everywhere = False
     """Whether every rank of a run raises it: then the first one tells."""
+
+    def __str__(self) -> str:
+        return "\n".join(str(line).replace("\n", "\\n") for line in self.args)
 
     def everywhere(self) -> Self:
         """Mark that every rank raises this error. Returns: itself, to be raised."""
@@ -73,6 +80,15 @@ def first_few(names: Sequence[str], most: int = 3, *, count: bool = True) -> str
     return ", ".join(names[:most]) + ", …" + (f" ({len(names)} in all)" if count else "")
 
 
+def shown(value: object, longest: int = 300) -> str:
+    """Return a value as Python writes it, cut where it is long; even one that it cannot write."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits; lists in lists
+        return f"a {type(value).__name__} of no sensible size"
+    return text if len(text) <= longest else f"{text[:longest]}…"
+
+
 LAUNCHED = "VITBASE_LAUNCHED"
 """In the environment of ranks: the process that started them, and prints what ended them, once."""
 
@@ -82,7 +98,9 @@ def tell_launcher(error: BaseException) -> bool:
     place = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if place is None:
         return False
-    text = str(error) if isinstance(error, VitbaseError) else f"{type(error).__name__}: {error}"
+    # Further lines of a library's message are indented: a name in it may hold what looks like ours.
+    words = str(error).replace("\n", "\n  ")
+    text = str(error) if isinstance(error, VitbaseError) else f"{type(error).__name__}: {words}"
     now = time.time()
     told = {
         "message": text,

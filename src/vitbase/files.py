@@ -14,11 +14,12 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vitbase.disk import open_regular
+from vitbase.disk import as_path, open_regular
 
 WRITING = ".writing-"
 """What the names of files begin with that are not whole yet."""
@@ -65,9 +66,31 @@ def write_whole(path: Path, content: bytes | str) -> None:
         beside.write_bytes(data)
 
 
+@contextlib.contextmanager
+def in_utf8(path: Path) -> Iterator[Path]:
+    """Give a file's path, or one that leads there, to libraries that take no bytes but UTF-8.
+
+    What they have opened stays open when the other path is gone.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        with tempfile.TemporaryDirectory(prefix="vitbase-") as folder:
+            link = Path(folder) / f"link{path.suffix.encode('ascii', 'ignore').decode()}"
+            link.symlink_to(path.absolute())
+            yield link
+    else:
+        yield path
+
+
 def listed(names: Iterable[str]) -> str:
-    """Return names one a line; one that a line would not bring back stands there as JSON."""
+    """Return names one a line; as JSON what a line would not bring back, or a terminal obeys."""
     return "".join(f"{_as_line(name)}\n" for name in names)
+
+
+def json_line(value: object, indent: int | None = None) -> str:
+    """Return a value as JSON of ASCII that can be seen: `json` leaves DEL as it is."""
+    return json.dumps(value, indent=indent).replace("\x7f", "\\u007f")
 
 
 def unlisted(text: str) -> list[str]:
@@ -76,8 +99,8 @@ def unlisted(text: str) -> list[str]:
 
 
 def _as_line(name: str) -> str:
-    plain = name == name.strip() and not {"\n", "\r"} & {*name} and name[:1] != '"'
-    return name if plain and name else json.dumps(name)
+    plain = name == name.strip() and name.isprintable() and name[:1] != '"'
+    return name if plain and name else json_line(name)
 
 
 def _from_line(line: str) -> str:
@@ -130,7 +153,7 @@ def cache_folder() -> Path | None:
     """
     own = os.environ.get("VITBASE_CACHE")
     if own:
-        return Path(own).expanduser()
+        return as_path(own)
     shared = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(shared):  # the specification says to pass over relative ones
         return Path(shared) / "vitbase"
@@ -149,20 +172,24 @@ def read_json(path: Path, *, longest: int = LONGEST_JSON) -> Any:
         return parse_json(file.read(longest + 1), longest=longest)
 
 
-def parse_json(text: bytes | str, *, longest: int = LONGEST_JSON) -> Any:
+def parse_json(text: bytes | str, *, longest: int = LONGEST_JSON, most: int | None = None) -> Any:
     """Parse JSON from outside: UTF-8, bounded in size and depth before anything is built of it.
 
     Python's parser calls itself for each level; stopped by the limit of that, it leaves the
     interpreter at this limit, where the next thing to run may fail. So depth is counted first.
 
     Raises: ValueError (of which `json.JSONDecodeError` is a kind) if it is longer than `longest`
-      bytes, deeper than :data:`DEEPEST_JSON` levels, says a key of an object twice, or is no JSON.
+      bytes, has more than `most` values, is deeper than :data:`DEEPEST_JSON` levels, says a key of
+      an object twice, or is no JSON.
     """
     content = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     if len(content) > longest:
         raise ValueError(f"it is longer than {longest:,} bytes")
+    outside = _STRING.sub(b"", content)
+    if most is not None and sum(map(outside.count, (b",", b"[", b"{"))) >= most:
+        raise ValueError(f"it has more than {most:,} values")
     depth = 0
-    for bracket in _STRING.sub(b"", content).translate(None, _NO_BRACKETS):
+    for bracket in outside.translate(None, _NO_BRACKETS):
         depth += 1 if bracket in b"[{" else -1
         if depth > DEEPEST_JSON:
             raise ValueError(f"it is nested more than {DEEPEST_JSON} levels deep")
@@ -177,7 +204,9 @@ _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"'{twice[:80]}' stands there twice")
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise ValueError(f"'{name[:80]}' stands there twice")
+            seen.add(name)
     return content

@@ -16,17 +16,27 @@ from typing import IO, Any, Self
 LARGEST_TUPLE = 10_000
 """Values in a tuple of a pickle, those of tuples inside it counted each time they stand there."""
 
+DEEPEST_TUPLE = 100
+"""Tuples in tuples; what arrays and tensors need is three. Python's hash calls itself for each, and
+ends the process where the stack does."""
+
+
+_FEW = 1000  # numbers of a memo that no file is too short for
+
 
 def pickle_operations(pickled: IO[bytes]) -> Iterator[tuple[str, Any]]:
     """Yield the operations of a pickle, by name, and their arguments; none is run.
 
     Tuples that hold others several times over stand for exponentially many values, all of which are
-    visited when such a tuple becomes the key of a dict.
+    visited when such a tuple becomes the key of a dict. A memo is a table up to its largest number,
+    allocated at once.
 
-    Raises: ValueError at such a tuple; and, where the pickle is damaged, whatever pickletools does.
+    Raises: ValueError at such a tuple, or number; and, where the pickle is damaged, whatever
+      pickletools does.
     """
     sizes: list[int] = []  # of what would stand on the stack
-    memo: dict[Any, int] = {}
+    depths: list[int] = []  # of the same, as tuples
+    memo: dict[Any, tuple[int, int]] = {}
     marks: list[int] = []
     for operation, value, place in pickletools.genops(pickled):
         name, before = operation.name, operation.stack_before
@@ -35,18 +45,26 @@ def pickle_operations(pickled: IO[bytes]) -> Iterator[tuple[str, Any]]:
         elif name == "POP" and marks[-1:] == [len(sizes)]:
             marks.pop()
         elif name.endswith("PUT") or name == "MEMOIZE":
-            memo[len(memo) if name == "MEMOIZE" else value] = sizes[-1]
+            number = len(memo) if name == "MEMOIZE" else int(value or 0)
+            if not 0 <= number <= max(_FEW, place or 0):
+                raise ValueError(f"it remembers a value under the number {number}")
+            memo[number] = sizes[-1], depths[-1]
         elif name.endswith("GET"):
-            sizes.append(memo[value])
+            size, depth = memo[value]
+            sizes.append(size)
+            depths.append(depth)
         else:
             marked = pickletools.markobject in before
             start = marks.pop() - before.index(pickletools.markobject) if marked else None
             start = len(sizes) - len(before) if start is None else start
-            size = 1 + sum(sizes[start:]) if name.startswith("TUPLE") else 1
-            if size > max(LARGEST_TUPLE, place or 0):
+            is_tuple = name.startswith("TUPLE")
+            size = 1 + sum(sizes[start:]) if is_tuple else 1
+            depth = 1 + max(depths[start:], default=0) if is_tuple else 0
+            if size > max(LARGEST_TUPLE, place or 0) or depth > DEEPEST_TUPLE:
                 raise ValueError("it holds tuples that stand for too many values")
-            del sizes[start:]
+            del sizes[start:], depths[start:]
             sizes += [size] * len(operation.stack_after)
+            depths += [depth] * len(operation.stack_after)
         yield name, value
 
 

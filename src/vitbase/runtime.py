@@ -102,7 +102,7 @@ class Runtime:
         for rank, failed in enumerate(self.all_gather(error)):
             if failed is not None:
                 if rank:
-                    failed.args = (f"On rank {rank}: {failed}",)
+                    failed.args = (f"On rank {rank}: {failed.args[0]}", *failed.args[1:])
                 raise failed.everywhere()
         result: T = made  # type: ignore[assignment]
         return result

@@ -19,7 +19,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from vitbase.disk import LONGEST_FILE, is_passed_over, list_folder, open_regular, read_regular
+from vitbase.disk import (
+    LONGEST_FILE,
+    as_path,
+    is_passed_over,
+    list_folder,
+    open_regular,
+    read_regular,
+)
 from vitbase.errors import DataError, ImageError
 
 T = TypeVar("T")
@@ -133,7 +140,7 @@ def open_store(place: str, option: str, backoff: Backoff | None = None) -> Store
     if place.startswith("file://"):
         place = place.removeprefix("file://")
     if not is_url(place):
-        folder = Path(place).expanduser()
+        folder = as_path(place)
         if not folder.is_dir():
             raise DataError(f"--{option} {place}: there is no such folder.")
         return LocalStore(folder)

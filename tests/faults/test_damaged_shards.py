@@ -146,17 +146,29 @@ def test_an_index_that_lies_gives_errors_not_images(tmp_path):
     open_train(tmp_path / "data")
     index = tmp_path / "data" / "shards-all.index"
     (shard,) = decode_index(index.read_bytes())
-    for offsets in ([512, -1, 2**62, 99], [513] * 4):
-        index.write_bytes(lying(shard, offsets=np.array(offsets)))
-        source = open_train(tmp_path / "data")
-        for place in range(1 if offsets[0] == 512 else 0, 4):
-            with pytest.raises(ImageError):
-                source.read(place)
-    index.write_bytes(lying(shard, sizes=np.full(4, 2**32 - 1)))
-    with pytest.raises(ImageError):
-        open_train(tmp_path / "data").read(3)
-    for texts in (b"no zlib", pack([1]), pack([1] * 5)):
-        index.write_bytes(lying(shard, texts=texts))
+    index.write_bytes(lying(shard, offsets=np.array([513] * 4)))
+    source = open_train(tmp_path / "data")
+    for place in range(4):
+        with pytest.raises(ImageError):
+            source.read(place)
+    index.write_bytes(lying(shard, names=pack([["a", "b"]] * 3)))
+    source = open_train(tmp_path / "data")
+    assert source.name(2) == "b"
+    with pytest.raises(DataError, match=r"index of the shard .*x\.tar is damaged: the names in it"):
+        source.name(3)
+    for lie in (
+        {"offsets": np.array([512, -1, 2**62, 99])},
+        {"offsets": np.array([512, 512, 512, 2**63 - 1])},
+        {"sizes": np.full(4, 2**32 - 1)},  # would be allocated
+        {"texts": b"no zlib"},
+        {"texts": pack([1])},
+        {"texts": pack([1] * 5)},
+        {"texts": pack([None] * 4)},
+        {"texts": pack([10**30] * 4)},
+        {"left_out": ("x",)},
+        {"left_out": ("x", "y")},
+    ):
+        index.write_bytes(lying(shard, **lie))
         source = open_train(tmp_path / "data")
         assert "is damaged" in source.notes[0]
         assert source.labels.tolist() == [0, 1, 0, 1]

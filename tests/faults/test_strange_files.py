@@ -19,6 +19,7 @@ from vitbase.files import listed, unlisted
 from vitbase.sources.folders import read_folder
 from vitbase.sources.open import open_source
 from vitbase.stores import open_store
+from vitbase.training.saver import Saver
 
 TINY = [
     *("--model", "testing", "--image_height", "32", "--image_width", "32", "--batch_size", "4"),
@@ -304,6 +305,39 @@ def test_names_that_are_no_text_work_everywhere(tmp_path, vitbase_command):
         assert packed.class_names == (LATIN, "two\nlines")
         assert packed.name(0) == f"{LATIN}/{LATIN}0.jpg"
         (tmp_path / "shards" / name).unlink()
+
+
+def test_weights_that_are_a_fifo(tmp_path, vitbase_command):
+    make_fifo(tmp_path / "x.ckpt")
+    code, _, err = vitbase_command("weights", "show", tmp_path)
+    assert code == 2
+    assert f"Cannot read {tmp_path}/x.ckpt: it is a FIFO, not a file with content." in err
+
+
+def test_weights_in_a_folder_that_is_no_text(splits, tmp_path, vitbase_command, monkeypatch):
+    """The libraries of safetensors and torch open no such path."""
+    output = tmp_path / LATIN / "run"
+    options = ("--data_path", splits, *TINY, "--output_dir", output, "--epoch_size", "2")
+    with monkeypatch.context() as patch:
+        save = Saver.save
+
+        def save_and_stop(self, *args, **kwargs):
+            save(self, *args, **kwargs)
+            raise KeyboardInterrupt
+
+        patch.setattr(Saver, "save", save_and_stop)
+        vitbase_command("train", "finetune", *options)
+    code, out, err = vitbase_command("train", "finetune", *options)
+    assert code == 0, err
+    assert "Continuing from" in out
+    code, out, err = vitbase_command("eval", "--checkpoint_path", output)
+    assert code == 0, err
+    for name, dialect in (("w.pth", "timm"), ("w.safetensors", "vitbase"), ("w.ckpt", "mindspore")):
+        path = tmp_path / LATIN / name
+        words = ("weights", "convert", output, path, "--dialect", dialect, "--allow", "gelu")
+        code, out, err = vitbase_command(*words)
+        assert (code, err) == (0, ""), name
+        assert "Opened again" in out
 
 
 def test_a_line_end_in_a_name_does_not_say_another_line(tmp_path, vitbase_command):

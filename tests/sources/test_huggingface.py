@@ -1,10 +1,13 @@
+import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import datasets
 import numpy as np
+import pyarrow
 import pytest
 from made_images import encode, photo
+from pyarrow import parquet
 
 from vitbase.errors import DataError, ImageError
 from vitbase.sources.huggingface import open_dataset
@@ -272,3 +275,51 @@ def test_twins_stay_together_when_some_are_held_out(config, tmp_path):
     assert len(val) == 3
     assert not train & val
     assert any("24 files have a twin" in note for note in data.notes)
+
+
+def parquet_of(folder, images, labels, label=None):
+    """Write a Parquet file whose columns need not be what its description says."""
+    table = pyarrow.table({"image": images, "label": labels})
+    if label is not None:
+        features = {"image": {"_type": "Image"}, "label": label}
+        told = {"info": {"features": features}}
+        table = table.replace_schema_metadata({b"huggingface": json.dumps(told).encode()})
+    parquet.write_table(table, folder / "train.parquet")
+    return str(folder)
+
+
+CLASSES = {"names": ["a", "b"], "_type": "ClassLabel"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "label", "message"),
+    [
+        (pyarrow.array([0, 7, 1, 1]), CLASSES, r"the label 7 in column 'label' is out of range"),
+        (pyarrow.array([0, -5, 1, 1]), CLASSES, r"the label -5 .*it has 2 class names"),
+        (pyarrow.array([[0], [9], [1], []]), {"_type": "List", "feature": CLASSES}, "label 9 in"),
+        (pyarrow.array([float("nan")] * 4), None, "the name 'nan' stands there twice"),
+    ],
+)
+def test_labels_that_no_class_has(tmp_path, labels, label, message):
+    images = pyarrow.array([{"bytes": data, "path": None} for data in photos(4)])
+    with pytest.raises(DataError, match=message):
+        open_source(parquet_of(tmp_path, images, labels, label), "train", "o")
+
+
+def test_images_of_another_kind(tmp_path):
+    labels = pyarrow.array([0, 1])
+    place = parquet_of(tmp_path, pyarrow.array([{"bytes": 5, "path": 6}] * 2), labels)
+    with pytest.raises(DataError, match=r"\(train\) cannot be read: Unsupported cast"):
+        open_source(place, "train", "o")
+    images = pyarrow.array([{"bytes": None, "path": "a\0b"}, {"bytes": None, "path": "/dev/zero"}])
+    source = open_source(parquet_of(tmp_path, images, labels), "train", "o")
+    for index in range(2):
+        with pytest.raises(ImageError, match=r"no file is called so|it is a device"):
+            source.read(index)
+
+
+def test_a_library_that_would_run_a_program_of_the_data(tmp_path, monkeypatch):
+    place = save(tmp_path / "set", train=build())
+    monkeypatch.setattr(datasets, "__version__", "3.6.0")
+    with pytest.raises(DataError, match=r"datasets 3\.6\.0 would run a program"):
+        open_source(place, "train", "o")

@@ -350,9 +350,9 @@ def test_an_index_is_a_function_of_the_shards(tmp_path):
 
 def test_a_million_images_take_less_than_100_megabytes():
     count = 20_000
-    members = [Member(f"n01440764/{i:08}.JPEG", 2048 * i, 999, i) for i in range(count)]
+    members = [Member(f"n01440764/{i:08}.JPEG", 2048 * i + 512, 999, i) for i in range(count)]
     origins = [f"n01440764/n01440764_{i:06}.JPEG" for i in range(count)]
-    shard = build_shard("0.tar", shards.FileFacts(9, ""), members, [0] * count, origins)
+    shard = build_shard("0.tar", shards.FileFacts(2048 * count, ""), members, [0] * count, origins)
     content = encode_index([shard])
     (again,) = decode_index(content)
     images = shards._build_images(("0.tar",), [again], LocalReader([], []))

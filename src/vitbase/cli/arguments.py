@@ -17,7 +17,7 @@ from vitbase.cli.naming import telling_whose
 from vitbase.cli.values import kinds_of, refuse_wrong_values
 from vitbase.config.config import Config, load_config, with_options
 from vitbase.config.hints import hint_for
-from vitbase.console import say, warn
+from vitbase.console import printable, printable_lines, say_text, warn
 from vitbase.errors import LAUNCHED, ConfigError, nearest
 
 _JSON_OF_EVAL = " --json prints a JSON object a checkpoint."
@@ -35,7 +35,7 @@ def parse_config(command: str, words: list[str], *, default_recipe: str) -> Conf
         options_type(command, base),
         words,
         f"vitbase {command} {'[RECIPE]' if asks_help else recipe}",
-        f"Defaults are those of {recipe}.{_JSON_OF_EVAL if is_eval else ''}",
+        f"Defaults are those of {printable(recipe)}.{_JSON_OF_EVAL if is_eval else ''}",
         switches=("json",) if is_eval else (),
     )
     options = {name: value for section in given.values() for name, value in section.items()}
@@ -70,8 +70,8 @@ def parse_options(
         with contextlib.redirect_stderr(said):
             options: dict[str, Any] = tyro.cli(
                 kind,
-                prog=program,
-                description=description or None,
+                prog=printable(program),
+                description=printable_lines(description) or None,
                 args=words,
                 config=_TYRO,
                 use_underscores=True,
@@ -133,11 +133,12 @@ def run_action(
     Raises: ConfigError if it has no such action.
     """
     if words and words[0] in {"-h", "--help"}:
-        say(usage)
+        say_text(usage)
         return
     if not words or words[0] not in actions:
         asked = f"Unknown action '{words[0]}'. " if words and words[0][:1] != "-" else ""
-        raise ConfigError(f"{asked}{usage[0].upper()}{usage[1:]}")
+        first, *others = usage.split("\n")
+        raise ConfigError(f"{asked}{first[0].upper()}{first[1:]}", *others)
     actions[words[0]](words[1:])
 
 

@@ -8,6 +8,7 @@ import tyro
 
 from vitbase.cli.values import Kind, as_typed
 from vitbase.config.config import FIELDS, Config
+from vitbase.console import printable
 
 _IN_TRAINING = (
     *("data_path", "val_data_path", "model", "checkpoint_path", "output_dir"),
@@ -29,7 +30,7 @@ def option(help_text: str, default: object = None, metavar: str | None = None) -
     if not shown:
         help_text, _, shown = help_text.partition("none: ")
         help_text = help_text.rstrip("; ")
-    hint = f"(default: {shown})" if shown else ""
+    hint = f"(default: {printable(shown)})" if shown else ""
     return tyro.conf.arg(help=help_text, help_behavior_hint=hint, metavar=metavar)
 
 

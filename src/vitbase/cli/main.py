@@ -14,8 +14,8 @@ from vitbase.cli.evaluate import run_eval
 from vitbase.cli.predict import run_predict
 from vitbase.cli.train import run_explain, run_recipes, run_train
 from vitbase.cli.weights import run_weights
-from vitbase.console import printable, say, warn
-from vitbase.errors import LAUNCHED, ConfigError, DataError, VitbaseError, nearest, tell_launcher
+from vitbase.console import escape_reports, printable_lines, say, say_text, warn, warn_text
+from vitbase.errors import LAUNCHED, ConfigError, VitbaseError, nearest, tell_launcher
 from vitbase.launch.words import find_value
 from vitbase.stopping import STOPPED, Stopped, end_with
 
@@ -44,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with the same command; 130: interrupted.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:  # a process of its own: what Python reports of it is escaped, too
+        escape_reports()
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     if "RANK" in os.environ and os.environ.get(LAUNCHED, "").isdigit():
@@ -57,8 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         if error.is_everywhere and os.environ.get("RANK", "0") != "0":
             sys.exit(2)  # the first rank tells
-        text = f"vitbase: error: {error}"  # of data, it is one line, with names that may be several
-        warn(printable(text) if isinstance(error, DataError) else text)
+        warn_text(_cut(printable_lines(f"vitbase: error: {error}")))
         sys.exit(2)
     except Stopped as stopped:
         if os.environ.get("RANK", "0") == "0":
@@ -76,9 +77,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise
 
 
+_LONGEST_MESSAGE = 20_000
+
+
+def _cut(text: str) -> str:
+    """Leave out the middle of a message that quotes a name of more than anybody reads."""
+    half = _LONGEST_MESSAGE // 2
+    return text if len(text) <= _LONGEST_MESSAGE else f"{text[:half]} […] {text[-half:]}"
+
+
 def _run(words: list[str]) -> None:
     if not words or words[0] in {"-h", "--help", "help"}:
-        say(_USAGE)
+        say_text(_USAGE)
         return
     if words[0] in {"--version", "version"}:
         say(f"vitbase {__version__}")
@@ -100,7 +110,7 @@ def _run_launch(words: list[str]) -> None:
 
         servers = options.pop("server", ())
         table = make_rank_table(servers, **options, local_devices=count_devices() or 1)
-        say(json.dumps(table, indent=1))
+        say_text(json.dumps(table, indent=1))
         return
     command, options, only_print = parse_launch(words, _COMMANDS)
     engine = find_value(command, "engine") or "torch"
@@ -112,7 +122,7 @@ def _run_launch(words: list[str]) -> None:
 
     plan = plan_for(engine, command, **options)
     if only_print:
-        say(command_of(plan, engine))
+        say_text(command_of(plan, engine))
     elif code := start(plan, engine):
         sys.exit(code)
 
@@ -131,6 +141,7 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
 
 def seed_main(command: str) -> None:
     """Run the seed's `train.py` or `eval.py`: recipe `imagenet`, or the one `--name` selects."""
+    escape_reports()
     words = sys.argv[1:]
     recipe = find_value(words, "name") or "imagenet"
     words = drop_value(words, "name")

@@ -28,12 +28,15 @@ def telling_whose(words: list[str], config: Config, default_recipe: str) -> Iter
         given = {word[2:].partition("=")[0].replace("-", "_") for word in words if word[:2] == "--"}
         if "image_size" in given:
             given |= {"image_height", "image_width"}
-        text = str(error)
+        lines = [str(line) for line in error.args]
         for option in FIELDS.keys() - given:
-            mention = re.search(_mention(option, config.value(option)), text)
+            pattern = _mention(option, config.value(option))
+            found = ((n, re.search(pattern, line)) for n, line in enumerate(lines))
+            place, mention = next((pair for pair in found if pair[1] is not None), (0, None))
             if mention is not None:
-                text = f"{text[: mention.end()]} ({whose}){text[mention.end() :]}"
-        error.args = (text,)
+                text = lines[place]
+                lines[place] = f"{text[: mention.end()]} ({whose}){text[mention.end() :]}"
+        error.args = tuple(lines)
         raise
 
 
@@ -65,6 +68,6 @@ def without_option(option: str) -> Iterator[None]:
     try:
         yield
     except VitbaseError as error:
-        text = str(error).replace(f": --{option} FOLDER.", ".")
-        error.args = (re.sub(rf"(?:--)?\b{option} ", "", text),)
+        lines = (str(line).replace(f": --{option} FOLDER.", ".") for line in error.args)
+        error.args = tuple(re.sub(rf"(?:--)?\b{option} ", "", line) for line in lines)
         raise

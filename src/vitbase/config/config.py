@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from importlib import resources
@@ -24,7 +25,8 @@ from vitbase.config.learning import AugmentSection, LossSection, OptimizerSectio
 from vitbase.config.options import CheckpointSection, DataSection, ModelSection, RunSection, Section
 from vitbase.config.preprocess import OPTION_OF, Preprocess
 from vitbase.console import warn
-from vitbase.errors import ConfigError, nearest
+from vitbase.disk import read_regular
+from vitbase.errors import ConfigError, nearest, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,8 +129,11 @@ class Config(BaseModel):
 
 
 def _toml(value: object) -> str:
-    # JSON's numbers, booleans, flat arrays and strings are valid TOML, but for a raw DEL.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    # JSON's numbers, booleans, flat arrays and strings are valid TOML, but for a raw DEL; what else
+    # is not to be seen, a terminal might obey. Bytes that are no UTF-8 have no other spelling.
+    text = json.dumps(value, ensure_ascii=False)
+    seen = (c if c.isprintable() or "\udc80" <= c <= "\udcff" else f"\\U{ord(c):08x}" for c in text)
+    return text if text.isprintable() else "".join(seen)
 
 
 def _all_fields() -> dict[str, tuple[str, FieldInfo]]:
@@ -173,13 +178,18 @@ def differences_on_resume(saved: Config, asked: Config) -> list[str]:
 
 
 def _validated(nested: Mapping[str, Any], origin: str) -> Config:
+    for section, options in nested.items():
+        for option, value in options.items() if isinstance(options, Mapping) else ():
+            if isinstance(value, int) and not -(2**63) <= value < 2**63:
+                prefix = f"{origin}: [{section}] " if origin else ""
+                raise ConfigError(f"{prefix}Option '{option}' should be a number of 64 bits.")
     try:
         return Config.model_validate(nested)
     except ValidationError as error:
-        raise ConfigError(_explain(error, origin)) from None
+        raise ConfigError(*_explain(error, origin)) from None
 
 
-def _explain(error: ValidationError, origin: str) -> str:
+def _explain(error: ValidationError, origin: str) -> list[str]:
     """Turn pydantic's findings into one line per option."""
     lines = []
     for finding in error.errors(include_url=False):
@@ -198,13 +208,13 @@ def _explain(error: ValidationError, origin: str) -> str:
         message = message.partition(", unable to ")[0]  # as the command line says it
         message = message[0].lower() + message[1:]
         if len(path) > 1:
-            line = f"Option '{name}' {message} (got {finding['input']!r})."
+            line = f"Option '{name}' {message} (got {shown(finding['input'])})."
         else:
             line = f"Options do not fit together: {message}."
         if line not in lines:
             lines.append(line)
     prefix = f"{origin}: " if origin else ""
-    return "\n".join(prefix + line for line in lines)
+    return [prefix + line for line in lines]
 
 
 def recipe_names() -> list[str]:
@@ -225,9 +235,11 @@ def read_recipe_text(recipe: str) -> str:
     if recipe.endswith(".toml"):
         try:
             # A path in it may hold bytes that are no UTF-8.
-            return Path(recipe).read_text(encoding="utf-8", errors="surrogateescape")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"Cannot read the configuration file {recipe}: {error}") from None
+            return read_regular(recipe, _LONGEST).decode("utf-8", "surrogateescape")
+        except OSError as error:
+            raise ConfigError(
+                f"Cannot read the configuration file {recipe}: {error.strerror or error}."
+            ) from None
     names = recipe_names()
     if recipe not in names:
         raise ConfigError(
@@ -236,6 +248,21 @@ def read_recipe_text(recipe: str) -> str:
         )
     path = resources.files("vitbase") / "config" / "recipes" / f"{recipe}.toml"
     return path.read_text(encoding="utf-8")
+
+
+_LONGEST = 1 << 18
+"""Bytes of a configuration; with every option it has some thousands."""
+
+_LONG_KEY = re.compile(r"""(?<![\w"'-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){50}""")
+
+
+def _parse(text: str, recipe: str) -> dict[str, Any]:
+    try:
+        if _LONG_KEY.search(text):  # for each of which tomllib takes the square of its length
+            raise ValueError("a key of it has more than 50 parts")
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # of its syntax, its numbers, or how deep it is
+        raise ConfigError(f"{recipe} is not valid TOML: {error}") from None
 
 
 def load_config(recipe: str, **options: Any) -> Config:
@@ -247,12 +274,7 @@ def load_config(recipe: str, **options: Any) -> Config:
     Returns: the validated configuration; see :func:`with_options`.
     Raises: ConfigError naming what is unknown, of the wrong type, or impossible.
     """
-    text = read_recipe_text(recipe)
-    try:
-        nested = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # of numbers of thousands of digits; of brackets
-        raise ConfigError(f"{recipe} is not valid TOML: {error}") from None
-    base = _validated(nested, recipe)
+    base = _validated(_parse(read_recipe_text(recipe), recipe), recipe)
     if not recipe.endswith(".toml"):
         base._origin = Origin(recipe, base.model_copy())
     config, notes = with_options(base, options)

@@ -96,7 +96,7 @@ def run_msrun(plan: Plan) -> int:
                 return _run_once(_with_port(plan), Path(folder))
             except _RankFailedError as failed:
                 if failed.is_mistake or left == 0:
-                    raise LaunchError(str(failed)) from None
+                    raise LaunchError(*str(failed).split("\n")) from None
                 left -= 1
                 warn(f"vitbase: restarting the ranks of this server: {failed} ({left} more)")
 

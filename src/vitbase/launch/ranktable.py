@@ -22,12 +22,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from vitbase.errors import LaunchError
+from vitbase.disk import read_regular
+from vitbase.errors import LaunchError, shown
 from vitbase.files import parse_json
 
 # 1.2 adds fields for super-nodes; those read here mean the same in both.
 _VERSIONS = ("1.0", "1.2")
 _OF_RANKS = "2.0"
+_LONGEST_NAME = 255  # letters, of a host
+_LONGEST = 4 << 20  # bytes: those of ten thousand servers
 # Where server_id is a mere name, newer tables have the address beside it; a container has its own.
 _ADDRESS_FIELDS = ("container_ip", "host_ip", "server_ip", "server_id")
 
@@ -106,7 +109,7 @@ class RankTable:
 
 def is_own_address(address: str) -> bool:
     """Tell whether an address or host name is this machine's, on any of its interfaces."""
-    with contextlib.suppress(OSError, UnicodeError):
+    with contextlib.suppress(OSError, ValueError):  # of names that are none
         for family, kind, protocol, _, place in socket.getaddrinfo(
             address, None, type=socket.SOCK_STREAM
         ):
@@ -136,7 +139,7 @@ def parse_rank_table(path: Path, table: Any) -> RankTable:
 def read_table_file(path: Path) -> Any:
     """Read the JSON of a rank table, whatever it says. Raises: LaunchError."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_regular(path, _LONGEST).decode("utf-8-sig")
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not a text file"
         raise LaunchError(f"The rank table {path} cannot be read: {reason}.") from error
@@ -147,8 +150,9 @@ def read_table_file(path: Path) -> Any:
         raise LaunchError(f"The rank table {path} is not valid JSON{where}: {error}.") from error
 
 
-# A text in quotes, or a comment to the end of its line.
-_COMMENT = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*')
+# A text in quotes, or a comment to the end of its line. A text that does not end reaches to the end
+# of its line, too: else each of its quotes would be tried as a beginning.
+_COMMENT = re.compile(r'"(?:[^"\\\n]++|\\.)*+(?:"|\\?$)|//[^\n]*', re.MULTILINE)
 
 
 def _keep_text(match: re.Match[str]) -> str:
@@ -248,6 +252,9 @@ class _Reader:
         server_id = self._text(entry, "server_id", where)
         found = [entry.get(field) for field in _ADDRESS_FIELDS]
         names = tuple(text.strip() for text in found if isinstance(text, str) and text.strip())
+        for name in names:
+            if not name.isprintable() or len(name) > _LONGEST_NAME:
+                self._refuse(where, f"is called {shown(name)}, which is no name or address")
         devices: list[tuple[int, int]] = []
         for j, device in enumerate(self._list(entry, "device", where)):
             place = f"{where}.device[{j}]"
@@ -296,7 +303,7 @@ class _Reader:
     def _text(self, entry: Any, field: str, where: str) -> str:
         value = self._get(entry, field, where)
         if not isinstance(value, str) or not value.strip():
-            self._refuse(f"{where}.{field}".lstrip("."), f"should be a text, but is {value!r}")
+            self._refuse(f"{where}.{field}".lstrip("."), f"should be a text, but is {shown(value)}")
         return str(value).strip()
 
     def _number(self, entry: Any, field: str, where: str) -> int:
@@ -306,7 +313,7 @@ class _Reader:
         is_number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
         if not (is_text or is_number) or len(str(value)) > 9:
             self._refuse(
-                f"{where}.{field}".lstrip("."), f"should be a whole number, but is {value!r}"
+                f"{where}.{field}".lstrip("."), f"should be a whole number, but is {shown(value)}"
             )
         return int(value)
 

@@ -52,7 +52,7 @@ class Failure:
     trace: str = ""
 
     def raise_(self) -> NoReturn:
-        error = LaunchError(f"{self.who}{self.message}")
+        error = LaunchError(*f"{self.who}{self.message}".split("\n"))
         if self.trace:
             error.add_note(self.trace)  # shown by --debug
         raise error

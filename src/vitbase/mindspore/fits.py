@@ -99,7 +99,7 @@ def check_options(config: Config) -> None:
                 + (f"takes {takes}." if option in ONLY and takes else "does not read it.")
             )
     if lines:
-        raise ConfigError("\n".join([*lines, f"For such a run, {_TORCH_DOES}"]))
+        raise ConfigError(*lines, f"For such a run, {_TORCH_DOES}")
 
 
 def check_spec(spec: ViTSpec) -> None:

@@ -85,9 +85,9 @@ class RunFolder:
             differences = differences_on_resume(saved, config)
             if differences:
                 raise ConfigError(
-                    f"{self.path} holds a run with other options:\n  "
-                    + "\n  ".join(differences)
-                    + "\nGive the same options to continue it, or another --output_dir."
+                    f"{self.path} holds a run with other options:",
+                    *(f"  {difference}" for difference in differences),
+                    "Give the same options to continue it, or another --output_dir.",
                 )
 
     def start(self, config: Config) -> None:

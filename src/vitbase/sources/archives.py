@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import math
 import re
 import zlib
 from collections.abc import Iterable, Sequence
@@ -28,10 +29,14 @@ IDX_IMAGES = re.compile(
 )
 _IDX_USUAL: dict[Split, str] = {"train": "train", "val": "t10k"}
 Archive = Literal["idx", "cifar10", "cifar100", "cifar10 pickles", "cifar100 pickles"]
-_LONGEST_UNPACKED = 1 << 32  # bytes of a packed file: eight times the largest that is published
+# Bytes that come out of a packed file: twice those of the largest that is published; of a small
+# one, a few hundred times its own at most, which images are far from.
+_LONGEST_UNPACKED, _MOST_INFLATION, _FREE_INFLATION = 1 << 30, 100, 1 << 28
+_LONGEST_NAMES = 1 << 24  # bytes of a list of class names
 CIFAR_SIDE = 32
 _CIFAR_BYTES = 3 * CIFAR_SIDE * CIFAR_SIDE
 _PART = re.compile(r".*-ubyte(\.gz)?|(data_batch_\d+|test_batch|train|test|meta)(\.bin)?")
+_PIECE = 1 << 20
 _CIFAR_BATCH = re.compile(r"data_batch_\d+\..*")
 
 
@@ -145,7 +150,7 @@ def _read_idx_array(path: Path, *, dimensions: int) -> NDArray[np.uint8]:
             f"{found:#010x}, not {magic:#010x}."
         )
     shape = np.frombuffer(content, ">u4", dimensions, offset=4).astype(np.int64)
-    expected = header + int(np.prod(shape))
+    expected = header + math.prod(shape.tolist())  # which numpy would let overflow
     if len(content) != expected:
         raise DataError(
             f"{path} has {len(content):,} bytes, but its header promises {expected:,}: "
@@ -161,11 +166,15 @@ def _read_maybe_gzipped(path: Path) -> bytes:
         content = read_regular(path, LONGEST_FILE)
         if content[:2] != b"\x1f\x8b":
             return content
+        most = min(_LONGEST_UNPACKED, _FREE_INFLATION + _MOST_INFLATION * len(content))
+        parts, length = [], 0
         with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
-            unpacked = file.read(_LONGEST_UNPACKED + 1)
-        if len(unpacked) > _LONGEST_UNPACKED:
-            raise OSError(f"it unpacks to more than {_LONGEST_UNPACKED:,} bytes")
-        return unpacked
+            while part := file.read(_PIECE):  # a larger one would be allocated beforehand
+                parts.append(part)
+                length += len(part)
+                if length > most:
+                    raise OSError(f"it unpacks to more than {most:,} bytes")
+        return b"".join(parts)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"Cannot read {path}: {error}") from None
 
@@ -245,7 +254,9 @@ def _read_dict(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise DataError(f"{path} is a pickle, but not of a dictionary, as CIFAR's files are.")
     return {
-        key.decode("latin-1") if isinstance(key, bytes) else str(key): found[key] for key in found
+        key.decode("latin-1") if isinstance(key, bytes) else key: value
+        for key, value in found.items()
+        if isinstance(key, bytes | str)
     }
 
 
@@ -266,7 +277,7 @@ def _listed_names(path: Path) -> tuple[str, ...] | None:
     if not path.is_file():
         return None
     try:
-        return parse_names(path.read_text(encoding="utf-8"), path)
+        return parse_names(read_regular(path, _LONGEST_NAMES).decode("utf-8-sig"), path)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"Cannot read the class names {path}: {error}") from None
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from vitbase.disk import LONGEST_IMAGE, list_folder, read_regular
 from vitbase.errors import DataError, ImageError
-from vitbase.sources.source import UNKNOWN_SIZE, Images, Labels, Source
+from vitbase.sources.source import UNKNOWN_SIZE, Images, Labels, Source, no_labels, refuse_repeated
 from vitbase.sources.splits import SPLIT_NAMES, SPLITS_TOLD, Split, find_split, split_word
 
 PREFIX = "hf:"
@@ -30,6 +30,7 @@ LABEL_NAMES = ("label", "labels", "fine_label", "class", "classes", "target")
 _SAVED = {"dataset_info.json", "dataset_dict.json"}
 _FILE = re.compile(r"(?P<split>.*?)([-_.]\d+.*)?\.(?P<kind>parquet|arrow)")
 _UNLABELLED = -1
+_WITHOUT_SCRIPTS = 4  # the first version of datasets that runs no program of a data set
 
 
 @dataclass(frozen=True)
@@ -41,15 +42,15 @@ class Rows(Images):
     column: str
 
     def read(self, row: int) -> bytes:
-        image = self.data[row][self.column]
-        if image is None:
-            raise ImageError("there is no image in this row")
-        if image["bytes"] is not None:
-            return bytes(image["bytes"])
         try:
-            return read_regular(image["path"], LONGEST_IMAGE)
-        except (OSError, TypeError) as error:
+            image = self.data[row][self.column]
+            if image is not None and image["bytes"] is not None:
+                return bytes(image["bytes"])
+            if image is not None:
+                return read_regular(image["path"], LONGEST_IMAGE)
+        except Exception as error:  # of the disk, pyarrow, or the library itself
             raise ImageError(f"cannot be read: {error}") from None
+        raise ImageError("there is no image in this row")
 
     def name(self, row: int) -> str:
         return str(row)
@@ -114,7 +115,17 @@ def open_dataset(place: str, split: Split, option: str) -> Source:
         )
     data = splits[name]
     where = f"{place} ({name})" if name else place
-    library = _library(option, place)
+    try:
+        return _source(data, where, option)
+    except DataError:
+        raise
+    except Exception as error:  # pyarrow's, of columns that are not what they are said to be
+        text = " ".join(str(error).split())[:300]
+        raise DataError(f"--{option} {where} cannot be read: {text}") from None
+
+
+def _source(data: Any, where: str, option: str) -> Source:
+    library = _library(option, where)
     image = _find_image(data.features, where, option, library)
     label = _find_label(data.features, where, option, library)
     labels, class_names = _read_labels(data, label, where, option)
@@ -125,7 +136,13 @@ def open_dataset(place: str, split: Split, option: str) -> Source:
 
 def _library(option: str, place: str) -> Any:
     try:
-        return importlib.import_module("datasets")
+        library = importlib.import_module("datasets")
+        if int(str(library.__version__).partition(".")[0]) < _WITHOUT_SCRIPTS:
+            raise DataError(
+                f"--{option} {place}: datasets {library.__version__} would run a program that a "
+                f"data set brings along. pip install 'datasets>={_WITHOUT_SCRIPTS}'."
+            )
+        return library
     except ImportError as error:
         raise DataError(
             f"--{option} {place} is a data set of Hugging Face, which needs the library datasets: "
@@ -261,12 +278,20 @@ def _read_labels(data: Any, column: str, where: str, option: str) -> tuple[Label
     if names is None:
         present = sorted(set(flat))
         number = {label: place for place, label in enumerate(present)}
-        names = [str(label) for label in present]
     else:
+        present = names
         number = {place: place for place in range(len(names))}
+    strange = next((label for label in flat if label not in number), None)
+    if strange is not None:
+        raise DataError(
+            f"--{option} {where}: the label {strange} in column '{column}' is out of range: it has "
+            f"{len(present)} class names."
+        )
+    names = [str(label) for label in present]
+    refuse_repeated(names, f"--{option} {where}")
     if not several:
         return np.array([number[label] for label in flat], np.int64), tuple(names)
-    hot = np.zeros((len(values), len(names)), np.float32)
+    hot = no_labels(len(values), len(names), f"--{option} {where}")
     for row, labels in enumerate(values):
         hot[row, [number[label] for label in labels or ()]] = 1
     return hot, tuple(names)

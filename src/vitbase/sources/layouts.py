@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vitbase.config.options import EMBEDDED, Reading
-from vitbase.disk import list_folder, tell_passed_over
+from vitbase.disk import as_path, list_folder, tell_passed_over
 from vitbase.errors import DataError, first_few
 from vitbase.sources import huggingface, tables
 from vitbase.sources.archives import find_archive, is_whole_archive, read_archive
@@ -120,7 +120,7 @@ def recognise(data_path: str, option: str, reading: Reading = "auto") -> Layout:
         return _dataset(data_path, option, "data set of Hugging Face")
     if "://" in data_path:
         return _tars(data_path, option, "tar shards behind a URL")
-    path = Path(data_path).expanduser()
+    path = as_path(data_path)
     if path.suffix.lower() in tables.TABLE_SUFFIXES and not os.path.isdir(path):
         return Layout(
             "table of paths and labels",
@@ -152,7 +152,7 @@ def _tars(place: str, option: str, words: str) -> Layout:
 
 
 def _existing_folder(data_path: str, option: str) -> Path:
-    folder = Path(data_path).expanduser()
+    folder = as_path(data_path)
     if os.path.isdir(folder):
         return folder
     if os.path.exists(folder):

@@ -18,6 +18,9 @@ Labels = NDArray[Any]
 
 UNKNOWN_SIZE = -1
 
+LARGEST_TABLE = 1 << 33
+"""Bytes of the labels of images that may have several: two million images of a thousand classes."""
+
 
 class Images(Protocol):
     """Stored images by row. A kind of storage is these five methods, safe from several threads."""
@@ -102,6 +105,21 @@ def parse_names(text: str, where: object) -> tuple[str, ...]:
 
 def refuse_repeated(names: Sequence[str], where: object) -> None:
     """Raise a DataError, naming where they stand, if two class names are the same."""
-    if len(set(names)) < len(names):
-        twice = next(name for place, name in enumerate(names) if name in names[:place])
-        raise DataError(f"{where}: the name '{twice}' stands there twice.")
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise DataError(f"{where}: the name '{name}' stands there twice.")
+        seen.add(name)
+
+
+def no_labels(images: int, classes: int, where: object) -> NDArray[np.float32]:
+    """Return a table of labels in which no image is of any class yet.
+
+    Raises: DataError, naming where they come from, if they are too many for a memory.
+    """
+    if 4 * images * classes > LARGEST_TABLE:
+        raise DataError(
+            f"{where}: {images:,} images with any of {classes:,} classes would make a table of "
+            f"{4 * images * classes:,} bytes. Are these labels the images' own names, or captions?"
+        )
+    return np.zeros((images, classes), np.float32)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from vitbase.disk import list_folder, open_regular
 from vitbase.errors import DataError, first_few
 from vitbase.sources.folders import IMAGE_SUFFIXES, build_source, is_image_name
-from vitbase.sources.source import Labels, Source
+from vitbase.sources.source import Labels, Source, no_labels
 from vitbase.sources.splits import SPLIT_NAMES, SPLIT_WORDS, SPLITS_TOLD, Split, find_split
 
 TABLE_SUFFIXES = {".csv": ",", ".tsv": "\t"}
@@ -197,7 +197,7 @@ def _read_bits(path: Path, option: str, line: int, row: list[str], columns: _Col
     try:
         return bytes([_BITS[row[place].strip().lower()] for place in columns.classes.values()])
     except KeyError as error:
-        told = f"{columns.told}, and line {line} has {error}, neither 0 nor 1"
+        told = f"{columns.told}, and line {line} has {str(error)[:60]}, neither 0 nor 1"
         raise _no_labels(path, option, told) from None
 
 
@@ -244,15 +244,19 @@ def _read_labels(table: _Table) -> tuple[Labels, tuple[str, ...], tuple[str, ...
     columns_of: NDArray[np.int64] = rank[numbers]
     if not several:
         return columns_of, names, ()
-    labels = np.zeros((len(cells), len(names)), np.float32)
+    labels = no_labels(len(cells), len(names), table.path)
     labels[places, columns_of] = 1
     return labels, names, ()
+
+
+_LONGEST_NUMBER = 100
+"""Digits; Python refuses to read numbers of thousands."""
 
 
 def _sorted(names: Iterable[str]) -> tuple[str, ...]:
     """Sort class names: numbers by value, so that class 10 does not come before class 2."""
     names = list(names)
-    if all(name.isdecimal() for name in names):
+    if all(name.isdecimal() and len(name) < _LONGEST_NUMBER for name in names):
         return tuple(sorted(names, key=lambda name: (int(name), name)))
     return tuple(sorted(names))
 

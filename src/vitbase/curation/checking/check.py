@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from vitbase.curation.checking.images import look_at
 from vitbase.curation.checking.report import DataReport, Place, SplitReport, empty_report
 from vitbase.curation.packing.files import find_damaged_shards
 from vitbase.data.threads import CHUNK, count_workers, map_positions
+from vitbase.disk import as_path
 from vitbase.sources.holdout import hold_out
 from vitbase.sources.layouts import Beside, Given, HeldOut, find_val, recognise
 from vitbase.sources.source import Source
@@ -94,7 +94,7 @@ def _tell(progress: Progress, name: str, images: int, done: int) -> None:
 
 def _check_shards(report: SplitReport, split: Split) -> None:
     """Compare packed shards with their checksums."""
-    for path, damage in find_damaged_shards(Path(report.place).expanduser(), split):
+    for path, damage in find_damaged_shards(as_path(report.place), split):
         report.add("damaged shard", Place(str(path), damage))
 
 

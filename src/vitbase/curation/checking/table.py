@@ -73,7 +73,7 @@ def print_table(report: DataReport, console: Console) -> None:
     for name in first[1:]:
         overview.add_column(name, justify="right")
     for row in rows:
-        overview.add_row(*map(Text, row))
+        overview.add_row(*(Text(printable(cell)) for cell in row))
     console.print(overview)
     for split in report.splits:
         for line in (*_class_lines(split), *split.notes):
@@ -86,11 +86,11 @@ def print_table(report: DataReport, console: Console) -> None:
             for found in split.ordered():
                 mark = Text("ERROR", "bold red") if found.error else Text("note", "yellow")
                 where = Text("\n".join(map(printable, _place_lines(found))), "dim")
-                findings.add_row(mark, Text(_headline(split, found)), where)
+                findings.add_row(mark, Text(printable(_headline(split, found))), where)
         console.print(findings)
     else:
         console.print(Text("no faults found", "green"))
-    console.print(Text(report.verdict, "bold red" if report.wrong else "bold green"))
+    console.print(Text(printable(report.verdict), "bold red" if report.wrong else "bold green"))
 
 
 def _overview(report: DataReport) -> Iterator[tuple[str, ...]]:

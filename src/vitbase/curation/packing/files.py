@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vitbase.curation.packing.images import Prepared
+from vitbase.disk import as_path
 from vitbase.errors import DataError
-from vitbase.files import read_json, sha256_of, write_whole
+from vitbase.files import json_line, read_json, sha256_of, write_whole
 from vitbase.sources.shards.layout import MANIFEST
 
 PARTIAL = ".partial"
@@ -104,7 +105,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file, whole or not at all."""
-    write_whole(path, json.dumps(content, indent=1) + "\n")
+    write_whole(path, json_line(content, indent=1) + "\n")
 
 
 def find_damage(folder: Path, entry: dict[str, Any]) -> str | None:
@@ -159,7 +160,7 @@ def verify_shards(
     Returns: how many shards are whole.
     Raises: DataError naming the first shard that is missing or differs.
     """
-    folder = Path(folder).expanduser()
+    folder = as_path(folder)
     manifest = read_manifest(folder)
     if not manifest["splits"]:
         raise DataError(f"{folder}: there is no {MANIFEST}; it tells the checksums to verify.")

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from vitbase.config.options import Reading
 from vitbase.curation.packing.files import read_manifest
 from vitbase.curation.packing.split import SHARD_BYTES, PackReport, pack_source
+from vitbase.disk import as_path
 from vitbase.errors import DataError
 from vitbase.sources.layouts import Beside, Given, HeldOut, Layout, find_val, recognise
 from vitbase.sources.open import with_classes
@@ -54,7 +55,7 @@ def pack_data(
             f"--quality {quality} is that of images made smaller; others are copied as they are. "
             "Give --short_side too."
         )
-    out = Path(out_dir).expanduser()
+    out = as_path(out_dir)
     layouts: dict[Split, Layout] = {}
     used: dict[str, str] = {}
     if split != "val":
@@ -95,9 +96,9 @@ def pack_data(
 
 def _refuse_inside(out: Path, data_path: str, option: str) -> None:
     """Refuse to write among the images: the shards would be taken for a class, or for the set."""
-    if not Path(data_path).expanduser().is_dir():
+    if not as_path(data_path).is_dir():
         return
-    folder = Path(data_path).expanduser().resolve()
+    folder = as_path(data_path).resolve()
     if out.resolve() == folder or folder in out.resolve().parents:
         raise DataError(
             f"{out} lies in the images' own folder, --{option} {data_path}: the shards would be "

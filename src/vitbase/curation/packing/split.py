@@ -38,6 +38,7 @@ from vitbase.curation.packing.files import (
 from vitbase.curation.packing.images import Change, Prepared, prepare_image
 from vitbase.data.order import epoch_permutation
 from vitbase.data.threads import CHUNK, count_workers, map_positions
+from vitbase.disk import as_path
 from vitbase.errors import DataError, ImageError
 from vitbase.files import listed, remove_unfinished, write_whole
 from vitbase.sources.shards.labels import NAMES_FILE
@@ -118,7 +119,7 @@ def pack_source(
     Raises: DataError if there are shards of another source or other options, too many images
       cannot be read, or the disk is full. Starting again continues.
     """
-    folder = Path(out_dir).expanduser()
+    folder = as_path(out_dir)
     _check_options(shard_bytes, shard_images, short_side, quality)
     options = {
         "shard_bytes": shard_bytes if shard_images is None else None,

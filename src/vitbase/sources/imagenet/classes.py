@@ -187,7 +187,7 @@ def _read_ground_truth(path: Path) -> Iterator[_Label]:
     _check_map(path.with_name("map_clsloc.txt"))
     numbers = [_numbers()[synset] for synset in challenge_synsets()]
     for line, text in _lines(path):
-        if not text.isdecimal() or not 1 <= int(text) <= NUM_CLASSES:
+        if not _is_number(text) or not 1 <= int(text) <= NUM_CLASSES:
             raise DataError(
                 f"{path}:{line}: '{text[:40]}' is no class number of the development kit: "
                 f"expected 1 to {NUM_CLASSES}, one a line."
@@ -202,7 +202,7 @@ def _check_map(path: Path) -> None:
     known = challenge_synsets()
     for line, text in _lines(path):
         synset, number, *_ = [*text.split(), "", ""]
-        fits = number.isdecimal() and 1 <= int(number) <= NUM_CLASSES
+        fits = _is_number(number) and 1 <= int(number) <= NUM_CLASSES
         if not fits or known[int(number) - 1] != synset:
             expected = f" (number {number} is {known[int(number) - 1]})" if fits else ""
             raise DataError(
@@ -256,6 +256,10 @@ _READERS: tuple[tuple[re.Pattern[str], _Reader], ...] = (
 )
 
 
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and len(text) < 20  # Python refuses to read one of thousands of digits
+
+
 @cache
 def _numbers() -> dict[str, int]:
     return {synset: number for number, synset in enumerate(imagenet_synsets())}
@@ -263,7 +267,7 @@ def _numbers() -> dict[str, int]:
 
 def _number(path: Path, line: int, label: str) -> int:
     """Return the number of a class given by its synset, or by that number itself."""
-    if label.isdecimal():
+    if _is_number(label):
         if int(label) < NUM_CLASSES:
             return int(label)
         raise DataError(

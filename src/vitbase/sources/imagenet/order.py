@@ -117,7 +117,7 @@ def _cause(class_names: Sequence[str], synsets: Sequence[str | None]) -> str:
     pairs = [*zip(synsets, challenge_synsets(), strict=True)]
     if sum(own == other for own, other in pairs) > MOSTLY:
         return ". This is the development kit's numbering"
-    if all(name.isdecimal() for name in class_names):
+    if all(name.isdecimal() and len(name) < 20 for name in class_names):
         if sorted(class_names, key=int) != list(class_names):
             return ". These numbers are sorted as text, 10 before 2"
     elif sorted(class_names) == list(class_names) and not any(map(SYNSET.match, class_names)):

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vitbase.errors import DataError
 from vitbase.files import parse_json
 from vitbase.stores import FileFacts
 
@@ -24,7 +25,10 @@ BLOCK = 512
 """Bytes of a tar file's unit; a member's header is one, right before its content."""
 Label = int | str | list[Any]
 MAGIC = b"VBINDEX1"
-_LARGEST_BLOB = 1 << 28
+# Bytes of names, and of labels, when unpacked. Some bytes of brackets become a list of seventy: so
+# the values are counted, too.
+_LARGEST_NAMES, _LARGEST_TEXTS, _MOST_VALUES = 1 << 28, 1 << 26, 1 << 24
+_LARGEST_NUMBER = 1 << 62
 _COLUMNS = (("offsets", "<i8"), ("sizes", "<u4"), ("checks", "<u4"), ("labels", "<i8"))
 
 
@@ -54,9 +58,15 @@ class Shard:
     def __len__(self) -> int:
         return len(self.offsets)
 
+    def name_of(self, place: int) -> tuple[str, str]:
+        """Return the member of a sample, and the path of its original or "". Raises: DataError."""
+        return name_in(self.names, place, self.name)
+
     def label_list(self) -> list[Label]:
         """Return the labels as they were found."""
-        found: list[Label] = unpack(self.texts) if self.texts else self.labels.tolist()
+        if not self.texts:
+            return [*map(int, self.labels)]
+        found: list[Label] = _unpack(self.texts, len(self.texts) << 10)  # looked at before
         return found
 
 
@@ -128,29 +138,87 @@ def decode_index(content: bytes) -> list[Shard]:
     shards = []
     try:
         for described in parse_json(bytes(body[8:at]))["shards"]:
-            counts = [described[key] for key in ("samples", "names", "texts")]
-            if min(counts) < 0:
-                raise ValueError(f"it counts {min(counts)}")
-            columns = {}
-            for name, kind in _COLUMNS:
-                columns[name] = np.frombuffer(body, kind, described["samples"], at)
-                at += columns[name].nbytes
-            names = bytes(body[at : at + described["names"]])
-            at += described["names"]
-            texts = bytes(body[at : at + described["texts"]])
-            at += described["texts"]
-            if texts and len(unpack(texts)) != described["samples"]:
-                raise ValueError("its labels are not as many as its samples")
-            facts = FileFacts(described["bytes"], described["tag"])
-            remark = tuple(described["left_out"])
-            shards.append(
-                Shard(
-                    described["name"], facts, **columns, names=names, texts=texts, left_out=remark
-                )
-            )
+            shard, at = _decode_shard(described, body, at)
+            shards.append(shard)
     except (KeyError, TypeError) as error:
         raise ValueError(f"it is not as expected ({error})") from None
     return shards
+
+
+def _decode_shard(described: dict[str, Any], body: memoryview, at: int) -> tuple[Shard, int]:
+    """Read a shard's columns, which begin at a byte of the body. Returns: also where they end.
+
+    Raises: ValueError, KeyError, TypeError if it is not as :func:`encode_index` writes it.
+    """
+    samples, names_bytes, texts_bytes, size = (
+        _is(int, described[key]) for key in ("samples", "names", "texts", "bytes")
+    )
+    if min(samples, names_bytes, texts_bytes, size) < 0:
+        raise ValueError("it counts less than nothing")
+    columns = {}
+    for name, kind in _COLUMNS:
+        columns[name] = np.frombuffer(body, kind, samples, at)
+        at += columns[name].nbytes
+    offsets, ends = columns["offsets"], columns["offsets"] + columns["sizes"]
+    if samples and not (offsets.min() >= BLOCK and ends.min() >= BLOCK and ends.max() <= size):
+        raise ValueError("an image of it lies outside of its shard")
+    names = bytes(body[at : at + names_bytes])
+    at += names_bytes
+    texts = bytes(body[at : at + texts_bytes])
+    at += texts_bytes
+    if texts:
+        labels = _is(list, _unpack(texts, _LARGEST_TEXTS, _MOST_VALUES))
+        if len(labels) != samples or any(as_label(label) is None for label in labels):
+            raise ValueError("its labels are not as many as its samples, or no labels")
+    count, *first = (_is(str, text) for text in described["left_out"] or ("0", ""))
+    if len(first) != 1 or not (count.isascii() and count.isdigit() and len(count) < 20):
+        raise ValueError("it does not say what was left out")
+    facts = FileFacts(size, _is(str, described["tag"]))
+    left_out = tuple(described["left_out"])
+    name = _is(str, described["name"])
+    return Shard(name, facts, **columns, names=names, texts=texts, left_out=left_out), at
+
+
+def _is(kind: type[Any], value: object) -> Any:
+    if type(value) is not kind:
+        raise TypeError(f"{str(value)[:40]!r} should be of type {kind.__name__}")
+    return value
+
+
+def as_label(value: object) -> Label | None:
+    """Return a value from outside if it may be a label: a number, a name, or a list of them."""
+    if isinstance(value, str) or (isinstance(value, int) and value is not True):
+        return value if isinstance(value, str) or abs(value) < _LARGEST_NUMBER else None
+    if isinstance(value, list) and not any(_is_too_large(part) for part in value):
+        return value
+    return None
+
+
+def _is_too_large(part: object) -> bool:
+    return isinstance(part, int) and abs(part) >= _LARGEST_NUMBER
+
+
+def name_in(packed: bytes, place: int, shard: str) -> tuple[str, str]:
+    """Return the member at a place of packed names, and the path of its original or "".
+
+    Names are not looked at before they are asked for: so it is here that they may be damaged.
+
+    Raises: DataError naming the shard.
+    """
+    try:
+        names = _unpack_names(packed)
+        member, origin = names[place]
+        return _is(str, member), _is(str, origin)
+    except (ValueError, TypeError, IndexError, KeyError) as error:
+        raise DataError(
+            f"The index of the shard {shard} is damaged: the names in it are not those of its "
+            f"images ({error}). Remove the file shards-*.index beside it: it is made again."
+        ) from None
+
+
+@lru_cache(maxsize=16)
+def _unpack_names(packed: bytes) -> Any:
+    return _unpack(packed, _LARGEST_NAMES, _MOST_VALUES)
 
 
 def pack(values: list[Any]) -> bytes:
@@ -158,12 +226,10 @@ def pack(values: list[Any]) -> bytes:
     return zlib.compress(json.dumps(values, separators=(",", ":")).encode())
 
 
-@lru_cache(maxsize=16)
-def unpack(packed: bytes) -> Any:
-    """Return what :func:`pack` packed. Raises: ValueError."""
+def _unpack(packed: bytes, longest: int, most: int | None = None) -> Any:
+    """Return what :func:`pack` packed. Raises: ValueError as `parse_json`."""
     try:
-        return parse_json(
-            zlib.decompressobj().decompress(packed, _LARGEST_BLOB), longest=_LARGEST_BLOB
-        )
+        text = zlib.decompressobj().decompress(packed, longest)
     except zlib.error as error:
         raise ValueError(str(error)) from None
+    return parse_json(text, longest=longest, most=most)

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from vitbase.errors import DataError
 from vitbase.files import parse_json
-from vitbase.sources.shards.index import Label, Shard, unpack
+from vitbase.sources.shards.index import Label, Shard
 from vitbase.sources.shards.layout import MANIFEST
-from vitbase.sources.source import counted_names, parse_names, refuse_repeated
+from vitbase.sources.source import counted_names, no_labels, parse_names, refuse_repeated
 from vitbase.stores import Store
 
 NAMES_FILE = "classnames.txt"
@@ -121,12 +121,9 @@ def _numbered(
             f"{where}: {_member(shards, place)} has the label {labels[place]}: expected 0 or more."
         )
     if given is None:
-        if largest >= 10 * len(labels) + 1000:
+        if largest >= _most_classes(len(labels)):
             place = int(np.argmax(labels))
-            raise DataError(
-                f"{where}: {_member(shards, place)} has the label {largest}, of {len(labels)} "
-                "images: these are no numbers of classes."
-            )
+            raise _no_class_number(where, _member(shards, place), largest, len(labels))
         given = counted_names(largest + 1)
     elif largest >= len(given):
         place = int(np.argmax(labels))
@@ -135,6 +132,18 @@ def _numbered(
             f"{len(given)} class names are given there."
         )
     return labels, given, kept
+
+
+def _most_classes(images: int) -> int:
+    """Return how many classes so many images may be of, where nobody says it."""
+    return 10 * images + 1000
+
+
+def _no_class_number(where: str, member: str, label: int, images: int) -> DataError:
+    return DataError(
+        f"{where}: {member} has the label {label}, of {images} images: these are no numbers of "
+        "classes."
+    )
 
 
 def _multi_hot(
@@ -156,11 +165,14 @@ def _multi_hot(
             return table.astype(np.float32), given or counted_names(width)
     texts = {v for values in lists for v in values if isinstance(v, str)}
     largest = max((v for values in lists for v in values if isinstance(v, int)), default=-1)
+    if not given and not texts and largest >= _most_classes(len(lists)):
+        place = next(place for place, values in enumerate(lists) if largest in values)
+        raise _no_class_number(where, _member(shards, place), largest, len(lists))
     names = given or (tuple(sorted(texts)) if texts else counted_names(largest + 1))
     number: dict[Any, int] = {name: place for place, name in enumerate(names)}
     if not (texts and given is None):
         number |= {place: place for place in range(len(names))}
-    hot = np.zeros((len(lists), len(names)), np.float32)
+    hot = no_labels(len(lists), len(names), where)
     for place, values in enumerate(lists):
         for value in values:
             if not isinstance(value, str | int) or value not in number:
@@ -175,6 +187,6 @@ def _multi_hot(
 def _member(shards: Sequence[Shard], place: int) -> str:
     for shard in shards:
         if place < len(shard):
-            return f"{shard.name}: {unpack(shard.names)[place][0]}"
+            return f"{shard.name}: {shard.name_of(place)[0]}"
         place -= len(shard)
     raise IndexError(place)

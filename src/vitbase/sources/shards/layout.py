@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -61,7 +62,7 @@ def _listed_groups(store: Store, files: Sequence[str]) -> dict[str, Group]:
         try:
             splits = parse_json(content or b"{}")["splits"]
             found = {key: _listed_group(store, name, key, facts) for key, facts in splits.items()}
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             continue
         groups: dict[str, Group] = {}
         for split in SPLIT_NAMES:
@@ -85,9 +86,19 @@ def _listed_group(store: Store, manifest: str, key: str, facts: dict[str, Any]) 
     else:
         names, sizes = tuple(facts["filenames"]), {}
     for name in names:
-        if not isinstance(name, str) or name.startswith("/") or ".." in name.split("/"):
+        if not _is_inside(name):
             raise DataError(f"{store.place}/{manifest}: '{name}' is no name of a file in there.")
     return Group(key, store, names, sizes, facts.get("num_samples"))
+
+
+def _is_inside(name: object) -> bool:
+    """Whether it is the name of a file below a folder, as systems take them."""
+    if not isinstance(name, str) or name.startswith("/") or ".." in name.split("/"):
+        return False
+    try:
+        return b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:  # half of a letter
+        return False
 
 
 def _groups_by_name(store: Store, names: Sequence[str]) -> dict[str, Group]:

@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
-from vitbase.disk import SYSTEM_NAMES
+from vitbase.disk import LONGEST_IMAGE, SYSTEM_NAMES
 from vitbase.errors import DataError
 from vitbase.files import parse_json
 from vitbase.sources.folders import IMAGE_SUFFIXES
-from vitbase.sources.shards.index import BLOCK, Label, Member, Shard, build_shard
+from vitbase.sources.shards.index import BLOCK, Label, Member, Shard, as_label, build_shard
 from vitbase.stores import FileFacts, ReadRange
 
 LOCAL_WINDOW = 4096
@@ -83,6 +83,11 @@ def scan_shard(read: ReadRange, name: str, facts: FileFacts, where: str, window:
             raise DataError(
                 f"{where}: {image.name} has no label. Expected a member {key}.cls with a number, "
                 f"{key}.json with a field 'label', or the image in a folder named as its class."
+            )
+        if image.size > LONGEST_IMAGE:
+            raise DataError(
+                f"{where}: {image.name} has {image.size:,} bytes, more than an image can have "
+                f"({LONGEST_IMAGE:,})."
             )
         found.append(image)
         labels.append(label)
@@ -157,7 +162,9 @@ def read_members(
             else:
                 records = dict(_pax_records(content, where, at))
                 path = records.get("path", path)
-                stored_size = int(records["size"]) if records.get("size", "").isdigit() else None
+                told = records.get("size", "")
+                is_size = told.isascii() and told.isdigit() and len(told) < 20
+                stored_size = int(told) if is_size else None
                 sparse = any(keyword.startswith("GNU.sparse") for keyword in records)
         elif kind not in b"gK":
             if kind in _REGULAR:
@@ -199,10 +206,12 @@ def _read_header(block: bytes) -> tuple[bytes, str, int]:
 
 def _pax_records(content: bytes, where: str, at: int) -> Iterator[tuple[str, str]]:
     """Yield the records ``length keyword=value`` of an extended header. Source: POSIX pax."""
-    while content:
-        length, _, _ = content.partition(b" ")
+    start = 0
+    while start < len(content):
+        length, _, _ = content[start : start + 8].partition(b" ")
         count = int(length) if length.isdigit() and len(length) < 8 else 0
-        record, content = content[len(length) + 1 : count], content[count:]
+        record = content[start + len(length) + 1 : start + count]
+        start += count
         keyword, equals, value = record.partition(b"=")
         if not record.endswith(b"\n") or not equals:
             raise DataError(f"{where} is damaged: an extended header at byte {at:,}.")
@@ -241,8 +250,8 @@ def _find_label(
     if (key, "cls") in texts:
         return _number_or_name(texts[key, "cls"], f"{where}: {key}.cls")
     for name in _LABEL_FIELDS:
-        label = facts.get(name)
-        if isinstance(label, str | list) or (isinstance(label, int) and label is not True):
+        label = as_label(facts.get(name))
+        if label is not None:
             return label
     if (key, "txt") in texts:
         return _number_or_name(texts[key, "txt"], f"{where}: {key}.txt")

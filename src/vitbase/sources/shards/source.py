@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from vitbase.errors import DataError
 from vitbase.files import cache_folder, write_whole
-from vitbase.sources.shards.index import Shard, decode_index, encode_index, unpack
+from vitbase.sources.shards.index import Shard, decode_index, encode_index, name_in
 from vitbase.sources.shards.labels import read_class_names, resolve_labels
 from vitbase.sources.shards.layout import MANIFEST, Group, find_groups, is_shard, tell_no_shards
 from vitbase.sources.shards.readers import LocalReader, Reader, RemoteReader
@@ -72,7 +72,9 @@ class ShardImages(Images):
 
     def _names(self, row: int) -> tuple[str, str, str]:
         shard = int(self.places[row]["shard"])
-        member, origin = unpack(self.names[shard])[row - int(self.firsts[shard])]
+        member, origin = name_in(
+            self.names[shard], row - int(self.firsts[shard]), self.files[shard]
+        )
         return self.files[shard], member, origin
 
 
@@ -114,6 +116,10 @@ def open_shards(place: str, split: Split, option: str, *, backoff: Backoff | Non
         )
     given = read_class_names(group.store) or read_class_names(store)
     labels, class_names, kept = resolve_labels(shards, given, f"--{option} {place}")
+    if not len(kept):
+        raise DataError(
+            f"--{option} {place}: all {len(labels)} images have the label -1, for none."
+        )
     if len(kept) < len(labels):
         notes.append(f"{place}: {len(labels) - len(kept)} images with the label -1 are left out.")
     reader: Reader

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from vitbase.errors import WeightsError
-from vitbase.files import LONGEST_JSON, parse_json
+from vitbase.files import LONGEST_JSON, in_utf8, parse_json
 from vitbase.weights.files.tensors import FileTensor, TensorFile, shape_problem
 
 _DTYPES = {
@@ -42,7 +42,8 @@ def read_safetensors(path: Path) -> TensorFile:
     # The library checks all this, too; but what it says of it does not name the tensor.
     facts = _check_header(path)
     try:
-        file: Any = safe_open(path, framework="pt")
+        with in_utf8(path) as place:
+            file: Any = safe_open(place, framework="pt")
         metadata = file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"{path} is a damaged safetensors file: {error}.") from None

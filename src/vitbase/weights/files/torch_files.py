@@ -22,6 +22,7 @@ from typing import IO, cast
 import torch
 
 from vitbase.errors import WeightsError
+from vitbase.files import in_utf8
 from vitbase.pickles import pickle_operations, stand_ins
 from vitbase.weights.files.tensors import FileTensor, TensorFile, shape_problem
 
@@ -259,9 +260,10 @@ def _read(path: Path, *, mapped: bool) -> TensorFile:
             warnings.catch_warnings(),
             torch.serialization.safe_globals(stand_ins()),
             path.open("rb") as file,
+            in_utf8(path) as place,
         ):
             warnings.simplefilter("ignore")
-            source = path if mapped else file
+            source = place if mapped else file
             content = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
