@@ -1,0 +1,214 @@
+"""A run that stands still is reported, and ends; a launcher starts it again.
+
+Without this, a rank that hangs holds up all others in their next collective until torch's own
+time-out, which tells no cause, and a single process waits for ever. What counts as moving, `pulse`
+is told; what others do, hearts.py hears; where no thread can run, outside.py ends the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+
+from vitbase.console import spoken_seconds, warn
+from vitbase.errors import HungError, first_few, tell_launcher
+from vitbase.pulse import HUNG, Standing, being_read, is_alive, standing, stands_at
+from vitbase.rendezvous import is_with_first_rank
+from vitbase.runtime import Runtime
+from vitbase.training.hearts import Heard, Hearts
+from vitbase.training.outside import DUMP, Outside
+
+SELDOM = 3.0
+"""Times the patience for what happens seldom, and may take longer: starts, compiling, saves."""
+
+_GOES_ON = "The same command goes on from the last checkpoint."
+_SECONDS_TO_NAME = 2.0  # images: who names them may be what hangs
+_SECONDS_TO_REPORT = 20.0  # who reads our errors may have stopped reading
+_MOST_PARTING = 10.0
+_OWN_THREADS = frozenset({"vitbase-watch", "vitbase-heart", "vitbase-report", "vitbase-name"})
+
+
+@contextlib.contextmanager
+def watching(hang_minutes: float, runtime: Runtime) -> Iterator[None]:
+    """End this process, with a report, if nothing moves in here for so many minutes; 0: never."""
+    stands_at("the start", seldom=True)
+    if not hang_minutes:
+        yield
+        return
+    # Whoever watches a run may ask any rank for its stacks: kill -USR2.
+    faulthandler.register(DUMP, file=2, all_threads=True)
+    watch = Watch(60 * hang_minutes, runtime)
+    watch.start()
+    try:
+        yield
+    finally:
+        watch.stop()
+        faulthandler.unregister(DUMP)
+
+
+class Watch:
+    """Looks, in a thread of its own, whether the run moves.
+
+    Args:
+      patience: seconds without a sign of life.
+    """
+
+    def __init__(self, patience: float, runtime: Runtime) -> None:
+        self.patience, self.rank, self.num_ranks = patience, runtime.rank, runtime.num_ranks
+        self._tick = min(1.0, patience / 20)
+        self._hearts: Hearts | None = None
+        if runtime.store is not None:
+            every = min(15.0, patience / 20)
+            self._hearts = Hearts(runtime.store, self.rank, self.num_ranks, every)
+        self._outside = Outside(self._who, patience)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="vitbase-watch", daemon=True)
+
+    def start(self) -> None:
+        if self._hearts is not None:
+            self._hearts.start()
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._outside.close()
+        if self._hearts is not None:
+            self._hearts.stop()
+
+    @property
+    def _who(self) -> str:
+        return "the run" if self.num_ranks == 1 else f"rank {self.rank}"
+
+    def _run(self) -> None:
+        before = time.monotonic()
+        while not self._ended.wait(self._tick):
+            now = time.monotonic()
+            if now - before > self._tick + self.patience / 4:
+                # This thread did not run either: the process was stopped, and goes on.
+                is_alive()
+            before = now
+            self._outside.touch()
+            here = standing()
+            quiet = now - here.moment
+            patience = self.patience * (SELDOM if here.seldom else 1)
+            if self._hearts is not None:
+                self._hearts.listen(quiet > patience / 2)
+            if quiet > patience:
+                self._end(here, quiet)
+
+    def _end(self, here: Standing, quiet: float) -> None:
+        within(_SECONDS_TO_REPORT, lambda: self._report(here, quiet), "vitbase-report")
+        # The others are about to report, too; the launcher ends all with the first.
+        self._ended.wait(min(_MOST_PARTING, max(0.5, self.patience / 10)))
+        os._exit(HUNG)
+
+    def _report(self, here: Standing, quiet: float) -> None:
+        error = self.cause(here, quiet)
+        lines = [
+            f"vitbase: {self._who} has not moved for {spoken_seconds(quiet)}, in {here.what}",
+            *(f"vitbase: {line}" for line in self._images(here)),
+        ]
+        if self.num_ranks > 1:
+            lines.append(f"vitbase: {error}")
+        lines.append(f"vitbase: the stacks of all threads of {self._who}, innermost call last:")
+        warn("\n".join([*lines, *_stacks()]))
+        if not tell_launcher(error):
+            warn(f"vitbase: error: {error}")
+
+    def _images(self, here: Standing) -> Iterator[str]:
+        """Name the images that are being worked on."""
+        for title, name in (
+            ("the batch under way", here.details),
+            ("being read", lambda: first_few([name() for name in being_read()])),
+        ):
+            if name is not None:
+                names = within(_SECONDS_TO_NAME, name, "vitbase-name")
+                if names is None:
+                    yield f"{title}: it does not tell its name"
+                elif names:
+                    yield f"{title}: {names}"
+
+    def cause(self, here: Standing, quiet: float) -> HungError:
+        """Say who holds the run up, as far as it is known."""
+        own = f"{here.what}, for {spoken_seconds(quiet)}"
+        if self.num_ranks == 1:
+            return HungError("the run", f" stands still in {own}. {_GOES_ON}")
+        waits = f"Rank {self.rank} waits in {own}. {_GOES_ON}"
+        hearts = self._hearts
+        if hearts is None:
+            return self._unknown(own, "the ranks of this engine cannot ask each other")
+        now, limit = time.monotonic(), self.patience / 4
+        if now - hearts.answered > limit:
+            if self.rank and is_with_first_rank():
+                return HungError("rank 0", f" stands still: it does not answer. {waits}")
+            return self._unknown(own, "where they met does not answer")
+        others = {rank: hearts.heard.get(rank) for rank in range(self.num_ranks)}
+        del others[self.rank]
+        silent = {r: h for r, h in others.items() if h is None or now - h.moment > limit}
+        if silent:
+            return HungError(_named(list(silent)), f" {_describe_silence(silent)} {waits}")
+        heard = [other for other in others.values() if other is not None]
+        last = min([here.count, *(other.count for other in heard)])
+        behind = [rank for rank, other in others.items() if other and other.count == last]
+        if here.count == last:
+            behind.append(self.rank)
+        if len(behind) == self.num_ranks:
+            return self._unknown(own, "all of them answer, and stand at the same place")
+        if here.count == last:
+            furthest = max(heard, key=lambda other: other.count)
+            text = f" stands still in {own}, while others are in {furthest.what}. {_GOES_ON}"
+            return HungError(_named(behind), text)
+        at = next(other.what for other in heard if other.count == last)
+        return HungError(_named(behind), f" stands still in {at}. {waits}")
+
+    def _unknown(self, own: str, why: str) -> HungError:
+        text = f" stands still in {own}. Which rank holds it up is not known: {why}. {_GOES_ON}"
+        return HungError(self._who, text)
+
+
+def _named(ranks: list[int]) -> str:
+    return f"rank{'s' if len(ranks) > 1 else ''} {first_few([str(rank) for rank in sorted(ranks)])}"
+
+
+def _describe_silence(silent: dict[int, Heard | None]) -> str:
+    """Say what was last known of ranks that are not heard of."""
+    known = next((heard for heard in silent.values() if heard is not None), None)
+    if known is None:
+        return "stands still: it was never heard of."
+    each = "its process" if len(silent) == 1 else "the first one's process"
+    return (
+        f"stands still: it shows no sign of life. When last heard of, {each} "
+        f"{known.process} on {known.host} was in {known.what}."
+    )
+
+
+def _stacks() -> Iterator[str]:
+    """Write down what every thread of Python does, but for those of the watch itself."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    for ident, frame in sys._current_frames().items():
+        name = names.get(ident, str(ident))
+        if name not in _OWN_THREADS:
+            yield f"thread {name}:"
+            for entry in traceback.format_stack(frame):
+                yield entry.rstrip("\n")
+
+
+def within(seconds: float, make: Callable[[], str | None], name: str) -> str | None:
+    """Return what is made in a thread of its own; None if it is not there in time, or fails."""
+    made: list[str | None] = []
+
+    def run() -> None:
+        with contextlib.suppress(Exception):
+            made.append(make())
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return made[0] if made else None
