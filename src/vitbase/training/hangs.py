@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import os
+import re
 import sys
 import threading
 import time
@@ -31,6 +32,7 @@ _GOES_ON = "The same command goes on from the last checkpoint."
 _SECONDS_TO_NAME = 2.0  # images: who names them may be what hangs
 _SECONDS_TO_REPORT = 20.0  # who reads our errors may have stopped reading
 _MOST_PARTING = 10.0
+_START_OF_THREADS = re.compile(r"threading\.py.* in (_bootstrap|_bootstrap_inner|run)\n")
 _OWN_THREADS = frozenset({"vitbase-watch", "vitbase-heart", "vitbase-report", "vitbase-name"})
 
 
@@ -66,7 +68,7 @@ class Watch:
         if runtime.store is not None:
             every = min(15.0, patience / 20)
             self._hearts = Hearts(runtime.store, self.rank, self.num_ranks, every)
-        self._outside = Outside(self._who, patience)
+        self._outside: Outside | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="vitbase-watch", daemon=True)
 
@@ -78,7 +80,8 @@ class Watch:
     def stop(self) -> None:
         self._ended.set()
         self._thread.join()
-        self._outside.close()
+        if self._outside is not None:
+            self._outside.close()
         if self._hearts is not None:
             self._hearts.stop()
 
@@ -94,13 +97,16 @@ class Watch:
                 # This thread did not run either: the process was stopped, and goes on.
                 is_alive()
             before = now
+            if self._outside is None:  # not before: a run of a second goes without
+                self._outside = Outside(self._who, self.patience)
             self._outside.touch()
             here = standing()
             quiet = now - here.moment
-            patience = self.patience * (SELDOM if here.seldom else 1)
             if self._hearts is not None:
-                self._hearts.listen(quiet > patience / 2)
-            if quiet > patience:
+                self._hearts.listen(quiet > self.patience / 2)
+            # A rank that is silent does nothing that may take longer.
+            longer = SELDOM if here.seldom and not self._silent() else 1
+            if quiet > self.patience * longer:
                 self._end(here, quiet)
 
     def _end(self, here: Standing, quiet: float) -> None:
@@ -135,6 +141,19 @@ class Watch:
                 elif names:
                     yield f"{title}: {names}"
 
+    def _silent(self) -> dict[int, Heard | None]:
+        """Return the ranks that do not answer, and what was last heard of them."""
+        hearts, now = self._hearts, time.monotonic()
+        if hearts is None or not hearts.heard:
+            return {}
+        others = {rank: hearts.heard.get(rank) for rank in range(self.num_ranks)}
+        limit = self.patience / 4
+        return {
+            rank: heard
+            for rank, heard in others.items()
+            if rank != self.rank and (heard is None or now - heard.moment > limit)
+        }
+
     def cause(self, here: Standing, quiet: float) -> HungError:
         """Say who holds the run up, as far as it is known."""
         own = f"{here.what}, for {spoken_seconds(quiet)}"
@@ -144,29 +163,23 @@ class Watch:
         hearts = self._hearts
         if hearts is None:
             return self._unknown(own, "the ranks of this engine cannot ask each other")
-        now, limit = time.monotonic(), self.patience / 4
-        if now - hearts.answered > limit:
+        if time.monotonic() - hearts.answered > self.patience / 4:
             if self.rank and is_with_first_rank():
                 return HungError("rank 0", f" stands still: it does not answer. {waits}")
             return self._unknown(own, "where they met does not answer")
-        others = {rank: hearts.heard.get(rank) for rank in range(self.num_ranks)}
-        del others[self.rank]
-        silent = {r: h for r, h in others.items() if h is None or now - h.moment > limit}
-        if silent:
+        if silent := self._silent():
             return HungError(_named(list(silent)), f" {_describe_silence(silent)} {waits}")
-        heard = [other for other in others.values() if other is not None]
-        last = min([here.count, *(other.count for other in heard)])
-        behind = [rank for rank, other in others.items() if other and other.count == last]
-        if here.count == last:
-            behind.append(self.rank)
-        if len(behind) == self.num_ranks:
+        heard = {rank: other for rank, other in hearts.heard.items() if rank != self.rank}
+        counts = {self.rank: here.count} | {rank: other.count for rank, other in heard.items()}
+        last = min(counts.values())
+        behind = [rank for rank, count in counts.items() if count == last]
+        if len(behind) == len(counts):
             return self._unknown(own, "all of them answer, and stand at the same place")
-        if here.count == last:
-            furthest = max(heard, key=lambda other: other.count)
-            text = f" stands still in {own}, while others are in {furthest.what}. {_GOES_ON}"
+        if self.rank in behind:
+            further = max(heard.values(), key=lambda other: other.count).what
+            text = f" stands still in {own}, while others are in {further}. {_GOES_ON}"
             return HungError(_named(behind), text)
-        at = next(other.what for other in heard if other.count == last)
-        return HungError(_named(behind), f" stands still in {at}. {waits}")
+        return HungError(_named(behind), f" stands still in {heard[behind[0]].what}. {waits}")
 
     def _unknown(self, own: str, why: str) -> HungError:
         text = f" stands still in {own}. Which rank holds it up is not known: {why}. {_GOES_ON}"
@@ -192,12 +205,16 @@ def _describe_silence(silent: dict[int, Heard | None]) -> str:
 def _stacks() -> Iterator[str]:
     """Write down what every thread of Python does, but for those of the watch itself."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
-    for ident, frame in sys._current_frames().items():
-        name = names.get(ident, str(ident))
+    frames = sys._current_frames()
+    alike: dict[str, list[str]] = {}  # most threads of a loader wait in the same line
+    for ident in sorted(frames, key=lambda ident: names.get(ident) != "MainThread"):
+        name = names.get(ident, f"number {ident}")
         if name not in _OWN_THREADS:
-            yield f"thread {name}:"
-            for entry in traceback.format_stack(frame):
-                yield entry.rstrip("\n")
+            entries = traceback.format_stack(frames[ident])
+            inside = [entry for entry in entries if not _START_OF_THREADS.search(entry)]
+            alike.setdefault("".join(inside).rstrip("\n"), []).append(name)
+    for stack, threads in alike.items():
+        yield f"thread {', '.join(threads)}:\n{stack}"
 
 
 def within(seconds: float, make: Callable[[], str | None], name: str) -> str | None:

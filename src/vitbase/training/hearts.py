@@ -14,7 +14,6 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
 
 from torch.distributed import DistError, Store  # type: ignore[attr-defined]
 
@@ -108,12 +107,9 @@ def _key(rank: int) -> str:
 
 def _parsed(raw: bytes) -> Heard | None:
     """Read what a rank has written; None if it is none of ours that wrote it."""
-    fields = raw.decode("utf-8", "replace").split("\t")
-    with contextlib.suppress(ValueError, TypeError):
-        beats, count, process, host, what = fields
-        whole: Callable[[str], int] = int
-        return Heard(
-            *(whole(beats), whole(count), whole(process)),
-            *(printable(host)[:100], printable(what)[:200], time.monotonic()),
-        )
-    return None
+    try:
+        beats, count, process, host, what = raw.decode().split("\t")
+        numbers = int(beats), int(count), int(process)
+    except ValueError:
+        return None
+    return Heard(*numbers, printable(host)[:100], printable(what)[:200], time.monotonic())

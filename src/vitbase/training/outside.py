@@ -27,6 +27,7 @@ _WHAT = (
     "back and keeps the interpreter's lock. The same command goes on from the last checkpoint."
 )
 _SECONDS_TO_DUMP = 1.0
+_TOLD = "TORCHELASTIC_ERROR_FILE"
 
 
 class Outside:
@@ -42,7 +43,13 @@ class Outside:
         self._process: subprocess.Popen[bytes] | None = None
         with contextlib.suppress(OSError):  # no more processes: then it is not there
             self._process = subprocess.Popen(
-                words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+                words,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
+                # Nobody is to take it for a rank, by its variables or its folder.
+                env={name: os.environ[name] for name in ("PATH", _TOLD) if name in os.environ},
+                cwd="/",
             )
             assert self._process.stdin is not None
             os.set_blocking(self._process.stdin.fileno(), False)
@@ -95,7 +102,7 @@ def _is_stopped(process: int) -> bool:
 
 def _tell_launcher(who: str, what: str) -> None:
     """Leave the cause where torchrun looks for it, as `errors.tell_launcher` does."""
-    place = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    place = os.environ.get(_TOLD)
     if place is not None:
         now = time.time()
         told = {
