@@ -1,0 +1,208 @@
+"""`vitbase verify-resume`: what it does to a run, what it finds, and what it refuses."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_runs import TINY
+
+import vitbase
+from vitbase.launch.verify import Verification, verify
+from vitbase.training.sameness import Finding, compare_runs
+
+STEPS = 60
+SMALL: dict[str, Any] = {
+    **TINY,
+    "total_steps": STEPS,
+    "log_every_steps": 1,
+    "checkpoint_every_steps": 5,
+    "keep_checkpoint_max": 2,
+    "eval_every_epochs": 5,
+}
+
+# A step that takes long enough to be killed within, and, on request, a resume that forgets.
+PROGRAM = """
+import os, sys, time
+from vitbase.cli.main import main
+from vitbase.training.step import Learner
+step = Learner.step
+def slowly(self, *args, **options):
+    time.sleep(0.02)
+    return step(self, *args, **options)
+Learner.step = slowly
+if sys.argv[1] == "forgets":
+    Learner.restore = lambda self, *args, **options: None
+main(sys.argv[2:])
+"""
+
+
+def words_of(data: Path, **options: Any) -> list[str]:
+    every = {**SMALL, "data_path": data, **options}
+    return ["fashion", *(f"--{name}={value}" for name, value in every.items())]
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("program") / "train.py"
+    path.write_text(PROGRAM)
+    return path
+
+
+def test_a_run_that_goes_on_passes(tiny_idx, program, tmp_path, capsys):
+    words = tuple(words_of(tiny_idx))
+    command = (sys.executable, str(program), "right")
+    assert verify(Verification(words, tmp_path / "runs", kills=2, seed=1, program=command))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines] == [
+        *("uninterrupted", "SIGKILL", "SIGTERM", "went on"),
+        *("weights", "training state", "progress", "training rows", "evaluation rows", "PASS"),
+    ]
+    assert f"{STEPS} updates" in lines[0]
+    assert "after update " in lines[1]
+    asked, goes_on = lines[2].split("after update ")[1].split("; goes on from ")
+    assert asked == goes_on  # SIGTERM loses nothing
+    assert "equal bit for bit" in lines[4]
+    assert f"{STEPS}, each step once; equal" in lines[7]
+
+
+def test_a_run_that_forgets_its_momentum_fails(tiny_idx, program, tmp_path, capsys):
+    words = tuple(words_of(tiny_idx))
+    command = (sys.executable, str(program), "forgets")
+    assert not verify(Verification(words, tmp_path / "runs", kills=1, seed=3, program=command))
+    said = capsys.readouterr().out
+    assert " tensors differ, by " in said
+    assert "<- does not hold" in said
+    assert said.splitlines()[-1] == "FAIL (--verify_seed 3 kills at the same updates)"
+
+
+def test_the_command_ends_with_what_was_found(tiny_idx, tmp_path, vitbase_command, monkeypatch):
+    asked: list[Verification] = []
+    for holds, code in ((True, 0), (False, 1)):
+
+        def verifying(given: Verification, holds: bool = holds) -> bool:
+            asked.append(given)
+            return holds
+
+        monkeypatch.setattr("vitbase.launch.verify.verify", verifying)
+        options = ("--kills", 5, "--verify_seed=7", "--other_devices", 2, "--output_dir", tmp_path)
+        assert vitbase_command("verify-resume", "--seed", 3, *options)[0] == code
+    first = asked[0]
+    assert (first.kills, first.seed, first.other_devices, first.folder) == (5, 7, 2, tmp_path)
+    assert first.words == (
+        *("fashion", "--seed", "3", "--log_every_steps", "1", "--checkpoint_every_steps", "5"),
+        *("--total_steps", "40"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--kills", 0], "Option 'kills' should be a whole number of at least 1, but is 0."),
+        (["--kills"], "Option 'kills' should be a whole number of at least 1, but is None."),
+        (["--verify_seed", "x"], "Option 'verify_seed' should be"),
+        (["--log_every_steps", 2], "Option 'log_every_steps' should be 1"),
+        (["--lr_intt", 2], "Unknown option '--lr_intt'. Did you mean"),
+        (["no_such"], "no_such"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_trained(words, text, vitbase_command):
+    code, _, err = vitbase_command("verify-resume", *words)
+    assert code == 2
+    assert text in err
+
+
+def test_a_folder_in_use_and_a_run_that_cannot_be_are_mistakes(tmp_path, vitbase_command):
+    (tmp_path / "whole").mkdir()
+    code, _, err = vitbase_command("verify-resume", "--output_dir", tmp_path)
+    assert code == 2
+    assert "whole is there already" in err
+    place = tmp_path / "other"
+    missing = ("--data_path", tmp_path / "none")
+    code, _, err = vitbase_command("verify-resume", *missing, "--output_dir", place)
+    assert code == 2
+    assert str(tmp_path / "none") in err
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_idx, tmp_path_factory) -> tuple[Path, Path]:
+    """A run, and a copy of it."""
+    folder = tmp_path_factory.mktemp("runs")
+    one = {"data_path": str(tiny_idx), "output_dir": str(folder / "one"), "epoch_size": 1}
+    vitbase.train(vitbase.load_config("fashion", **{**TINY, **one}))
+    return folder / "one", folder / "two"
+
+
+def differing(runs: tuple[Path, Path], tolerance: float = 0.0) -> list[Finding]:
+    one, two = runs
+    return [found for found in compare_runs(two, one, tolerance=tolerance) if not found.holds]
+
+
+@pytest.fixture
+def copied(runs) -> tuple[Path, Path]:
+    one, two = runs
+    shutil.rmtree(two, ignore_errors=True)
+    shutil.copytree(one, two)
+    return runs
+
+
+def change_rows(run: Path, change: Any) -> None:
+    path = run / "metrics.jsonl"
+    rows = change([json.loads(line) for line in path.read_text().splitlines()])
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_copy_is_the_same(copied):
+    assert differing(copied) == []
+    change_rows(copied[1], lambda rows: [{**r, "images_per_second": 1.0} for r in rows])
+    assert differing(copied) == []
+
+
+def test_differences_of_metrics_are_found(copied):
+    _, two = copied
+    change_rows(two, lambda rows: [{**r, "loss": r["loss"] + 1e-6} for r in rows if "loss" in r])
+    found = differing(copied)
+    assert [finding.what for finding in found] == ["training rows", "evaluation rows"]
+    assert "they differ at steps 1, 2, 4, …" in found[0].outcome
+    assert "steps 6 in one of them only" in found[1].outcome
+    assert [finding.what for finding in differing(copied, 1e-5)] == ["evaluation rows"]
+
+
+def test_a_step_that_stands_there_twice_is_found(copied):
+    change_rows(copied[1], lambda rows: [*rows[:2], *itertools.islice(rows, 1, None)])
+    (found,) = differing(copied)
+    assert "steps 2 more than once" in found.outcome
+
+
+def test_differences_of_weights_are_found(copied):
+    """Those that a model can tell: the biases of keys do not count at another world size."""
+    one, two = copied
+    (place,) = (two / "checkpoints").glob("train_vit*")
+
+    def rewrite(index: int) -> None:
+        from safetensors.torch import load_file, save_file
+
+        from vitbase.runs.checkpoints import write_manifest
+
+        shutil.rmtree(place)
+        shutil.copytree(one / "checkpoints" / place.name, place)
+        tensors = load_file(place / "weights.safetensors")
+        (name, *_) = [name for name in tensors if name.endswith("attn.qkv.bias")]
+        tensors[name][index] += 0.5
+        save_file(tensors, place / "weights.safetensors")
+        write_manifest(place)
+
+    width = 10  # of the variant for tests
+    for index, tolerance, holds in (
+        *((0, 0.0, False), (0, 1e-5, False), (-1, 1e-5, False)),
+        *((width, 0.0, False), (width, 1e-5, True)),
+    ):
+        rewrite(index)
+        found = differing(copied, tolerance)
+        assert (found == []) == holds, (index, tolerance, found)
+        assert holds or "attn.qkv.bias" in found[0].outcome
