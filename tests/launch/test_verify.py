@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
-import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from made_runs import TINY
+from ranks import command, start_one
 
 import vitbase
 from vitbase.launch.verify import Verification, verify
 from vitbase.training.sameness import Finding, compare_runs
+from vitbase.training.step import Learner
 
 STEPS = 60
 SMALL: dict[str, Any] = {
@@ -26,20 +31,46 @@ SMALL: dict[str, Any] = {
     "eval_every_epochs": 5,
 }
 
-# A step that takes long enough to be killed within, and, on request, a resume that forgets.
-PROGRAM = """
-import os, sys, time
-from vitbase.cli.main import main
-from vitbase.training.step import Learner
-step = Learner.step
-def slowly(self, *args, **options):
-    time.sleep(0.02)
-    return step(self, *args, **options)
-Learner.step = slowly
-if sys.argv[1] == "forgets":
-    Learner.restore = lambda self, *args, **options: None
-main(sys.argv[2:])
-"""
+
+class Forked:
+    """A command in a process that has torch already, as `subprocess.Popen` shows one."""
+
+    def __init__(self, target: Callable[..., None], words: Sequence[str], log: Path) -> None:
+        self.process = start_one(log, target, ([*words],))
+        assert self.process.pid is not None
+        self.pid = self.process.pid
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def wait(self) -> int:
+        self.process.join(120)
+        assert self.process.exitcode is not None
+        return self.process.exitcode
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def send_signal(self, sig: int, /) -> None:
+        os.kill(self.pid, sig)
+
+
+def slow(words: list[str]) -> None:
+    """A command whose steps take long enough to be killed within."""
+    step = Learner.step
+
+    def stepping(self: Learner, *args: Any, **options: Any) -> Any:
+        time.sleep(0.02)
+        return step(self, *args, **options)
+
+    Learner.step = stepping  # type: ignore[method-assign]
+    command(words)
+
+
+def forgetful(words: list[str]) -> None:
+    """As `slow`, but what goes on has no momentum."""
+    Learner.restore = lambda self, *args, **options: None  # type: ignore[method-assign]
+    slow(words)
 
 
 def words_of(data: Path, **options: Any) -> list[str]:
@@ -47,17 +78,10 @@ def words_of(data: Path, **options: Any) -> list[str]:
     return ["fashion", *(f"--{name}={value}" for name, value in every.items())]
 
 
-@pytest.fixture(scope="module")
-def program(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("program") / "train.py"
-    path.write_text(PROGRAM)
-    return path
-
-
-def test_a_run_that_goes_on_passes(tiny_idx, program, tmp_path, capsys):
+def test_a_run_that_goes_on_passes(tiny_idx, tmp_path, capsys):
     words = tuple(words_of(tiny_idx))
-    command = (sys.executable, str(program), "right")
-    assert verify(Verification(words, tmp_path / "runs", kills=2, seed=1, program=command))
+    start = partial(Forked, slow)
+    assert verify(Verification(words, tmp_path / "runs", kills=2, seed=1, start=start))
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines] == [
         *("uninterrupted", "SIGKILL", "SIGTERM", "went on"),
@@ -71,10 +95,10 @@ def test_a_run_that_goes_on_passes(tiny_idx, program, tmp_path, capsys):
     assert f"{STEPS}, each step once; equal" in lines[7]
 
 
-def test_a_run_that_forgets_its_momentum_fails(tiny_idx, program, tmp_path, capsys):
+def test_a_run_that_forgets_its_momentum_fails(tiny_idx, tmp_path, capsys):
     words = tuple(words_of(tiny_idx))
-    command = (sys.executable, str(program), "forgets")
-    assert not verify(Verification(words, tmp_path / "runs", kills=1, seed=3, program=command))
+    start = partial(Forked, forgetful)
+    assert not verify(Verification(words, tmp_path / "runs", kills=1, seed=3, start=start))
     said = capsys.readouterr().out
     assert " tensors differ, by " in said
     assert "<- does not hold" in said

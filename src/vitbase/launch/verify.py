@@ -14,8 +14,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from vitbase.console import say
 from vitbase.errors import ConfigError, LaunchError, VitbaseError
@@ -26,10 +27,28 @@ from vitbase.training.sameness import Finding, compare_runs, last_checkpoint, up
 TOLERANCE = 1e-5
 """By which numbers may differ at another world size: sums of floats in another order."""
 
-_PROGRAM = (sys.executable, "-m", "vitbase")
 _SECONDS_BETWEEN_LOOKS = 0.002
 _TAIL_BYTES = 4096
 _WIDTH = 26
+
+
+class Process(Protocol):
+    """What a run is, as `subprocess.Popen` has it."""
+
+    @property
+    def pid(self) -> int: ...
+    def poll(self) -> int | None: ...
+    def wait(self) -> int: ...
+    def kill(self) -> None: ...
+    def send_signal(self, sig: int, /) -> None: ...
+
+
+def start_command(words: Sequence[str], log: Path) -> Process:
+    """Start a vitbase command, whose output and errors go to a file."""
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "vitbase", *words], stdout=output, stderr=subprocess.STDOUT
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +61,7 @@ class Verification:
       kills: how often the run is killed; the last time by SIGTERM, if there are several.
       seed: of the updates at which that happens.
       other_devices: on which the run also goes on half-way, in place of its own; None: on none.
-      program: that takes the words of a vitbase command.
+      start: starts a vitbase command.
     """
 
     words: tuple[str, ...]
@@ -50,10 +69,11 @@ class Verification:
     kills: int = 3
     seed: int = 0
     other_devices: int | None = None
-    program: Sequence[str] = _PROGRAM
+    start: Callable[[Sequence[str], Path], Process] = start_command
 
-    def command(self, run: Path, *more: str) -> list[str]:
-        return [*self.program, "train", *self.words, "--output_dir", str(run), *more]
+    def train(self, run: Path, *more: str) -> Process:
+        words = ["train", *self.words, "--output_dir", str(run), *more]
+        return self.start(words, _log_of(run))
 
 
 def verify(asked: Verification) -> bool:
@@ -66,7 +86,7 @@ def verify(asked: Verification) -> bool:
         if run.exists():
             raise ConfigError(f"{run} is there already: choose another --output_dir.")
     asked.folder.mkdir(parents=True, exist_ok=True)
-    code, said = _run_to_end(asked.command(whole))
+    code, said = _run_to_end(asked.train(whole), whole)
     if code:
         raise LaunchError(_mistake(said) or f"The run ends with code {code} by itself:\n{said}")
     total = updates_of(whole)
@@ -103,7 +123,7 @@ def _kill_and_compare(asked: Verification, run: Path, whole: Path, total: int) -
     for number, point in enumerate(points):
         is_last = number == len(points) - 1
         how = signal.SIGTERM if is_last and len(points) > 1 else signal.SIGKILL
-        goes_on_at = _kill(asked.command(run), run, point, how, goes_on_at)
+        goes_on_at = _kill(asked.train(run), run, point, how, goes_on_at)
         if goes_on_at is None:
             break
         happened += 1
@@ -113,17 +133,18 @@ def _kill_and_compare(asked: Verification, run: Path, whole: Path, total: int) -
             f"{happened} of {asked.kills}: the run of {total} updates is too short, or too quick; "
             f"give more --total_steps",
         )
-    _finish(asked.command(run), goes_on_at)
+    _finish(asked.train(run), run, goes_on_at)
     yield from _compared(run, whole)
 
 
 def _move_and_compare(
     asked: Verification, run: Path, whole: Path, total: int, devices: int
 ) -> list[Finding]:
-    goes_on_at = _kill(asked.command(run), run, max(1, total // 2), signal.SIGTERM, None)
+    goes_on_at = _kill(asked.train(run), run, max(1, total // 2), signal.SIGTERM, None)
     if goes_on_at is None:
         raise _FailedError("kills", "the run ended before it was half done; give more steps")
-    _finish(asked.command(run, "--num_devices", str(devices)), goes_on_at, f"on {devices} devices")
+    process = asked.train(run, "--num_devices", str(devices))
+    _finish(process, run, goes_on_at, f"on {devices} devices")
     return [*_compared(run, whole, tolerance=TOLERANCE)]
 
 
@@ -138,29 +159,26 @@ def _compared(run: Path, whole: Path, tolerance: float = 0.0) -> Iterator[Findin
 
 
 def _kill(
-    command: Sequence[str], run: Path, point: int, how: signal.Signals, goes_on_at: int | None
+    process: Process, run: Path, point: int, how: signal.Signals, goes_on_at: int | None
 ) -> int | None:
-    """Start a run, and end it when it has taken so many updates.
+    """End a run when it has taken so many updates.
 
     Args:
       goes_on_at: where it should go on; None at its start.
     Returns: the updates after which it will go on; None if it ended before.
     """
-    log = run.with_suffix(".log")
-    with log.open("w", encoding="utf-8") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-        try:
-            before = _last_step(run)
-            while process.poll() is None and not _has_reached(run, max(point, before + 1)):
-                time.sleep(_SECONDS_BETWEEN_LOOKS)
-            if process.poll() is None and how == signal.SIGTERM:
-                process.send_signal(how)
-                process.wait()
-        finally:
-            _kill_family(process)
-    said = log.read_text(encoding="utf-8", errors="replace")
+    try:
+        point = max(point, _last_step(run) + 1)
+        while process.poll() is None and _last_step(run) < point:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        if process.poll() is None and how == signal.SIGTERM:
+            process.send_signal(how)
+            process.wait()
+    finally:
+        _kill_family(process)
+    said = _said(run)
     _check_place(said, goes_on_at)
-    code = process.returncode
+    code = process.poll()
     if code == 0:
         return None
     if code not in {-signal.SIGKILL, STOPPED}:
@@ -174,8 +192,8 @@ def _kill(
     return here
 
 
-def _finish(command: Sequence[str], goes_on_at: int | None, how: str = "") -> None:
-    code, said = _run_to_end(command)
+def _finish(process: Process, run: Path, goes_on_at: int | None, how: str = "") -> None:
+    code, said = _run_to_end(process, run)
     if code:
         raise _FailedError("going on", _mistake(said) or f"ends with code {code}:\n{said}")
     _check_place(said, goes_on_at)
@@ -190,11 +208,20 @@ def _check_place(said: str, goes_on_at: int | None) -> None:
         raise _FailedError("going on", f"the run did not go on after update {goes_on_at}")
 
 
-def _run_to_end(command: Sequence[str]) -> tuple[int, str]:
-    done = subprocess.run(
-        command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    return done.returncode, done.stdout
+def _run_to_end(process: Process, run: Path) -> tuple[int, str]:
+    try:
+        code = process.wait()
+    finally:
+        _kill_family(process)  # this command may have been interrupted
+    return code, _said(run)
+
+
+def _log_of(run: Path) -> Path:
+    return run.with_suffix(".log")
+
+
+def _said(run: Path) -> str:
+    return _log_of(run).read_text(encoding="utf-8", errors="replace")
 
 
 def _mistake(said: str) -> str:
@@ -212,19 +239,16 @@ def _last_step(run: Path) -> int:
     return 0
 
 
-def _has_reached(run: Path, point: int) -> bool:
-    return _last_step(run) >= point
-
-
-def _kill_family(process: subprocess.Popen[bytes]) -> None:
-    """End a process, its ranks, and whatever else it has started, all at once."""
+def _kill_family(process: Process) -> None:
+    """End a process that runs, with its ranks and whatever else it has started, all at once."""
+    if process.poll() is not None:
+        return
     family = [process.pid]
     for pid in family:  # grows: children of children
         for listed in Path(f"/proc/{pid}/task").glob("*/children"):  # on Linux
             with contextlib.suppress(OSError):
                 family += map(int, listed.read_text().split())
-    if process.poll() is None:
-        process.kill()
+    process.kill()
     for pid in family[1:]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

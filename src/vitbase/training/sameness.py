@@ -121,7 +121,7 @@ def _told_apart(name: str, far: torch.Tensor) -> torch.Tensor:
     Such a bias adds the same to every score of a query, which softmax does not see. Its gradient is
     rounding alone, and an optimizer that divides by the gradient's size makes a step of it.
     """
-    if not name.endswith("attn.qkv.bias"):
+    if not name.endswith("attn.qkv.bias") or not far.ndim:  # a number of it: the optimizer's
         return far
     query, _, value = far.chunk(3)
     return torch.cat([query, value])
