@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from vitbase.console import spoken_seconds, warn
 from vitbase.errors import HungError, first_few, tell_launcher
@@ -110,7 +110,13 @@ class Watch:
                 self._end(here, quiet)
 
     def _end(self, here: Standing, quiet: float) -> None:
-        within(_SECONDS_TO_REPORT, lambda: self._report(here, quiet), "vitbase-report")
+        def report() -> None:
+            try:
+                self._report(here, quiet)
+            except Exception:  # whatever it is: this process ends
+                traceback.print_exc()
+
+        within(_SECONDS_TO_REPORT, report, "vitbase-report")
         # The others are about to report, too; the launcher ends all with the first.
         self._ended.wait(min(_MOST_PARTING, max(0.5, self.patience / 10)))
         os._exit(HUNG)
@@ -168,8 +174,9 @@ class Watch:
                 return HungError("rank 0", f" stands still: it does not answer. {waits}")
             return self._unknown(own, "where they met does not answer")
         if silent := self._silent():
-            return HungError(_named(list(silent)), f" {_describe_silence(silent)} {waits}")
-        heard = {rank: other for rank, other in hearts.heard.items() if rank != self.rank}
+            return HungError(_named(silent), f" {_describe_silence(silent)} {waits}")
+        heard = dict(hearts.heard)  # which its thread adds to
+        heard.pop(self.rank, None)
         counts = {self.rank: here.count} | {rank: other.count for rank, other in heard.items()}
         last = min(counts.values())
         behind = [rank for rank, count in counts.items() if count == last]
@@ -177,29 +184,39 @@ class Watch:
             return self._unknown(own, "all of them answer, and stand at the same place")
         if self.rank in behind:
             further = max(heard.values(), key=lambda other: other.count).what
-            text = f" stands still in {own}, while others are in {further}. {_GOES_ON}"
+            text = f" {_stand(behind)} still in {own}, while others are in {further}. {_GOES_ON}"
             return HungError(_named(behind), text)
-        return HungError(_named(behind), f" stands still in {heard[behind[0]].what}. {waits}")
+        there = heard[behind[0]].what
+        return HungError(_named(behind), f" {_stand(behind)} still in {there}. {waits}")
 
     def _unknown(self, own: str, why: str) -> HungError:
         text = f" stands still in {own}. Which rank holds it up is not known: {why}. {_GOES_ON}"
         return HungError(self._who, text)
 
 
-def _named(ranks: list[int]) -> str:
+def _named(ranks: Collection[int]) -> str:
     return f"rank{'s' if len(ranks) > 1 else ''} {first_few([str(rank) for rank in sorted(ranks)])}"
+
+
+def _stand(ranks: Collection[int]) -> str:
+    return "stand" if len(ranks) > 1 else "stands"
 
 
 def _describe_silence(silent: dict[int, Heard | None]) -> str:
     """Say what was last known of ranks that are not heard of."""
     known = next((heard for heard in silent.values() if heard is not None), None)
     if known is None:
-        return "stands still: it was never heard of."
+        return f"{_stand(silent)} still: nothing was ever heard of {_them(silent)}."
     each = "its process" if len(silent) == 1 else "the first one's process"
     return (
-        f"stands still: it shows no sign of life. When last heard of, {each} "
+        f"{_stand(silent)} still: no sign of life comes from {_them(silent)}. When last "
+        f"heard of, {each} "
         f"{known.process} on {known.host} was in {known.what}."
     )
+
+
+def _them(ranks: Collection[int]) -> str:
+    return "them" if len(ranks) > 1 else "it"
 
 
 def _stacks() -> Iterator[str]:

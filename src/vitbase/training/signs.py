@@ -22,20 +22,24 @@ class Signs:
     def of_update(
         self, place: Place, loader: TrainLoader, batches: Iterator[Batch]
     ) -> Iterator[Batch]:
-        """Pass on the batches of the update that follows a place."""
+        """Begin the update that follows a place. Returns: its batches, of which it tells each."""
         update = f"update {place.updates + 1} of {place.total_steps}"
         seldom, self._has_updated = not self._has_updated, True
 
         def details() -> str:
             return loader.describe_step(place.epoch, place.step)
 
-        while True:
-            stands_at(f"{update}, which waits for its images", seldom=seldom, details=details)
-            batch = next(batches, None)
-            if batch is None:
-                return
-            stands_at(f"{update}, which computes", seldom=seldom, details=details)
-            yield batch
+        def told() -> Iterator[Batch]:
+            while True:
+                stands_at(f"{update}, which waits for its images", seldom=seldom, details=details)
+                batch = next(batches, None)
+                if batch is None:
+                    return
+                stands_at(f"{update}, which computes", seldom=seldom, details=details)
+                yield batch
+
+        stands_at(f"{update}, which begins", seldom=seldom, details=details)
+        return told()
 
     def evaluates(self, place: Place, batches: int) -> None:
         """Tell how far the evaluation at a place has come."""
