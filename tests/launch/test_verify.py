@@ -15,9 +15,12 @@ from typing import Any
 import pytest
 from made_runs import TINY
 from ranks import command, start_one
+from safetensors.torch import load_file, save_file
 
 import vitbase
+from vitbase.errors import ConfigError
 from vitbase.launch.verify import Verification, verify
+from vitbase.runs.checkpoints import find_damage, write_manifest
 from vitbase.training.sameness import Finding, compare_runs
 from vitbase.training.step import Learner
 
@@ -95,6 +98,13 @@ def test_a_run_that_goes_on_passes(tiny_idx, tmp_path, capsys):
     assert f"{STEPS}, each step once; equal" in lines[7]
 
 
+def test_a_run_that_is_over_too_soon_is_a_mistake(tiny_idx, tmp_path):
+    words = tuple(words_of(tiny_idx, total_steps=4))
+    start = partial(Forked, command)
+    with pytest.raises(ConfigError, match=r"[0-3] of 9 kills came in time"):
+        verify(Verification(words, tmp_path / "runs", kills=9, start=start))
+
+
 def test_a_run_that_forgets_its_momentum_fails(tiny_idx, tmp_path, capsys):
     words = tuple(words_of(tiny_idx))
     start = partial(Forked, forgetful)
@@ -120,7 +130,7 @@ def test_the_command_ends_with_what_was_found(tiny_idx, tmp_path, vitbase_comman
     assert (first.kills, first.seed, first.other_devices, first.folder) == (5, 7, 2, tmp_path)
     assert first.words == (
         *("fashion", "--seed", "3", "--log_every_steps", "1", "--checkpoint_every_steps", "5"),
-        *("--total_steps", "40"),
+        *("--keep_checkpoint_max", "2", "--total_steps", "40"),
     )
 
 
@@ -203,30 +213,26 @@ def test_a_step_that_stands_there_twice_is_found(copied):
     assert "steps 2 more than once" in found.outcome
 
 
-def test_differences_of_weights_are_found(copied):
-    """Those that a model can tell: the biases of keys do not count at another world size."""
-    one, two = copied
+def test_differences_of_weights_are_found_and_at_another_world_size_told(copied):
+    _, two = copied
     (place,) = (two / "checkpoints").glob("train_vit*")
+    tensors = load_file(place / "weights.safetensors")
+    name = next(name for name in tensors if name.endswith("attn.qkv.bias"))
+    tensors[name][0] += 0.5
+    save_file(tensors, place / "weights.safetensors")
+    assert find_damage(place) is not None
+    write_manifest(place)
+    (found,) = differing(copied)
+    assert found.what == "weights"
+    assert found.outcome == f"1 of {len(tensors)} tensors differ, by 0.5 at most: {name}"
+    assert differing(copied, 1e-5) == []
+    told = [f.outcome for f in compare_runs(two, copied[0], tolerance=1e-5) if f.what == "weights"]
+    assert told == [f"{len(tensors)} tensors, 0.5 apart at most"]
 
-    def rewrite(index: int) -> None:
-        from safetensors.torch import load_file, save_file
 
-        from vitbase.runs.checkpoints import write_manifest
-
-        shutil.rmtree(place)
-        shutil.copytree(one / "checkpoints" / place.name, place)
-        tensors = load_file(place / "weights.safetensors")
-        (name, *_) = [name for name in tensors if name.endswith("attn.qkv.bias")]
-        tensors[name][index] += 0.5
-        save_file(tensors, place / "weights.safetensors")
-        write_manifest(place)
-
-    width = 10  # of the variant for tests
-    for index, tolerance, holds in (
-        *((0, 0.0, False), (0, 1e-5, False), (-1, 1e-5, False)),
-        *((width, 0.0, False), (width, 1e-5, True)),
-    ):
-        rewrite(index)
-        found = differing(copied, tolerance)
-        assert (found == []) == holds, (index, tolerance, found)
-        assert holds or "attn.qkv.bias" in found[0].outcome
+def test_large_numbers_are_compared_by_their_size(copied):
+    _, two = copied
+    for change, holds in ((1 + 1e-6, True), (1 + 1e-4, False)):
+        change_rows(copied[0], lambda rows: [{**r, "gradient_norm": 100.0} for r in rows])
+        change_rows(two, lambda rows, x=change: [{**r, "gradient_norm": 100.0 * x} for r in rows])
+        assert (differing(copied, 1e-5) == []) == holds

@@ -22,10 +22,11 @@ training state and metrics bit for bit with those of a run that nobody killed.
   --output_dir PATH   keeps the runs; none: a folder that is removed
 
 and the options of `vitbase train`. What is not given is small: total_steps 40, with a row for each
-and a checkpoint every 5. Default recipe: fashion. Ends with 0 if it holds, 1 if it does not."""
+and a checkpoint every 5, of which the last 2 are kept. Default recipe: fashion. Ends with 0 if it
+holds, 1 if it does not."""
 
 _DEFAULT = "fashion"
-_SMALL = {"log_every_steps": "1", "checkpoint_every_steps": "5"}
+_SMALL = {"log_every_steps": "1", "checkpoint_every_steps": "5", "keep_checkpoint_max": "2"}
 _STEPS = "40"
 
 

@@ -116,7 +116,7 @@ class _FailedError(Exception):
 
 def _kill_and_compare(asked: Verification, run: Path, whole: Path, total: int) -> Iterator[Finding]:
     # Not the last updates: the run would end before it is seen that they are reached.
-    last = max(2, total * 9 // 10)
+    last = max(2, total * 3 // 4)
     choice = random.Random(asked.seed)
     points = sorted(choice.sample(range(1, last), min(asked.kills, last - 1)))
     goes_on_at, happened = None, 0
@@ -128,10 +128,9 @@ def _kill_and_compare(asked: Verification, run: Path, whole: Path, total: int) -
             break
         happened += 1
     if happened < asked.kills:
-        raise _FailedError(
-            "kills",
-            f"{happened} of {asked.kills}: the run of {total} updates is too short, or too quick; "
-            f"give more --total_steps",
+        raise ConfigError(
+            f"{happened} of {asked.kills} kills came in time: the run of {total} updates is too "
+            f"short, or too quick. Give more --total_steps."
         )
     _finish(asked.train(run), run, goes_on_at)
     yield from _compared(run, whole)
@@ -142,7 +141,7 @@ def _move_and_compare(
 ) -> list[Finding]:
     goes_on_at = _kill(asked.train(run), run, max(1, total // 2), signal.SIGTERM, None)
     if goes_on_at is None:
-        raise _FailedError("kills", "the run ended before it was half done; give more steps")
+        raise ConfigError("The run ended before it was half done. Give more --total_steps.")
     process = asked.train(run, "--num_devices", str(devices))
     _finish(process, run, goes_on_at, f"on {devices} devices")
     return [*_compared(run, whole, tolerance=TOLERANCE)]
