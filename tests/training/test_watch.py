@@ -35,8 +35,9 @@ def watch(tmp_path) -> Watch:
     return Watch(60.0, Runtime(torch.device("cpu"), "fp32", rank=1, num_ranks=3, store=store))
 
 
-def heard(count: int, *, seconds_ago: float = 0.0) -> Heard:
-    return Heard(5, count, 812, "node2", f"place {count}", time.monotonic() - seconds_ago)
+def heard(count: int, *, seconds_ago: float = 0.0, quiet: float = 61.0) -> Heard:
+    moment = time.monotonic() - seconds_ago
+    return Heard(5, count, quiet, 812, "node2", f"place {count}", moment)
 
 
 def cause_of(watch: Watch, others: dict[int, Heard], count: int = 7) -> str:
@@ -61,6 +62,19 @@ def test_a_rank_that_has_come_less_far_is_named_by_itself_too(watch):
     assert said.startswith(f"Rank 2 stands still in place 6. Rank 1 waits in {PLACE}, for 61 s.")
     said = cause_of(watch, {0: heard(8), 2: heard(9)})
     assert said.startswith(f"Rank 1 stands still in {PLACE}, for 61 s, while others are in place 9")
+
+
+def test_one_that_works_is_waited_for(watch):
+    """As the first rank may do alone, for all of them."""
+    for others, waits in (
+        ({0: heard(7), 2: heard(7, quiet=1.0)}, True),
+        ({0: heard(7), 2: heard(7)}, False),
+        ({0: heard(7), 1: heard(7, quiet=1.0), 2: heard(7)}, False),
+        ({0: heard(7), 2: heard(7, quiet=1.0, seconds_ago=40)}, False),
+    ):
+        assert watch._hearts is not None
+        watch._hearts.heard = others
+        assert watch._another_works() == waits
 
 
 def test_what_is_not_known_is_said_to_be_so(watch, tmp_path, monkeypatch):
@@ -108,16 +122,16 @@ def test_ranks_hear_each_other_when_they_listen(pair):
 
 
 @pytest.mark.parametrize(
-    "raw", [b"", b"\xff", b"1\t2\t3\thost", b"1\t2\tx\thost\tplace", b"1\t2\t3\t4\t5\t6"]
+    "raw", [b"", b"\xff", b"1\t2\t3\thost", b"1\t2\t.5\tx\thost\tplace", b"1\t2\t3\t4\t5\t6\t7"]
 )
 def test_what_no_rank_wrote_is_not_heard(raw):
     assert heart._parsed(raw) is None
 
 
 def test_what_a_rank_wrote_is_printable():
-    found = heart._parsed(b"1\t2\t3\tno\x1bde\tupdate 3\n of 5" + 300 * b"x")
+    found = heart._parsed(b"1\t2\t.5\t3\tno\x1bde\tupdate 3\n of 5" + 300 * b"x")
     assert found is not None
-    wanted = Heard(1, 2, 3, "no\\x1bde", ("update 3\\n of 5" + 300 * "x")[:200], found.moment)
+    wanted = Heard(1, 2, 0.5, 3, "no\\x1bde", ("update 3\\n of 5" + 300 * "x")[:200], found.moment)
     assert dataclasses.astuple(found) == dataclasses.astuple(wanted)
 
 

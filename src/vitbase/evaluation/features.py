@@ -206,6 +206,7 @@ class FeatureStore:
         spec = {k: v for k, v in self.model.spec.to_dict().items() if k not in _OF_THE_HEAD}
         key.update(repr((spec, views.describe(), self.runtime.precision)).encode())
         for row in source.rows.tolist():
+            is_alive()
             try:
                 key.update(source.images.digest(row))
             except ImageError as error:

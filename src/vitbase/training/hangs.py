@@ -106,7 +106,7 @@ class Watch:
                 self._hearts.listen(quiet > self.patience / 2)
             # A rank that is silent does nothing that may take longer.
             longer = SELDOM if here.seldom and not self._silent() else 1
-            if quiet > self.patience * longer:
+            if quiet > self.patience * longer and not self._another_works():
                 self._end(here, quiet)
 
     def _end(self, here: Standing, quiet: float) -> None:
@@ -159,6 +159,15 @@ class Watch:
             for rank, heard in others.items()
             if rank != self.rank and (heard is None or now - heard.moment > limit)
         }
+
+    def _another_works(self) -> bool:
+        """Whether this rank waits for one that goes on, as the first one may for all of them."""
+        heard = dict(self._hearts.heard) if self._hearts is not None else {}
+        silent = self._silent()
+        return any(
+            rank not in {*silent, self.rank} and other.quiet < self.patience / 4
+            for rank, other in heard.items()
+        )
 
     def cause(self, here: Standing, quiet: float) -> HungError:
         """Say who holds the run up, as far as it is known."""

@@ -29,6 +29,7 @@ class Heard:
     Attributes:
       beats: counted by it.
       count: of the places that it has been to, as `pulse` counts them.
+      quiet: seconds since its last sign of life, when it beat.
       process, host: where it is.
       what: where it stands.
       moment: since when it was this beat, by this process's clock.
@@ -36,6 +37,7 @@ class Heard:
 
     beats: int
     count: int
+    quiet: float
     process: int
     host: str
     what: str
@@ -89,8 +91,10 @@ class Hearts:
     def _beat(self) -> None:
         self._beats += 1
         here = standing()
-        fields = (self._beats, here.count, os.getpid(), socket.gethostname(), here.what)
-        self._store.set(_key(self.rank), "\t".join(map(str, fields)))
+        quiet = time.monotonic() - here.moment
+        numbers = (self._beats, here.count, round(quiet, 1), os.getpid())
+        text = "\t".join(map(str, (*numbers, socket.gethostname(), here.what)))
+        self._store.set(_key(self.rank), text)
 
     def _hear(self, rank: int) -> None:
         if not self._store.check([_key(rank)]):
@@ -108,8 +112,8 @@ def _key(rank: int) -> str:
 def _parsed(raw: bytes) -> Heard | None:
     """Read what a rank has written; None if it is none of ours that wrote it."""
     try:
-        beats, count, process, host, what = raw.decode().split("\t")
-        numbers = int(beats), int(count), int(process)
+        beats, count, quiet, process, host, what = raw.decode().split("\t")
+        numbers = int(beats), int(count), float(quiet), int(process)
     except ValueError:
         return None
     return Heard(*numbers, printable(host)[:100], printable(what)[:200], time.monotonic())
