@@ -137,9 +137,10 @@ def test_the_command_ends_with_what_was_found(tiny_idx, tmp_path, vitbase_comman
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["--kills", 0], "Option 'kills' should be a whole number of at least 1, but is 0."),
-        (["--kills"], "Option 'kills' should be a whole number of at least 1, but is None."),
-        (["--verify_seed", "x"], "Option 'verify_seed' should be"),
+        (["--kills", 0], "Option 'kills' should be at least 1, but is 0."),
+        (["--kills"], "kills"),
+        (["--verify_seed", "x"], "'verify_seed' should be"),
+        (["--other_devices", 0], "Option 'other_devices' should be at least 1, but is 0."),
         (["--log_every_steps", 2], "Option 'log_every_steps' should be 1"),
         (["--lr_intt", 2], "Unknown option '--lr_intt'. Did you mean"),
         (["no_such"], "no_such"),
