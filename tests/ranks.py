@@ -50,10 +50,21 @@ def start_ranks(
             "MASTER_PORT": str(port),
         }
         log = log_dir / f"rank-{rank}.log"
-        process = _context.Process(target=_run, args=(variables, log, target, own), daemon=True)
-        process.start()
-        processes.append(process)
+        processes.append(start_one(log, target, own, variables))
     return processes
+
+
+def start_one(
+    log: Path,
+    target: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    variables: dict[str, str] | None = None,
+) -> BaseProcess:
+    """Start a process that prints to a file; without variables it is alone."""
+    arguments = (variables or {"WORLD_SIZE": "1"}, log, target, arguments)
+    process = _context.Process(target=_run, args=arguments, daemon=True)
+    process.start()
+    return process
 
 
 def wait_for(processes: Sequence[BaseProcess], seconds: float = 120) -> list[int | None]:

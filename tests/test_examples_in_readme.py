@@ -12,6 +12,7 @@ import pytest
 import vitbase
 from vitbase.cli import data, weights
 from vitbase.cli.arguments import LaunchOptions, TableOptions
+from vitbase.cli.verify import VerifyOptions
 from vitbase.config.config import FIELDS, recipe_names
 from vitbase.launch.ranktable import read_rank_table
 
@@ -26,6 +27,7 @@ OPTIONS = {
     "json",
 }
 OPTIONS |= {*LaunchOptions.__annotations__, *TableOptions.__annotations__}
+OPTIONS |= {*VerifyOptions.__annotations__}
 OPTIONS |= {"print", "make_rank_table", "image_size"}
 # What docs/cluster.md tells to type to others.
 OPTIONS |= {

@@ -43,7 +43,7 @@ FLOORS = (
     ("config", "rendezvous"),
     ("console", "files", "pickles", "stores"),
     ("disk",),
-    ("errors", "_version", "stopping"),
+    ("errors", "_version", "stopping", "pulse"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 ALL_IMPORTS = import_graph(everywhere=True)

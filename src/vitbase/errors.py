@@ -63,6 +63,19 @@ class RankLostError(DeviceError):
     """Another rank is gone, or never came: a fault that may pass, so a launcher tries again."""
 
 
+class HungError(RankLostError):
+    """A rank, or the run, stands still. Its text is `who`, and `what` of it.
+
+    Args:
+      who: the rank that holds the others up: "rank 1".
+      what: continues it: " stands still in update 8: …".
+    """
+
+    def __init__(self, who: str, what: str) -> None:
+        super().__init__(f"{who[:1].upper()}{who[1:]}{what}")
+        self.who, self.what = who, what
+
+
 class LaunchError(VitbaseError):
     """A rank table is wrong, a server does not come, or a rank has ended."""
 
@@ -102,13 +115,15 @@ def tell_launcher(error: BaseException) -> bool:
     words = str(error).replace("\n", "\n  ")
     text = str(error) if isinstance(error, VitbaseError) else f"{type(error).__name__}: {words}"
     now = time.time()
-    told = {
+    told: dict[str, object] = {
         "message": text,
         "extraInfo": {"py_callstack": traceback.format_exc(), "timestamp": str(int(now))},
         # Ours: which of two ranks failed first is decided within a second.
         "time": now,
         "is_mistake": isinstance(error, VitbaseError) and not isinstance(error, RankLostError),
     }
+    if isinstance(error, HungError):  # another than the one that tells it, perhaps
+        told |= {"who": error.who, "what": error.what}
     with contextlib.suppress(OSError), open(place, "w", encoding="utf-8") as file:
         json.dump({"message": told}, file)
         return LAUNCHED in os.environ

@@ -42,6 +42,18 @@ def loopback_variables() -> dict[str, str]:
     return {f"{backend}_SOCKET_IFNAME": loopback for backend in ("GLOO", "NCCL", "HCCL", "TP")}
 
 
+def beside(store: Store, seconds: float) -> Store:
+    """Open a store once more, for another thread, which waits so long at most for a key."""
+    other: Store = store.clone()
+    other.set_timeout(timedelta(seconds=seconds))
+    return other
+
+
+def is_with_first_rank() -> bool:
+    """Whether the store in which ranks meet ends with the first of them."""
+    return STORE not in os.environ and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+
+
 def open_store(timeout: timedelta) -> Store:
     """Open the store by which ranks meet; that of the first rank listens on its address alone.
 

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import distributed
+from torch.distributed import Store  # type: ignore[attr-defined]
 
 from vitbase.accelerators import peak_flops_of
 from vitbase.errors import DeviceError, RankLostError, VitbaseError
@@ -60,6 +61,8 @@ class Runtime:
     precision: Precision
     rank: int = 0
     num_ranks: int = 1
+    store: Store | None = dataclasses.field(default=None, repr=False, compare=False)
+    """Where the ranks have met."""
 
     @property
     def is_first(self) -> bool:
@@ -255,12 +258,18 @@ def is_first_rank() -> bool:
 
 @contextlib.contextmanager
 def joined_runtime(
-    device_target: str = "auto", device_id: int = 0, precision: str = "auto", *, tf32: bool = False
+    device_target: str = "auto",
+    device_id: int = 0,
+    precision: str = "auto",
+    *,
+    tf32: bool = False,
+    wait_at_least: float = 0.0,
 ) -> Iterator[Runtime]:
     """Open this rank's share of the run that torchrun has started, or the one device there is.
 
     Args and errors: as of :func:`local_runtime`. A rank's device is the one of its number on the
-      server, or of its place in `VITBASE_DEVICE_IDS` ("2,3"), as a rank table names them.
+      server, or of its place in `VITBASE_DEVICE_IDS` ("2,3"), as a rank table names them. Others
+      are waited for in a collective for ten minutes, or `wait_at_least` seconds.
     Raises: DeviceError, too, if the ranks do not find each other.
     """
     ranks = launched_ranks()
@@ -273,26 +282,27 @@ def joined_runtime(
         yield runtime
         return
     rank = int(os.environ["RANK"])
-    _join(runtime.device)
+    store = _join(runtime.device, max(_COLLECTIVE_TIMEOUT, timedelta(seconds=wait_at_least)))
     try:
-        yield dataclasses.replace(runtime, rank=rank, num_ranks=ranks)
+        yield dataclasses.replace(runtime, rank=rank, num_ranks=ranks, store=store)
     finally:
         distributed.destroy_process_group()
 
 
-def _join(device: torch.device) -> None:
-    """Find the other ranks."""
+def _join(device: torch.device, timeout: timedelta) -> Store:
+    """Find the other ranks. Returns: where they met."""
     backend = distributed.get_default_backend_for_device(device)
     if device.type != "cpu":
         backend = f"cpu:gloo,{device.type}:{backend}"
     place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     try:
+        store = open_store(_JOIN_TIMEOUT)
         distributed.init_process_group(
             backend,
-            store=open_store(_JOIN_TIMEOUT),
+            store=store,
             rank=int(os.environ["RANK"]),
             world_size=int(os.environ["WORLD_SIZE"]),
-            timeout=_COLLECTIVE_TIMEOUT,
+            timeout=timeout,
             device_id=None if device.type == "cpu" else device,
         )
     except (RuntimeError, ValueError, distributed.DistError) as error:
@@ -301,6 +311,7 @@ def _join(device: torch.device) -> None:
             f"{place} (MASTER_ADDR:MASTER_PORT): {str(error).strip().splitlines()[0]}. Is that the "
             f"first server's address, its port free, and every server started?"
         ) from None
+    return store
 
 
 def local_runtime(

@@ -12,6 +12,7 @@ from conftest import losses, rows, start
 
 import vitbase
 from vitbase.errors import ConfigError
+from vitbase.pulse import HUNG
 from vitbase.stopping import STOPPED
 
 
@@ -80,3 +81,26 @@ def test_a_finished_run_says_so_and_the_other_engine_leaves_it_alone(small, caps
     assert "is finished" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="engine: the run has mindspore, asked for torch"):
         vitbase.train(config.replace(engine="torch"))
+
+
+def test_a_step_that_stands_still_is_named_and_ended(command_words, tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import sys, time\n"
+        "from vitbase.cli.main import main\n"
+        "from vitbase.mindspore.learner import MindSporeLearner\n"
+        "step = MindSporeLearner.step\n"
+        "def never_comes(self, update, *args, **options):\n"
+        "    time.sleep(600 if update == 4 else 0)\n"
+        "    return step(self, update, *args, **options)\n"
+        "MindSporeLearner.step = never_comes\n"
+        "main(sys.argv[1:])\n"
+    )
+    words = command_words(output_dir=tmp_path / "run", hang_minutes=0.1)
+    program, *rest = words[:1] + words[words.index("train") :]
+    with start([program, str(script), *rest]) as process:
+        assert process.stdout is not None
+        said = process.stdout.read()
+    assert process.returncode == HUNG, said
+    assert "The run stands still in update 5 of 20, which begins" in said
+    assert "in never_comes" in said

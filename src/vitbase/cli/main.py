@@ -13,6 +13,7 @@ from vitbase.cli.data import run_data
 from vitbase.cli.evaluate import run_eval
 from vitbase.cli.predict import run_predict
 from vitbase.cli.train import run_explain, run_recipes, run_train
+from vitbase.cli.verify import run_verify
 from vitbase.cli.weights import run_weights
 from vitbase.console import escape_reports, printable_lines, say, say_text, warn, warn_text
 from vitbase.errors import LAUNCHED, ConfigError, VitbaseError, nearest, tell_launcher
@@ -31,6 +32,7 @@ _USAGE = """usage: vitbase COMMAND [...]
   launch [--OPTION VALUE ...] -- COMMAND   a command on several devices, or servers
   launch --make_rank_table [...]           the table of servers and devices that it needs
   explain [RECIPE] [--OPTION VALUE ...]    what a run would do, in numbers, without its data
+  verify-resume [RECIPE] [--kills N] [...] kill a run at random updates, and prove that it goes on
   recipes                                  the recipes that ship with vitbase
 
 `vitbase COMMAND --help` lists the options. RECIPE is a name, or the path of a .toml file.
@@ -40,8 +42,9 @@ _USAGE = """usage: vitbase COMMAND [...]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit.
 
-    0: done; 1: bad data found; 2: the user's mistake; 75: training was asked to stop, and goes on
-    with the same command; 130: interrupted.
+    0: done; 1: bad data found, or a run that does not go on as it should; 2: the user's mistake;
+    70: it stood still; 75: training was asked to stop, and goes on with the same command; 130:
+    interrupted.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if arguments is None:  # a process of its own: what Python reports of it is escaped, too
@@ -135,6 +138,7 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "data": run_data,
     "launch": _run_launch,
     "explain": run_explain,
+    "verify-resume": run_verify,
     "recipes": run_recipes,
 }
 

@@ -59,6 +59,12 @@ class RunSection(Section):
     tf32: bool = Field(False, description="let fp32 matrix products round to TF32, where there is")
     compile: bool = Field(False, description="compile the repeated block with torch.compile")
     resume: bool = free_on_resume(True, "continue the run found in output_dir")
+    hang_minutes: float = free_on_resume(
+        10.0,
+        "a rank that stands still for so long ends, with a report; three times as long where the "
+        "run starts, compiles or saves; 0: never",
+        ge=0,
+    )
     log_every_steps: int = free_on_resume(50, "steps between two log lines", ge=1)
     tensorboard: bool = free_on_resume(False, "also write the metrics for TensorBoard")
 

@@ -14,12 +14,14 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vitbase import pulse
 from vitbase.data.augment import EvalTransform, TrainTransform
 from vitbase.data.balance import balanced_order
 from vitbase.data.memory import batch_memory
@@ -36,6 +38,9 @@ from vitbase.sources.source import Source
 
 IGNORED_LABEL = -100
 """The label of an image that could not be read in training; the loss passes over it."""
+
+_NAMED = 3
+"""Images of a batch that are named to say which batch it is."""
 
 Generators = Callable[[int], np.random.Generator]  # position -> its random numbers
 
@@ -142,11 +147,14 @@ class _Pending:
         bad = []
         for row, index, position in zip(rows, indices, positions, strict=True):
             generator = generators(position) if generators else None
+            pulse.reads(partial(source.describe, index))
             try:
                 transform(source.read(index), generator, self.rows[row])
             except ImageError as error:
                 self.rows[row] = 0
                 bad.append((row, BadImage(source.describe(index), str(error))))
+            finally:
+                pulse.has_read()
         return bad
 
     def wait(self) -> Batch:
@@ -273,6 +281,15 @@ class TrainLoader(_Workers):
     def describe_position(self, epoch: int, position: int) -> str:
         """Name the image that stands at a position of an epoch."""
         return self.source.describe(int(self._order(epoch)[position]))
+
+    def describe_step(self, epoch: int, step: int) -> str:
+        """Say which images this rank has in a step of an epoch: positions, and the first names."""
+        places = micro_batches(step, self.global_batch, self.batch_size)[self.share]
+        first, last = places[0].start, places[-1].stop - 1
+        order = self._order(epoch)[first : last + 1]
+        names = [self.source.describe(int(index)) for index in order[:_NAMED]]
+        more = ", …" if len(order) > _NAMED else ""
+        return f"positions {first} to {last} of epoch {epoch + 1}: {', '.join(names)}{more}"
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         """Return which sample stands at each position of an epoch."""

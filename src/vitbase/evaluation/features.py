@@ -29,6 +29,7 @@ from vitbase.errors import ImageError, WeightsError
 from vitbase.evaluation.run import EachOnce, Sums
 from vitbase.files import cache_folder, parse_json, written_whole
 from vitbase.model.vit import VisionTransformer
+from vitbase.pulse import is_alive
 from vitbase.runtime import Runtime
 from vitbase.sources.source import Source
 from vitbase.weights.files.safetensors import read_safetensors, write_safetensors
@@ -163,6 +164,7 @@ class FeatureStore:
             unread = batch.positions[~batch.readable].tolist()
             causes |= {i: image.cause for i, image in zip(unread, batch.bad, strict=True)}
             done += runtime.num_ranks * len(batch.positions)
+            is_alive()
             if runtime.is_first:
                 show(self.what, min(done, total), total)
         width = max(runtime.all_gather(0 if part_ND is None else part_ND.shape[1]))
@@ -204,6 +206,7 @@ class FeatureStore:
         spec = {k: v for k, v in self.model.spec.to_dict().items() if k not in _OF_THE_HEAD}
         key.update(repr((spec, views.describe(), self.runtime.precision)).encode())
         for row in source.rows.tolist():
+            is_alive()
             try:
                 key.update(source.images.digest(row))
             except ImageError as error:

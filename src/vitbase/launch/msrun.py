@@ -30,7 +30,7 @@ from vitbase.runtime import available_cores
 
 _MODULE = "mindspore.parallel.cluster.run"
 _MISTAKE = "vitbase: error: "
-_LOST = ("lost another rank", "did not find the others")
+_LOST = ("lost another rank", "did not find the others", "stands still")
 _NOISE = re.compile(r"\[(INFO|WARNING)\] [A-Z_]+\(")  # of MindSpore itself
 _ENDED = re.compile(r"Worker process \d+ exit with exception\. Error code: (-?\d+)")
 _PATIENCE = 10.0  # seconds for the scheduler to end, once a rank has failed

@@ -37,6 +37,7 @@ from vitbase.console import warn
 from vitbase.errors import LaunchError
 from vitbase.launch.meeting import JsonBackend, Seal, open_file, open_store
 from vitbase.launch.watch import ANSWER_SECONDS, Failure, Watch
+from vitbase.pulse import HUNG
 
 _SIGNALS = (*stopping.SIGNALS, signal.SIGQUIT)
 # For ranks that were asked to stop, to write a checkpoint. Whoever asked kills sooner, if at all.
@@ -50,6 +51,8 @@ def describe(rank: int, server: str | None, failure: ProcessFailure) -> Failure:
     if isinstance(told, Mapping):
         extra = told.get("extraInfo", {})
         moment = float(told.get("time", failure.timestamp))
+        if "who" in told:
+            return Failure(str(told["who"]), str(told.get("what", "")), moment, is_hang=True)
         mistake, trace = bool(told.get("is_mistake")), str(extra.get("py_callstack", ""))
         return Failure(who, f": {told.get('message', '')}", moment, mistake, trace)
     if failure.exitcode >= 0:
@@ -188,7 +191,7 @@ def _open_store(address: str, port: int, *, hosts: bool, timeout: int) -> Store:
 
 def _raise_first(failures: Sequence[Failure]) -> NoReturn:
     """Raise the failure that caused the others, after a line for each of these."""
-    first = min(failures, key=lambda failure: failure.time)
+    first = min(failures, key=lambda failure: failure.order)
     for failure in failures:
         # An infinite time: it was stopped because of the first.
         if failure.message != first.message and math.isfinite(failure.time):
@@ -211,6 +214,9 @@ class _Agent(LocalElasticAgent):
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         if self._watch is not None and self._watch.verdict is not None:
             self._watch.verdict.raise_()
+        if HUNG in self._codes():
+            # The others would wait for it, and one that is stopped is deaf to any other signal.
+            self.kill()
         result: RunResult = super()._monitor_workers(worker_group)
         if result.state in {WorkerState.UNHEALTHY, WorkerState.FAILED}:
             codes = [failure.exitcode for failure in result.failures.values()]
@@ -220,6 +226,10 @@ class _Agent(LocalElasticAgent):
             self.failures = [
                 describe(rank, self._server, failure) for rank, failure in result.failures.items()
             ] or [Failure("a rank of this server", " hangs in the kernel", time.time())]
+            # Of a hang all ranks tell that notice it; those that were ended for it have no cause.
+            hangs = sorted(self.failures, key=lambda failure: -failure.order[1])
+            told = {failure.who: failure for failure in hangs if failure.is_hang}
+            self.failures = [*told.values()] or self.failures
             if any(failure.is_mistake for failure in self.failures):
                 self._remaining_restarts = 0  # it would only be made again
         return result
@@ -234,7 +244,7 @@ class _Agent(LocalElasticAgent):
     def _restart_workers(self, worker_group: WorkerGroup) -> None:
         reason = "another server restarts its ranks"
         if self._failed_here:
-            first = min(self.failures, key=lambda failure: failure.time)
+            first = min(self.failures, key=lambda failure: failure.order)
             left = self._remaining_restarts
             reason = f"{first.who}{first.message} ({left} more restarts after this one)"
         self._failed_here = False
@@ -253,8 +263,13 @@ class _Agent(LocalElasticAgent):
 
     def has_stopped(self) -> bool:
         """Whether all ranks have ended as they do that were asked to stop."""
+        codes = self._codes()
+        return bool(codes) and all(code == stopping.STOPPED for code in codes)
+
+    def _codes(self) -> list[int | None]:
+        """Return the exit codes of all ranks; None of those that run."""
         handlers = getattr(self._pcontext, "subprocess_handlers", {}).values()
-        return bool(handlers) and all(h.proc.poll() == stopping.STOPPED for h in handlers)
+        return [handler.proc.poll() for handler in handlers]
 
     def kill(self) -> None:
         """End ranks that ignored a signal; those that are gone are left alone."""

@@ -42,7 +42,8 @@ _SILENT = f"{_ROOM}/silent"
 class Failure:
     """The end of a rank or a server before its time.
 
-    The message continues what `who` begins: ": out of memory", " was killed by SIGSEGV".
+    The message continues what `who` begins: ": out of memory", " was killed by SIGSEGV". Who hangs
+    is told by others, which ended themselves: the cause of whatever else has failed.
     """
 
     who: str
@@ -50,6 +51,12 @@ class Failure:
     time: float
     is_mistake: bool = False
     trace: str = ""
+    is_hang: bool = False
+
+    @property
+    def order(self) -> tuple[bool, float]:
+        """By which the first of several is the cause of the others."""
+        return not self.is_hang, self.time
 
     def raise_(self) -> NoReturn:
         error = LaunchError(*f"{self.who}{self.message}".split("\n"))
@@ -187,7 +194,7 @@ class Watch:
                 self._store.add(self._beat(self._server), 1)
                 if self._store.add(f"{_ROOM}/failed", 0):
                     failures = self._read_failures()
-                    self.verdict = min(failures, key=lambda failure: failure.time)
+                    self.verdict = min(failures, key=lambda failure: failure.order)
                     return
                 if self._server == 0:
                     self._look_for_silence(seen)

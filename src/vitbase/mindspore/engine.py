@@ -21,6 +21,7 @@ from vitbase.mindspore.checkpoints import (
 )
 from vitbase.mindspore.devices import MindSporeRuntime, joined_runtime
 from vitbase.mindspore.learner import MindSporeLearner, Twin
+from vitbase.pulse import stands_at
 from vitbase.runs.checkpoints import Checkpoint
 from vitbase.runs.folder import RunFolder
 from vitbase.runs.journal import Journal
@@ -28,6 +29,7 @@ from vitbase.runs.result import TrainResult, report_finished, result_of, say_res
 from vitbase.sources.open import open_train_val
 from vitbase.training.agreement import check_agreement, check_same_images
 from vitbase.training.guard import Guard
+from vitbase.training.hangs import watching
 from vitbase.training.loop import Run, fit
 from vitbase.training.objective import Objective
 from vitbase.training.progress import Reporter
@@ -51,6 +53,7 @@ def train(config: Config) -> TrainResult:
     options = config.run
     with (
         joined_runtime(options.device_target, options.device_id, options.precision) as runtime,
+        watching(options.hang_minutes, runtime),
         contextlib.closing(RunFolder(config.output_dir)) as folder,
         folder.naming_faults(),
     ):
@@ -90,6 +93,7 @@ def _train(config: Config, runtime: MindSporeRuntime, folder: RunFolder) -> Trai
     checkpoint, progress = found.checkpoint, found.progress
     if progress is not None and progress.finished:
         return runtime.from_first(lambda: report_finished(folder, progress))
+    stands_at("the opening of the images", seldom=True)
     data = runtime.everywhere(lambda: open_train_val(completed.config))
     check_same_images(runtime, data, config.data.num_classes or len(data.train.class_names))
     counted = found.facts.counted(len(data.train), len(data.train.class_names))
@@ -99,6 +103,7 @@ def _train(config: Config, runtime: MindSporeRuntime, folder: RunFolder) -> Trai
     objective = runtime.everywhere(
         lambda: Objective(config, data.train.labels, config.data.num_classes or 0, runtime.device)
     )
+    stands_at("the opening of the model", seldom=True)
     schedule = Schedule.of(config.optimizer.lr_init, config.schedule, loader.steps_per_epoch)
     begun = None
     if checkpoint is None:

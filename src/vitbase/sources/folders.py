@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from vitbase.disk import LONGEST_IMAGE, list_folder, read_regular, tell_passed_over
 from vitbase.errors import DataError, ImageError, first_few
+from vitbase.pulse import is_alive
 from vitbase.sources.source import UNKNOWN_SIZE, Images, Labels, Source
 
 IMAGE_SUFFIXES = frozenset(
@@ -157,6 +158,7 @@ def list_classes(root: Path, option: str) -> tuple[Listing, list[Stamp]]:
             )
         encoded = sorted(os.fsencode(path) for path in found)
         lengths.append(np.array([len(path) for path in encoded], np.int64))
+        is_alive()
         paths.append(b"".join(encoded))
     notes: tuple[str, ...] = ()
     if walk.left_out:

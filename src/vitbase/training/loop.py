@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import time
 from typing import NoReturn
 
@@ -17,6 +18,7 @@ from vitbase.training.frozen import Frozen
 from vitbase.training.progress import Reporter
 from vitbase.training.saver import Saver
 from vitbase.training.schedule import Place
+from vitbase.training.signs import Signs
 from vitbase.training.step import Learner
 from vitbase.training.stops import Stops
 
@@ -27,6 +29,7 @@ class Run:
 
     Attributes:
       frozen: the features that are trained on and evaluated in place of images, if they are.
+      signs: of life.
     """
 
     config: Config
@@ -36,6 +39,7 @@ class Run:
     reporter: Reporter
     saver: Saver
     frozen: Frozen | None = None
+    signs: Signs = dataclasses.field(default_factory=Signs)
 
 
 def fit(run: Run, place: Place, *, closes: bool = False) -> tuple[Place, Sums]:
@@ -74,7 +78,8 @@ def _train_epoch(run: Run, stops: Stops, place: Place) -> Place:
             after = place.after_update()
             logs = reporter.is_due(after)
             mix = learner.objective.draw_mix(place.epoch, place.step)
-            taken = learner.step(place.updates, batches, mix, measure=logs)
+            told = run.signs.of_update(place, run.loader, batches)
+            taken = learner.step(place.updates, told, mix, measure=logs)
             place = after
             reporter.saw(place, taken)
             if logs:
@@ -85,6 +90,7 @@ def _train_epoch(run: Run, stops: Stops, place: Place) -> Place:
             if place.ends_epoch:
                 break
             if decision == "save" or (every is not None and place.updates % every == 0):
+                run.signs.saves(place)
                 saver.save(place, None)
                 stops.saved()
     reporter.end_epoch()
@@ -97,6 +103,7 @@ def _close_epoch(run: Run, stops: Stops, place: Place) -> Sums | None:
     due = place.ends_run or epoch % run.config.schedule.eval_every_epochs == 0
     sums = _evaluate(run, stops, place) if due else None
     if due or run.frozen is None:  # an epoch on features is done again in no time
+        run.signs.saves(place)
         run.saver.save(place, sums, closed=True)
         stops.saved()
     return sums
@@ -105,6 +112,7 @@ def _close_epoch(run: Run, stops: Stops, place: Place) -> Sums | None:
 def _stop(run: Run, stops: Stops, place: Place) -> NoReturn:
     """Save, and end (collective). Raises: Stopped."""
     stops.close()
+    run.signs.saves(place)
     run.saver.save(place, None)
     run.saver.finish()
     signal = asked()
@@ -120,6 +128,13 @@ def _evaluate(run: Run, stops: Stops, place: Place) -> Sums:
     warn = run.reporter.journal.warn
     started = time.perf_counter()
     sums: Sums | None
+    numbers = itertools.count(1)
+
+    def go_on() -> bool:
+        run.signs.evaluates(place, next(numbers))
+        return stops.decide() != "stop"
+
+    run.signs.evaluates(place, 0)
     with learner.average.applied() if learner.average else contextlib.nullcontext():
         if run.frozen is not None:
             sums = evaluate_features(
@@ -134,9 +149,10 @@ def _evaluate(run: Run, stops: Stops, place: Place) -> Sums:
                 batch_size=size,
                 num_workers=config.data.num_workers,
                 on_unreadable=warn,
-                go_on=lambda: stops.decide() != "stop",
+                go_on=go_on,
             )
     if sums is None:
         _stop(run, stops, place)
+    run.signs.has_evaluated()
     run.reporter.evaluated(place, sums, run.val.class_names, time.perf_counter() - started)
     return sums

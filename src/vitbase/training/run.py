@@ -14,6 +14,7 @@ from vitbase.data.augment import TrainTransform
 from vitbase.data.loader import TrainLoader
 from vitbase.errors import ConfigError
 from vitbase.evaluation.features import FeatureLoader, FeatureStore
+from vitbase.pulse import stands_at
 from vitbase.runs.checkpoints import CKPT_SUFFIX
 from vitbase.runs.folder import RunFolder
 from vitbase.runs.journal import Board, Journal
@@ -24,6 +25,7 @@ from vitbase.training.agreement import check_agreement, check_same_images
 from vitbase.training.estimate import describe, estimate_run
 from vitbase.training.frozen import Frozen
 from vitbase.training.guard import Guard
+from vitbase.training.hangs import SELDOM, watching
 from vitbase.training.loop import Run, fit
 from vitbase.training.objective import Objective
 from vitbase.training.progress import Reporter
@@ -56,8 +58,14 @@ def train(config: Config) -> TrainResult:
     options = config.run
     with (
         joined_runtime(
-            options.device_target, options.device_id, options.precision, tf32=options.tf32
+            options.device_target,
+            options.device_id,
+            options.precision,
+            tf32=options.tf32,
+            # Long enough for the watch to tell first who is absent.
+            wait_at_least=60 * options.hang_minutes * (SELDOM + 1),
         ) as runtime,
+        watching(options.hang_minutes, runtime),
         contextlib.closing(RunFolder(config.output_dir)) as folder,
         folder.naming_faults(),
     ):
@@ -72,6 +80,7 @@ def _train(config: Config, runtime: Runtime, folder: RunFolder) -> TrainResult:
     checkpoint, progress = found.checkpoint, found.progress
     if progress is not None and progress.finished:
         return runtime.from_first(lambda: report_finished(folder, progress))
+    stands_at("the opening of the images", seldom=True)
     data = runtime.everywhere(lambda: open_train_val(completed.config))
     check_same_images(runtime, data, config.data.num_classes or len(data.train.class_names))
     counted = found.facts.counted(len(data.train), len(data.train.class_names))
@@ -81,6 +90,7 @@ def _train(config: Config, runtime: Runtime, folder: RunFolder) -> TrainResult:
     objective = runtime.everywhere(
         lambda: Objective(config, data.train.labels, config.data.num_classes or 0, runtime.device)
     )
+    stands_at("the opening of the model", seldom=True)
     schedule = Schedule.of(config.optimizer.lr_init, config.schedule, loader.steps_per_epoch)
     begun = None
     if checkpoint is None:
@@ -119,12 +129,14 @@ def _train(config: Config, runtime: Runtime, folder: RunFolder) -> TrainResult:
     saver = Saver(folder, learner, guard, journal, config, data.train.class_names, best)
     with runtime.naming_lost_ranks(), contextlib.closing(saver):
         reporter.announce(data, completed.rate, place, continued)
+        stands_at("the estimate of how long it takes", seldom=True)
         estimate = estimate_run(learner, loader, len(data.val), config, place, frozen)
         for line in describe(estimate, model.spec, config, place):
             journal.say(line)
         for line in runtime.from_first(lambda: folder.cut_metrics_back(place.updates)):
             journal.say(line)
         if frozen is not None:
+            stands_at("the computing of features", seldom=True)
             frozen.compute()
             if config.optimizer.optimizer == "momentum":  # the others divide by the gradient's size
                 learner.scale_rates(factor := frozen.rate_factor())

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from vitbase.errors import DataError
 from vitbase.files import cache_folder, write_whole
+from vitbase.pulse import is_alive
 from vitbase.sources.shards.index import Shard, decode_index, encode_index, name_in
 from vitbase.sources.shards.labels import read_class_names, resolve_labels
 from vitbase.sources.shards.layout import MANIFEST, Group, find_groups, is_shard, tell_no_shards
@@ -196,6 +197,7 @@ def _compare_sizes(group: Group, facts: dict[str, FileFacts]) -> None:
 def _scan(store: Store, name: str, facts: FileFacts) -> Shard:
     window = LOCAL_WINDOW if isinstance(store, LocalStore) else REMOTE_WINDOW
     with store.opened(name) as read:
+        is_alive()
         return scan_shard(read, name, facts, f"{store.place}/{name}", window)
 
 
