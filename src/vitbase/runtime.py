@@ -87,6 +87,16 @@ class Runtime:
         result: T = value
         return result
 
+    def from_rank(self, rank: int, make: Callable[[], T]) -> T:
+        """Let one rank make something that cannot fail, and give it to all (collective)."""
+        if self.num_ranks == 1:
+            return make()
+        made: list[Any] = [make() if self.rank == rank else None]
+        with self.naming_lost_ranks():
+            distributed.broadcast_object_list(made, src=rank, device=self.device)
+        result: T = made[0]
+        return result
+
     def everywhere(self, make: Callable[[], T]) -> T:
         """Let every rank make something of its own (collective).
 
@@ -141,6 +151,24 @@ class Runtime:
             with self.naming_lost_ranks():
                 work.wait()
             return int(largest)
+
+        return wait
+
+    def start_read(self, tensor: torch.Tensor) -> Callable[[], list[float]]:
+        """Ask for the numbers of a small tensor on the device, which goes on computing.
+
+        Returns: what waits until the device has come so far, and gives them.
+        """
+        if self.device.type == "cpu":
+            return tensor.tolist
+        numbers = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        numbers.copy_(tensor, non_blocking=True)
+        there = torch.Event(self.device)
+        there.record(torch.accelerator.current_stream(self.device))
+
+        def wait() -> list[float]:
+            there.synchronize()
+            return list(numbers.tolist())
 
         return wait
 

@@ -58,11 +58,12 @@ class ExponentialMovingAverage:
         }
 
     @torch.no_grad()
-    def update(self, updates: int) -> None:
+    def update(self, updates: int, found_inf: Tensor | None = None) -> None:
         """Take the weights after an update into the average, if it is that update's turn.
 
         Args:
           updates: taken since the run began, this one included.
+          found_inf: one number on the device; where it is 1, the average stays as it is.
         """
         if self._applied:
             raise RuntimeError("the model holds its average: an update would average the average")
@@ -70,6 +71,12 @@ class ExponentialMovingAverage:
             return
         averages = local_parts(self._averages.values())
         parameters = [parameter.float() for parameter in local_parts(self._parameters.values())]
+        if found_inf is not None:  # each average moves towards itself, which is nowhere, exactly
+            applies = found_inf == 0
+            parameters = [
+                torch.where(applies, parameter, average)
+                for parameter, average in zip(parameters, averages, strict=True)
+            ]
         if updates <= self.start_step:
             torch._foreach_copy_(averages, parameters)
         else:

@@ -58,6 +58,17 @@ class RunState:
         trained = ((f"{TRAINED}/{name}", weight) for name, weight in own.items())
         return weights, self._gathered([*trained, *self._optimizer_tensors()])
 
+    def collect_weights(self) -> dict[str, torch.Tensor]:
+        """Gather the weights that learn on the first rank (collective). Returns: as `collect`."""
+        return self._gathered(self.model.named_parameters())
+
+    def refill(self, read: Callable[[], Readers]) -> None:
+        """Overwrite the weights of the model (collective). Args: as of :meth:`restore`."""
+        own = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for name, value in self._delivered(read):
+                own[name].copy_(like(value, own[name]))
+
     def filled(self, weights: Mapping[str, torch.Tensor]) -> VisionTransformer:
         """Return a model like this one that holds whole weights, without copying them."""
         twin = build_unfilled(self.model.spec)
