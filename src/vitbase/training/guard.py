@@ -10,14 +10,29 @@ from torch import nn
 
 from vitbase.data.loader import TrainLoader
 from vitbase.errors import DataError, VitbaseError
+from vitbase.runs.folder import Progress
 from vitbase.runtime import Runtime
 from vitbase.training.sharded import whole
+from vitbase.training.step import Taken
 
 _NAMED = 8  # images named in a message
 
 
 class DivergedError(VitbaseError):
     """The loss, or the weights, are no longer numbers."""
+
+
+class Jump(BaseException):
+    """No error: the run goes on at another place.
+
+    Attributes:
+      updates: that come before this place.
+      progress: of the checkpoint whose state it has taken up; None: it keeps the state it has.
+    """
+
+    def __init__(self, updates: int, progress: Progress | None = None) -> None:
+        super().__init__(updates)
+        self.updates, self.progress = updates, progress
 
 
 class Guard:
@@ -43,6 +58,17 @@ class Guard:
         """
         self._seen.append((update, positions_B, finite_B))
 
+    def saw(self, update: int, taken: Taken) -> None:
+        """Take in an update that was just taken."""
+        for positions, finite in taken.passes:
+            self.watch(update, positions, finite)
+
+    def settle(self) -> None:
+        """Learn how the update before went, before the weights change again (collective)."""
+
+    def check_place(self, updates: int) -> None:
+        """Check that the update which follows so many is to be taken. Raises: Jump if not."""
+
     def look(self) -> None:
         """Check what was seen since the last look (collective).
 
@@ -60,12 +86,18 @@ class Guard:
         if everywhere:
             first = min(update for update, _ in everywhere)
             images = [image for update, image in everywhere if update == first]
-            more = f", and {len(images) - _NAMED} more" if len(images) > _NAMED else ""
             raise DivergedError(
-                f"The loss became NaN or infinite at update {first + 1}. The outputs are no "
-                f"numbers for {len(images)} of its {self.loader.global_batch} images: "
-                f"{', '.join(images[:_NAMED])}{more}. {self.advice()}"
+                f"The loss became NaN or infinite at update {first + 1}. "
+                f"{self.describe(images)} {self.advice()}"
             ).everywhere()
+
+    def describe(self, images: list[str]) -> str:
+        """Name the images of an update whose outputs are no numbers."""
+        more = f", and {len(images) - _NAMED} more" if len(images) > _NAMED else ""
+        return (
+            f"The outputs are no numbers for {len(images)} of its {self.loader.global_batch} "
+            f"images: {', '.join(images[:_NAMED])}{more}."
+        )
 
     def check_weights(self, model: nn.Module, update: int) -> None:
         """Check that no weight has become infinite or NaN (collective): before it is stored.

@@ -66,7 +66,7 @@ class Lamb(torch.optim.Optimizer):
     def take_back(self) -> None:
         """Count the last step, which `found_inf` has kept from changing anything, no longer."""
         for step in self._counted:
-            step -= 1
+            step.sub_(1)
         self._counted = []
 
     def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,13 +31,17 @@ from vitbase.training.step import Learner, Taken
 
 _FAR_ABOVE_CHANCE = 3.0
 """Times the loss of guessing; no sound run comes near it."""
+_SPIKE = 0.25
+"""Of the loss of guessing: a loss that jumps by less may be that of some harder images."""
 
 
 @dataclasses.dataclass
 class _Window:
     """Sums since the last log line. Tensors stay on the device until they are read."""
 
-    loss_sum: torch.Tensor
+    loss_sum: torch.Tensor  # of updates whose loss was a number, on this rank
+    lost: torch.Tensor  # images of the others
+    passed_over: torch.Tensor  # updates
     images: int = 0
     unreadable: int = 0
     started: float = dataclasses.field(default_factory=time.perf_counter)
@@ -63,6 +69,7 @@ class Reporter:
         self._waited = 0.0  # seconds, up to the last log line; the loader counts anew in each epoch
         self._epoch_started, self._epoch_images = time.perf_counter(), 0
         self._last_loss, self._is_astray = 0.0, False
+        self._last_losses: deque[float] = deque(maxlen=8)
 
     def announce(
         self, data: TrainVal, rate: PeakRate, place: Place, continued: Path | None
@@ -108,31 +115,37 @@ class Reporter:
 
     def saw(self, place: Place, taken: Taken) -> None:
         """Take in an update, which has led to a place."""
-        for positions, finite in taken.passes:
-            self.guard.watch(place.updates - 1, positions, finite)
+        self.guard.saw(place.updates - 1, taken)
         for image in taken.bad:
             self.journal.warn(
                 f"Unreadable training image {image.place}: {image.cause}; left out of the loss"
             )
         if self.runtime.num_ranks == 1:  # several count together, with the next log line
             self.guard.check_readable(len(taken.bad))
-        self._window.loss_sum += taken.loss_sum
-        self._window.images += self.learner.layout.global_batch
-        self._window.unreadable += len(taken.bad)
-        self._epoch_images += self.learner.layout.global_batch
+        window, layout = self._window, self.learner.layout
+        is_number = torch.isfinite(taken.loss_sum)
+        window.loss_sum += torch.where(is_number, taken.loss_sum, 0.0)
+        window.lost += ~is_number * (layout.global_batch // self.runtime.num_ranks - len(taken.bad))
+        if taken.flags is not None:
+            window.passed_over += taken.flags[0]
+        window.images += layout.global_batch
+        window.unreadable += len(taken.bad)
+        self._epoch_images += layout.global_batch
         self.journal.show(place.updates)
 
     def log(self, place: Place, taken: Taken) -> None:
         """Add up over the ranks what was seen since the last line, and write it (collective)."""
         self.guard.look()
         window, runtime = self._window, self.runtime
-        sums = torch.stack([window.loss_sum, torch.full_like(window.loss_sum, window.unreadable)])
-        loss_sum, unreadable = runtime.all_reduce(sums).tolist()
+        own_unreadable = torch.full_like(window.loss_sum, window.unreadable)
+        sums = torch.stack([window.loss_sum, own_unreadable, window.lost, window.passed_over])
+        loss_sum, unreadable, lost, passed_over = runtime.all_reduce(sums).tolist()
         if runtime.num_ranks > 1:
             self.guard.check_readable(round(unreadable))
         seconds = time.perf_counter() - window.started
         epoch, step = place.taken
-        loss = loss_sum / max(window.images - round(unreadable), 1)
+        counted = window.images - round(unreadable) - round(lost)
+        loss = math.nan if lost and not counted else loss_sum / max(counted, 1)
         speed = window.images / seconds
         wait = (self.loader.seconds_waited - self._waited) / seconds
         row: dict[str, Any] = {
@@ -144,6 +157,8 @@ class Reporter:
             "data_wait_fraction": round(wait, 4),
             "unreadable_images": round(unreadable),
         }
+        if passed_over:
+            row["passed_over_updates"] = round(passed_over / runtime.num_ranks)
         line = f"loss {loss:.4f}  lr {taken.lr:.3g}"
         if taken.gradient_norm is not None:
             norm = float(taken.gradient_norm)
@@ -165,6 +180,7 @@ class Reporter:
         )
         self._window, self._waited = self._new_window(), self.loader.seconds_waited
         self._compare_with_chance(place, loss, taken.lr)
+        self._compare_with_before(place, loss)
 
     def _compare_with_chance(self, place: Place, loss: float, lr: float) -> None:
         """Say once that the loss has left what is to be expected; the first is of no update yet."""
@@ -176,6 +192,19 @@ class Reporter:
                 f"Warning: the loss is {loss:.4g}, where guessing gives {chance:.4g}: at a "
                 f"learning rate of {lr:.3g} the run has lost its way. {self._advice()}"
             )
+
+    def _compare_with_before(self, place: Place, loss: float) -> None:
+        """Say that the loss has jumped, by much of what there is to lose and of what it was."""
+        before = self._last_losses
+        if len(before) == before.maxlen:
+            mean = sum(before) / len(before)
+            if loss - mean > max(mean, _SPIKE * self.learner.objective.chance_loss):
+                self.journal.say(
+                    f"Warning: the loss has jumped to {loss:.4g} up to update {place.updates}, "
+                    f"from {mean:.4g} in the {len(before)} lines before. {self._advice()}"
+                )
+        if math.isfinite(loss):
+            before.append(loss)
 
     def _advice(self) -> str:
         clip = "" if self.config.optimizer.clip_norm else ", or --clip_norm 1"
@@ -217,7 +246,8 @@ class Reporter:
         )
 
     def _new_window(self) -> _Window:
-        return _Window(torch.zeros((), dtype=torch.float64, device=self.runtime.device))
+        zeros = torch.zeros(3, dtype=torch.float64, device=self.runtime.device)
+        return _Window(*zeros.unbind())
 
 
 def _unequal_classes(config: Config, source: Source) -> str | None:

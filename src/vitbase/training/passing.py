@@ -1,0 +1,203 @@
+"""Updates whose loss or gradient is no number: passed over, kept to be looked at, and bounded.
+
+The device leaves everything as it was (`Learner.step`); the host learns of it when the device has
+the next update's gradients to compute already, before these change anything. All ranks learn it at
+the same place, since they have the same gradient.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from vitbase.config.config import Config
+from vitbase.data.loader import TrainLoader
+from vitbase.runs import checkpoints
+from vitbase.runs.checkpoints import STATE_FILE, Checkpoint
+from vitbase.runs.folder import Progress, RunFolder, read_progress
+from vitbase.runs.journal import Journal
+from vitbase.runs.passed_over import PassedOver
+from vitbase.training.blackbox import write_box
+from vitbase.training.guard import DivergedError, Guard, Jump
+from vitbase.training.state import Readers, stored_tensors
+from vitbase.training.step import Learner, Taken
+from vitbase.weights.load import load_model
+
+_MOST_REWINDS = 3
+"""Ways back to one checkpoint: a run that finds no way on from there shall not try for ever."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pending:
+    """An update of which the host does not know yet how it went."""
+
+    update: int
+    taken: Taken
+    flags: Callable[[], list[float]]
+
+
+class PassingGuard(Guard):
+    """Watches the updates of a learner, and decides what becomes of those that are no numbers.
+
+    Args: as of :class:`Guard`; whose updates they are; where they are written down.
+      labels: the class names.
+      known: what the run has passed over before.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        loader: TrainLoader,
+        advice: Callable[[], str],
+        folder: RunFolder,
+        journal: Journal,
+        config: Config,
+        labels: tuple[str, ...],
+        known: PassedOver,
+    ) -> None:
+        super().__init__(learner.runtime, loader, advice)
+        self.learner, self.folder, self.journal = learner, folder, journal
+        self.config, self.labels, self.known = config, labels, known
+        options = config.optimizer
+        self.most, self.rewinds = options.max_nonfinite_updates, options.on_nonfinite == "rewind"
+        self._pending: _Pending | None = None
+        self._first = ""  # what is said of the first update of those in a row
+
+    def saw(self, update: int, taken: Taken) -> None:
+        """Take in an update that was just taken, and ask the device how it went."""
+        assert taken.flags is not None
+        self._pending = _Pending(update, taken, self.runtime.start_read(taken.flags))
+
+    def look(self) -> None:
+        """As :meth:`settle`, which is never too early."""
+        self.settle()
+
+    def check_place(self, updates: int) -> None:
+        """Check that the update which follows so many is to be taken. Raises: Jump if not."""
+        beyond = self.known.beyond(updates)
+        if beyond > updates:
+            self.journal.say(
+                f"Updates {updates + 1} to {beyond} are passed over, as decided before"
+            )
+            raise Jump(beyond)
+
+    def settle(self) -> None:
+        """Learn how the last update went, before the weights change again (collective).
+
+        Raises: DivergedError on all ranks if it was one too many without a number; or Jump, after
+          going back to a checkpoint.
+        """
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        passed_over, loss_scale = pending.flags()
+        if not passed_over:
+            return
+        update, taken = pending.update, pending.taken
+        self.learner.take_back()
+        loss_is_finite, images = self._gather(update, taken)
+        if loss_scale > 1 and loss_is_finite:  # half precision finds its scale; no alarm
+            return
+        row = (*self.known.row_before(update), update)
+        self._keep(self.known.with_nonfinite(update))
+        what = self._describe(update, loss_is_finite, images)
+        if len(row) == 1 or not self._first:
+            self._first = what
+        box = self._write_box(update, taken)
+        self.journal.say(f"Warning: {what} It is passed over, nothing has changed.{box}")
+        if len(row) < self.most:
+            return
+        several = f" So it went for {len(row)} updates in a row; none was applied."
+        told = self._first + (several if len(row) > 1 else " It was not applied.")
+        if not self.rewinds:
+            raise DivergedError(f"{told} {self.advice()}").everywhere()
+        self._go_back(row[0], update + 1, told)
+
+    def _gather(self, update: int, taken: Taken) -> tuple[bool, list[str]]:
+        """Gather whether the loss was a number, and the images whose outputs were not."""
+        epoch = update // self.loader.steps_per_epoch
+        bad = [
+            self.loader.describe_position(epoch, position)
+            for positions_B, finite_B in taken.passes
+            for position in positions_B[~finite_B.cpu()].tolist()
+        ]
+        found = self.runtime.all_gather((bool(torch.isfinite(taken.loss_sum)), bad))
+        return all(finite for finite, _ in found), [image for _, part in found for image in part]
+
+    def _describe(self, update: int, loss_is_finite: bool, images: list[str]) -> str:
+        what = "gradient" if loss_is_finite else "loss"
+        text = f"The {what} became NaN or infinite at update {update + 1}."
+        if images:
+            return f"{text} {self.describe(images)}"
+        return f"{text} The outputs of all its images are numbers."
+
+    def _write_box(self, update: int, taken: Taken) -> str:
+        run = self.folder.path
+        try:
+            box = write_box(run, update, taken, self.learner, self.loader, self.config, self.labels)
+        except OSError as error:  # of the first rank; the run is worth more
+            return f" What it has seen could not be written to {run}: {error.strerror}."
+        if box is None:
+            return ""
+        return f" `vitbase debug replay {box}` repeats it."
+
+    def _keep(self, known: PassedOver) -> None:
+        self.known = known
+        self.runtime.from_first(lambda: known.write(self.folder.path))
+
+    def _go_back(self, first: int, to: int, told: str) -> None:
+        """Go back to the last checkpoint before an update (collective). Raises: Jump."""
+
+        def find() -> tuple[Checkpoint, Progress] | None:
+            found = [
+                (checkpoint, progress)
+                for checkpoint in checkpoints.list_checkpoints(self.folder.checkpoints)
+                if checkpoints.find_damage(checkpoint.path) is None
+                and (progress := read_progress(checkpoint.path)).updates <= first
+            ]
+            return found[-1] if found else None
+
+        found = self.runtime.from_first(find)
+        if found is None:
+            raise DivergedError(f"{told} {self.advice()}").everywhere()
+        (kept, progress) = found
+        path, back = kept.path, progress.updates
+        if sum(before == back for before, _ in self.known.rewinds) >= _MOST_REWINDS:
+            raise DivergedError(
+                f"{told} The run went back to {path} {_MOST_REWINDS} times, and found no way on. "
+                f"{self.advice()}"
+            ).everywhere()
+        self.learner.restore(
+            stored_tensors(path / STATE_FILE), path, progress.loss_scaler, lambda: _weights_of(path)
+        )
+
+        def cut_back() -> None:
+            # In this order: killed in between, the run comes here again by the same way.
+            self.folder.cut_metrics_back(back)
+            for checkpoint in checkpoints.list_checkpoints(self.folder.checkpoints):
+                if checkpoint > kept:
+                    shutil.rmtree(checkpoint.path)
+                    # The next one to be written names the best of those that are left.
+                    (self.folder.checkpoints / checkpoints.BEST_FILE).unlink(missing_ok=True)
+
+        self.runtime.from_first(cut_back)
+        self._keep(self.known.with_rewind(back, to))
+        self._first = ""
+        self.journal.say(
+            f"Warning: {told} Back to {path}, and on from there without the images since: "
+            f"updates {back + 1} to {to} are passed over"
+        )
+        raise Jump(to, progress)
+
+
+def _weights_of(checkpoint: Path) -> Readers:
+    state = load_model(checkpoint / checkpoints.WEIGHTS_FILE).model.state_dict()
+
+    def reader(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+        return lambda: tensor
+
+    return {name: reader(tensor) for name, tensor in state.items()}
