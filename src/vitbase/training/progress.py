@@ -246,8 +246,10 @@ class Reporter:
         )
 
     def _new_window(self) -> _Window:
-        zeros = torch.zeros(3, dtype=torch.float64, device=self.runtime.device)
-        return _Window(*zeros.unbind())
+        loss_sum, lost, passed_over = torch.zeros(
+            3, dtype=torch.float64, device=self.runtime.device
+        ).unbind()
+        return _Window(loss_sum, lost, passed_over)
 
 
 def _unequal_classes(config: Config, source: Source) -> str | None:
