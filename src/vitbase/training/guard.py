@@ -41,16 +41,22 @@ class Guard:
     Args:
       loader: whose images are trained on.
       advice: says what to do about a run that has lost its way; called on every rank.
+
+    Attributes:
+      lost: of updates whose loss was no number on some rank, this rank's loss and its images: to be
+        left out of means by who takes them from here.
     """
 
     def __init__(self, runtime: Runtime, loader: TrainLoader, advice: Callable[[], str]) -> None:
+        self.lost: list[tuple[torch.Tensor, int]] = []
         self.runtime, self.loader, self.advice = runtime, loader, advice
         self._seen: list[tuple[int, torch.Tensor, torch.Tensor]] = []
         self._unreadable = 0  # of the epoch under way, on all ranks, as far as it was told
 
     def begin_epoch(self) -> None:
-        """Count unreadable images anew."""
+        """Count unreadable images, and what was lost, anew."""
         self._unreadable = 0
+        self.lost.clear()
 
     def watch(self, update: int, positions_B: torch.Tensor, finite_B: torch.Tensor) -> None:
         """Remember a forward pass: the update it belongs to, where its images stand in the epoch,

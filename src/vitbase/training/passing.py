@@ -100,7 +100,10 @@ class PassingGuard(Guard):
         update, taken = pending.update, pending.taken
         self.learner.take_back()
         loss_is_finite, images = self._gather(update, taken)
-        if loss_scale > 1 and loss_is_finite:  # half precision finds its scale; no alarm
+        if not loss_is_finite:
+            images_of_rank = self.loader.global_batch // self.runtime.num_ranks
+            self.lost.append((taken.loss_sum, images_of_rank - len(taken.bad)))
+        elif loss_scale > 1:  # half precision finds its scale; no alarm
             return
         row = (*self.known.row_before(update), update)
         self._keep(self.known.with_nonfinite(update))
@@ -111,7 +114,7 @@ class PassingGuard(Guard):
         self.journal.say(f"Warning: {what} It is passed over, nothing has changed.{box}")
         if len(row) < self.most:
             return
-        several = f" So it went for {len(row)} updates in a row; none was applied."
+        several = f" So it went from update {row[0] + 1} on, {len(row)} in a row; none was applied."
         told = self._first + (several if len(row) > 1 else " It was not applied.")
         if not self.rewinds:
             raise DivergedError(f"{told} {self.advice()}").everywhere()

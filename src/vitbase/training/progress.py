@@ -39,8 +39,7 @@ _SPIKE = 0.25
 class _Window:
     """Sums since the last log line. Tensors stay on the device until they are read."""
 
-    loss_sum: torch.Tensor  # of updates whose loss was a number, on this rank
-    lost: torch.Tensor  # images of the others
+    loss_sum: torch.Tensor
     passed_over: torch.Tensor  # updates
     images: int = 0
     unreadable: int = 0
@@ -123,9 +122,7 @@ class Reporter:
         if self.runtime.num_ranks == 1:  # several count together, with the next log line
             self.guard.check_readable(len(taken.bad))
         window, layout = self._window, self.learner.layout
-        is_number = torch.isfinite(taken.loss_sum)
-        window.loss_sum += torch.where(is_number, taken.loss_sum, 0.0)
-        window.lost += ~is_number * (layout.global_batch // self.runtime.num_ranks - len(taken.bad))
+        window.loss_sum += _number_or_0(taken.loss_sum)
         if taken.flags is not None:
             window.passed_over += taken.flags[0]
         window.images += layout.global_batch
@@ -137,9 +134,14 @@ class Reporter:
         """Add up over the ranks what was seen since the last line, and write it (collective)."""
         self.guard.look()
         window, runtime = self._window, self.runtime
-        own_unreadable = torch.full_like(window.loss_sum, window.unreadable)
-        sums = torch.stack([window.loss_sum, own_unreadable, window.lost, window.passed_over])
-        loss_sum, unreadable, lost, passed_over = runtime.all_reduce(sums).tolist()
+        lost = 0
+        while self.guard.lost:
+            loss_of_rank, images = self.guard.lost.pop()
+            window.loss_sum -= _number_or_0(loss_of_rank)
+            lost += images
+        own = [torch.full_like(window.loss_sum, count) for count in (window.unreadable, lost)]
+        sums = torch.stack([window.loss_sum, window.passed_over, *own])
+        loss_sum, passed_over, unreadable, lost = runtime.all_reduce(sums).tolist()
         if runtime.num_ranks > 1:
             self.guard.check_readable(round(unreadable))
         seconds = time.perf_counter() - window.started
@@ -246,10 +248,12 @@ class Reporter:
         )
 
     def _new_window(self) -> _Window:
-        loss_sum, lost, passed_over = torch.zeros(
-            3, dtype=torch.float64, device=self.runtime.device
-        ).unbind()
-        return _Window(loss_sum, lost, passed_over)
+        zeros = torch.zeros(2, dtype=torch.float64, device=self.runtime.device)
+        return _Window(zeros[0], zeros[1])
+
+
+def _number_or_0(loss_sum: torch.Tensor) -> torch.Tensor:
+    return torch.where(torch.isfinite(loss_sum), loss_sum, 0.0)
 
 
 def _unequal_classes(config: Config, source: Source) -> str | None:
