@@ -49,8 +49,8 @@ def box_of(tiny_config: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., P
     ("weight", "factor", "found"),
     [
         ("blocks.0.mlp.fc1.bias", math.inf, "the weight 'blocks.0.mlp.fc1.bias' is not finite"),
-        ("blocks.0.mlp.fc2.weight", 3e38, "the first output that is not finite is that of 'blocks"),
-        ("head.weight", 1e38, "finite"),
+        ("blocks.0.mlp.fc1.weight", 3e38, "the first output that is not finite is that of 'blocks"),
+        ("head.weight", 1e33, "the norm of the gradient overflows, though each of its numbers is"),
     ],
 )
 def test_the_first_layer_is_named(box_of, vitbase_command, weight, factor, found):
@@ -58,7 +58,7 @@ def test_the_first_layer_is_named(box_of, vitbase_command, weight, factor, found
     box = box_of(scale(weight, factor), batch_size=4, **options)
     code, told, _ = vitbase_command("debug", "replay", box, "--device_target", "cpu")
     assert code == 0
-    assert f"In fp32 too, {found}" in told or found == "finite"
+    assert f"In fp32 too, {found}" in told
     assert "update 8 (epoch 2, step 1), fp32 on cpu, 2 forward passes of 8 images" in told
     assert "largest absolute values: stem " in told
     code, text, _ = vitbase_command("debug", "replay", box.parent.parent, "--json")
@@ -66,7 +66,7 @@ def test_the_first_layer_is_named(box_of, vitbase_command, weight, factor, found
     assert seen["update"] == 8
     assert seen["verdict"] in told
     if factor == 3e38:
-        assert "'blocks.0.mlp.fc2'" in seen["verdict"]
+        assert "'blocks.0.mlp.fc1'" in seen["verdict"]
         assert len(seen["passes"]["fp32"][0]["images"]) > 0
 
 

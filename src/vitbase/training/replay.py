@@ -18,13 +18,14 @@ from vitbase.data.normalize import normalize
 from vitbase.errors import CheckpointError
 from vitbase.files import read_json
 from vitbase.model.vit import VisionTransformer
+from vitbase.model.zoo import allocate, build_unfilled
 from vitbase.runs.checkpoints import WEIGHTS_FILE, find_damage
 from vitbase.runtime import Precision, Runtime, local_runtime, seed_generators
 from vitbase.training.blackbox import BOX_FILE, CONFIG_FILE, INPUTS_FILE, VERSION, boxes_in
 from vitbase.training.objective import Objective
 from vitbase.training.parallel import HeadOnly
 from vitbase.weights.files.safetensors import read_safetensors
-from vitbase.weights.load import load_model
+from vitbase.weights.load import open_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +173,7 @@ def read_box(folder: Path) -> Box:
                 f"{facts['vitbase']}; this vitbase reads version {VERSION}."
             )
         return _opened(folder, facts)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointError(
             f"The black box {folder} is damaged: {type(error).__name__}, {error}."
         ) from None
@@ -198,11 +199,20 @@ def _opened(folder: Path, facts: dict[str, Any]) -> Box:
         folder,
         facts,
         load_config(str(folder / CONFIG_FILE)),
-        load_model(folder / WEIGHTS_FILE).model,
+        _model_of(folder / WEIGHTS_FILE),
         passes,
         tensors["class_weights"].read() if "class_weights" in tensors else None,
         Mix(how["kind"], float(how["lam"]), tuple(how["box"])),
     )
+
+
+def _model_of(weights: Path) -> VisionTransformer:
+    """Open weights that may be no numbers, which `load_model` refuses."""
+    opened = open_weights(weights)
+    model = build_unfilled(opened.spec)
+    allocate(model)
+    model.load_state_dict({name: opened.file.tensors[name].read() for name in model.state_dict()})
+    return model
 
 
 def _repeat(box: Box, runtime: Runtime) -> list[Pass]:
