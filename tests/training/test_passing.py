@@ -91,7 +91,10 @@ def interrupt_at(patch: pytest.MonkeyPatch, updates: int) -> None:
 def test_a_bad_update_is_none(run, planned, capsys, optimizer, what, bad):
     found = run("found", {bad}, what, optimizer=optimizer)
     told = capsys.readouterr().out
-    assert f"The {what} became NaN or infinite at update {bad + 1}. The outputs of all" in told
+    assert (
+        f"The {what} became NaN or infinite at update {bad + 1}. All outputs are numbers, of"
+        in told
+    )
     assert f"`vitbase debug replay {found / 'blackbox' / f'update-{bad + 1}'}`" in told
     wanted = planned("wanted", bad, bad + 1, optimizer=optimizer)
     assert_same_end(found, wanted)

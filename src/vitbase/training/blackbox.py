@@ -97,7 +97,7 @@ def write_box(
     scale = float(taken.flags[1]) if taken.flags is not None else 1.0
     box = {
         "version": VERSION,
-        "vitbase": __version__,
+        "written_by": __version__,
         "update": update + 1,
         "epoch": update // loader.steps_per_epoch + 1,
         "step": update % loader.steps_per_epoch + 1,

@@ -15,7 +15,8 @@ from vitbase.runtime import Runtime
 from vitbase.training.sharded import whole
 from vitbase.training.step import Taken
 
-_NAMED = 8  # images named in a message
+NAMED = 8
+"""Images that a message names."""
 
 
 class DivergedError(VitbaseError):
@@ -99,10 +100,9 @@ class Guard:
 
     def describe(self, images: list[str]) -> str:
         """Name the images of an update whose outputs are no numbers."""
-        more = f", and {len(images) - _NAMED} more" if len(images) > _NAMED else ""
         return (
             f"The outputs are no numbers for {len(images)} of its {self.loader.global_batch} "
-            f"images: {', '.join(images[:_NAMED])}{more}."
+            f"images: {listed(images, len(images))}."
         )
 
     def check_weights(self, model: nn.Module, update: int) -> None:
@@ -132,3 +132,9 @@ class Guard:
                 f"{self._unreadable} images of this epoch could not be read{where}; max_bad_images "
                 f"allows {most}. Mend or remove them, or raise --max_bad_images."
             ).everywhere()
+
+
+def listed(images: list[str], count: int) -> str:
+    """Return the first names of so many images."""
+    more = f", and {count - NAMED} more" if count > NAMED else ""
+    return ", ".join(images[:NAMED]) + more

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from vitbase.runs.folder import Progress, RunFolder, read_progress
 from vitbase.runs.journal import Journal
 from vitbase.runs.passed_over import PassedOver
 from vitbase.training.blackbox import write_box
-from vitbase.training.guard import DivergedError, Guard, Jump
+from vitbase.training.guard import NAMED, DivergedError, Guard, Jump, listed
 from vitbase.training.state import Readers, stored_tensors
 from vitbase.training.step import Learner, Taken
 from vitbase.weights.load import load_model
@@ -99,7 +100,7 @@ class PassingGuard(Guard):
             return
         update, taken = pending.update, pending.taken
         self.learner.take_back()
-        loss_is_finite, images = self._gather(update, taken)
+        loss_is_finite, bad, sound = self._gather(update, taken)
         if not loss_is_finite:
             images_of_rank = self.loader.global_batch // self.runtime.num_ranks
             self.lost.append((taken.loss_sum, images_of_rank - len(taken.bad)))
@@ -107,7 +108,7 @@ class PassingGuard(Guard):
             return
         row = (*self.known.row_before(update), update)
         self._keep(self.known.with_nonfinite(update))
-        what = self._describe(update, loss_is_finite, images)
+        what = self._describe(update, loss_is_finite, bad, sound)
         if len(row) == 1 or not self._first:
             self._first = what
         box = self._write_box(update, taken)
@@ -120,23 +121,28 @@ class PassingGuard(Guard):
             raise DivergedError(f"{told} {self.advice()}").everywhere()
         self._go_back(row[0], update + 1, told)
 
-    def _gather(self, update: int, taken: Taken) -> tuple[bool, list[str]]:
-        """Gather whether the loss was a number, and the images whose outputs were not."""
+    def _gather(self, update: int, taken: Taken) -> tuple[bool, list[str], list[str]]:
+        """Gather whether the loss was a number, and the images whose outputs were not, and were."""
         epoch = update // self.loader.steps_per_epoch
-        bad = [
-            self.loader.describe_position(epoch, position)
-            for positions_B, finite_B in taken.passes
-            for position in positions_B[~finite_B.cpu()].tolist()
-        ]
-        found = self.runtime.all_gather((bool(torch.isfinite(taken.loss_sum)), bad))
-        return all(finite for finite, _ in found), [image for _, part in found for image in part]
+        places: dict[bool, list[int]] = {True: [], False: []}
+        for positions_B, finite_B in taken.passes:
+            for position, finite in zip(positions_B.tolist(), finite_B.tolist(), strict=True):
+                places[finite].append(position)
+        bad, sound = (
+            [self.loader.describe_position(epoch, place) for place in several]
+            for several in (places[False], places[True][:NAMED])
+        )
+        found = self.runtime.all_gather((bool(torch.isfinite(taken.loss_sum)), bad, sound))
+        finite_R, bad_R, sound_R = zip(*found, strict=True)
+        return all(finite_R), list(chain(*bad_R)), list(chain(*sound_R))
 
-    def _describe(self, update: int, loss_is_finite: bool, images: list[str]) -> str:
+    def _describe(self, update: int, loss_is_finite: bool, bad: list[str], sound: list[str]) -> str:
         what = "gradient" if loss_is_finite else "loss"
         text = f"The {what} became NaN or infinite at update {update + 1}."
-        if images:
-            return f"{text} {self.describe(images)}"
-        return f"{text} The outputs of all its images are numbers."
+        if bad:
+            return f"{text} {self.describe(bad)}"
+        images = self.loader.global_batch
+        return f"{text} All outputs are numbers, of its {images} images: {listed(sound, images)}."
 
     def _write_box(self, update: int, taken: Taken) -> str:
         run = self.folder.path

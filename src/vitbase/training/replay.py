@@ -170,7 +170,7 @@ def read_box(folder: Path) -> Box:
         if facts["version"] != VERSION:
             raise CheckpointError(
                 f"The black box {folder} is of version {facts['version']}, written by vitbase "
-                f"{facts['vitbase']}; this vitbase reads version {VERSION}."
+                f"{facts['written_by']}; this vitbase reads version {VERSION}."
             )
         return _opened(folder, facts)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
