@@ -206,6 +206,11 @@ class Runtime:
         return self.device.type != "cpu"
 
     @property
+    def reads_at_once(self) -> bool:
+        """Whether the host has a tensor's numbers without waiting for anything."""
+        return self.device.type == "cpu"
+
+    @property
     def fused_optimizer(self) -> bool:
         """Whether torch has a one-kernel optimizer step for this device."""
         return self.device.type in {"cpu", "cuda"}

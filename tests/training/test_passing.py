@@ -19,6 +19,7 @@ from vitbase.config.config import Config
 from vitbase.errors import CheckpointError
 from vitbase.runs.checkpoints import list_checkpoints
 from vitbase.runs.passed_over import PASSED_OVER_FILE, PassedOver, read_passed_over
+from vitbase.runtime import Runtime
 from vitbase.training.guard import DivergedError
 from vitbase.training.step import Learner
 
@@ -89,7 +90,9 @@ def interrupt_at(patch: pytest.MonkeyPatch, updates: int) -> None:
     [("momentum", "gradient", 0), ("adamw", "loss", 7), ("lamb", "loss", 0), ("lamb", "loss", 7)],
 )
 def test_a_bad_update_is_none(run, planned, capsys, optimizer, what, bad):
-    found = run("found", {bad}, what, optimizer=optimizer)
+    with pytest.MonkeyPatch.context() as patch:  # as on devices, of which the host asks later
+        patch.setattr(Runtime, "reads_at_once", False)
+        found = run("found", {bad}, what, optimizer=optimizer)
     told = capsys.readouterr().out
     assert (
         f"The {what} became NaN or infinite at update {bad + 1}. All outputs are numbers, of"
@@ -217,6 +220,7 @@ def test_nobody_waits_for_the_device_in_an_update(run, monkeypatch, optimizer):
             patch.setattr(torch.Tensor, name, waits)
 
     monkeypatch.setattr(Learner, "step", watched)
+    monkeypatch.setattr(Runtime, "reads_at_once", False)
     run("run", {3}, optimizer=optimizer, stochastic_depth=None)
 
 

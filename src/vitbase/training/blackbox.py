@@ -177,12 +177,11 @@ def _pass_of(
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     batch, depth_scales = taken.seen[micro]
     epoch = update // loader.steps_per_epoch
-    positions = batch.positions.tolist()
     tensors = {"images": batch.images, "labels": batch.labels, "positions": batch.positions}
     if depth_scales is not None:
         tensors["depth_scales"] = depth_scales.cpu()
     fact = {
-        "images": [loader.describe_position(epoch, position) for position in positions],
+        "images": loader.describe_positions(epoch, batch.positions.tolist()),
         "outputs_finite": taken.passes[micro][1].tolist(),
     }
     return fact, tensors

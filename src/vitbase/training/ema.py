@@ -71,16 +71,16 @@ class ExponentialMovingAverage:
             return
         averages = local_parts(self._averages.values())
         parameters = [parameter.float() for parameter in local_parts(self._parameters.values())]
-        if found_inf is not None:  # each average moves towards itself, which is nowhere, exactly
-            applies = found_inf == 0
-            parameters = [
-                torch.where(applies, parameter, average)
-                for parameter, average in zip(parameters, averages, strict=True)
-            ]
         if updates <= self.start_step:
+            if found_inf is not None:
+                kept = zip(parameters, averages, strict=True)
+                parameters = [torch.where(found_inf == 0, new, old) for new, old in kept]
             torch._foreach_copy_(averages, parameters)
-        else:
+        elif found_inf is None:
             torch._foreach_lerp_(averages, parameters, 1 - self.decay)
+        else:
+            share = torch.where(found_inf == 0, 1 - self.decay, 0.0).to(torch.float32)
+            torch._foreach_lerp_(averages, parameters, [share] * len(averages))
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:

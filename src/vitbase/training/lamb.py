@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitbase.training.sharded import local_parts, put_where, whole_norms
+from vitbase.training.sharded import local_parts, whole_norms, zero_where
 
 
 class Lamb(torch.optim.Optimizer):
@@ -81,11 +81,16 @@ class Lamb(torch.optim.Optimizer):
         means = local_parts([state["exp_avg"] for state in states])
         squares = local_parts([state["exp_avg_sq"] for state in states])
         beta1, beta2 = group["betas"]
-        put_where(found_inf, means, torch._foreach_lerp(means, gradients, 1 - beta1))
-        moved = torch._foreach_mul(squares, beta2)
-        torch._foreach_addcmul_(moved, gradients, gradients, 1 - beta2)
-        put_where(found_inf, squares, moved)
-        del moved
+        if found_inf is None:
+            torch._foreach_lerp_(means, gradients, 1 - beta1)
+            torch._foreach_mul_(squares, beta2)
+        else:  # all that is kept is multiplied by 1, and has 0 added
+            applies = found_inf == 0
+            zero_where(found_inf, gradients)
+            share = torch.where(applies, 1 - beta1, 0.0).to(means[0].dtype)
+            torch._foreach_lerp_(means, gradients, [share] * len(means))
+            torch._foreach_mul_(squares, torch.where(applies, beta2, 1.0))
+        torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
 
         below = torch._foreach_sqrt(squares)
         torch._foreach_div_(below, [math.sqrt(1 - beta2**step) for step in steps])
@@ -93,14 +98,17 @@ class Lamb(torch.optim.Optimizer):
         changes = torch._foreach_div(means, [1 - beta1**step for step in steps])
         torch._foreach_div_(changes, below)
         if group["weight_decay"] == 0:
-            put_where(found_inf, weights, torch._foreach_add(weights, changes, alpha=-group["lr"]))
+            if found_inf is not None:
+                zero_where(found_inf, changes)
+            torch._foreach_add_(weights, changes, alpha=-group["lr"])
             return
         torch._foreach_add_(changes, weights, alpha=group["weight_decay"])
         weight_norms, change_norms = whole_norms(parameters, weights, changes)
         defined = (weight_norms > 0) & (change_norms > 0)
         ratios = torch.where(defined, weight_norms / change_norms, 1.0) * -group["lr"]
-        moved = torch._foreach_addcmul(weights, changes, list(ratios.unbind()))
-        put_where(found_inf, weights, moved)
+        if found_inf is not None:
+            ratios.masked_fill_(found_inf != 0, 0.0)
+        torch._foreach_addcmul_(weights, changes, list(ratios.unbind()))
 
     def _state_of(self, parameter: Tensor) -> dict[str, Any]:
         state: dict[str, Any] = self.state[parameter]

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vitbase.training.sharded import local_parts, put_where
+from vitbase.training.sharded import local_parts, zero_where
 
 
 class Momentum(torch.optim.Optimizer):
@@ -46,13 +46,19 @@ class Momentum(torch.optim.Optimizer):
             changes = local_parts(p.grad for p in parameters)
             if group["weight_decay"]:
                 changes = list(torch._foreach_add(changes, weights, alpha=group["weight_decay"]))
+            factor = group["momentum"]
+            if found_inf is not None:  # what was kept times 1, and no change
+                zero_where(found_inf, changes)
+                factor = torch.where(found_inf == 0, factor, 1.0)
             if group["momentum"]:
                 buffers = local_parts([with_velocity(self, p) for p in parameters])
-                moved = torch._foreach_mul(buffers, group["momentum"])
-                torch._foreach_add_(moved, changes)
-                put_where(found_inf, buffers, moved)
+                torch._foreach_mul_(buffers, factor)
+                torch._foreach_add_(buffers, changes)
                 changes = buffers
-            put_where(found_inf, weights, torch._foreach_add(weights, changes, alpha=-group["lr"]))
+                if found_inf is not None:
+                    changes = [buffer.clone() for buffer in buffers]
+                    zero_where(found_inf, changes)
+            torch._foreach_add_(weights, changes, alpha=-group["lr"])
         return loss
 
 

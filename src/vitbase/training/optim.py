@@ -203,14 +203,17 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group["lr_scale"]
 
 
-def step_unless(optimizer: torch.optim.Optimizer, found_inf: torch.Tensor) -> None:
+def step_unless(optimizer: torch.optim.Optimizer, found_inf: torch.Tensor | None) -> None:
     """Take the step of an optimizer, unless a flag on the device is 1: then nothing changes.
 
     The host waits for the flag only where torch has no one-kernel AdamW for the device.
 
     Args:
-      found_inf: float32, one number, 0 or 1, the same on every rank.
+      found_inf: float32, one number, 0 or 1, the same on every rank; None is 0, and quicker.
     """
+    if found_inf is None:
+        optimizer.step()
+        return
     if not getattr(optimizer, "_step_supports_amp_scaling", False):
         if not found_inf:
             optimizer.step()

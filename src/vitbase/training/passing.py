@@ -128,10 +128,8 @@ class PassingGuard(Guard):
         for positions_B, finite_B in taken.passes:
             for position, finite in zip(positions_B.tolist(), finite_B.tolist(), strict=True):
                 places[finite].append(position)
-        bad, sound = (
-            [self.loader.describe_position(epoch, place) for place in several]
-            for several in (places[False], places[True][:NAMED])
-        )
+        bad = self.loader.describe_positions(epoch, places[False])
+        sound = self.loader.describe_positions(epoch, places[True][:NAMED])
         found = self.runtime.all_gather((bool(torch.isfinite(taken.loss_sum)), bad, sound))
         finite_R, bad_R, sound_R = zip(*found, strict=True)
         return all(finite_R), list(chain(*bad_R)), list(chain(*sound_R))

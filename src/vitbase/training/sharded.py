@@ -19,24 +19,11 @@ def local_parts(tensors: Iterable[Tensor]) -> list[Tensor]:
     return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
 
 
-def put_where(
-    found_inf: Tensor | None, tensors: Sequence[Tensor], values: Sequence[Tensor]
-) -> None:
-    """Overwrite tensors, unless a flag on the device is 1: then they stay as they are, bit for bit.
-
-    The host does not wait for the flag, and values that are no numbers do no harm.
-
-    Args:
-      found_inf: one number, 0 or 1; None is 0.
-      tensors: this rank's parts.
-      values: of the same shapes.
-    """
-    if found_inf is None:
-        torch._foreach_copy_(list(tensors), list(values))
-        return
-    applies = found_inf == 0
-    for tensor, value in zip(tensors, values, strict=True):
-        torch.where(applies, value, tensor, out=tensor)
+def zero_where(found_inf: Tensor, tensors: Iterable[Tensor]) -> None:
+    """Overwrite tensors with zeros where a flag on the device is 1, whatever stands in them."""
+    passed_over = found_inf != 0
+    for tensor in tensors:
+        tensor.masked_fill_(passed_over, 0.0)
 
 
 def whole_norms(parameters: Sequence[Tensor], *values: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -178,11 +178,13 @@ class Learner:
         taken.gradient_norm = norm = self.replicas.clip(self.clip_norm)
         found_inf = (~torch.isfinite(norm)).float()
         taken.flags = torch.stack([found_inf, self.scaler.scale(torch.ones_like(found_inf))])
+        # Where the host computes itself it knows the flag, and need not hand it on to be asked for.
+        flag = None if self.runtime.reads_at_once and not found_inf else found_inf
         # Not by the scaler, which would look at the flag where an optimizer cannot.
-        step_unless(self.optimizer, found_inf)
+        step_unless(self.optimizer, flag)
         self.scaler.update()
         if self.average is not None:
-            self.average.update(update + 1, found_inf)
+            self.average.update(update + 1, flag)
         return taken
 
     def take_back(self) -> None:
