@@ -21,6 +21,7 @@ from vitbase.runs.checkpoints import list_checkpoints
 from vitbase.runs.passed_over import PASSED_OVER_FILE, PassedOver, read_passed_over
 from vitbase.runtime import Runtime
 from vitbase.training.guard import DivergedError
+from vitbase.training.objective import Objective
 from vitbase.training.step import Learner
 
 OPTIONS: dict[str, Any] = {
@@ -180,6 +181,33 @@ def test_a_way_back_may_end_an_epoch_and_is_not_tried_for_ever(run, planned):
         run("never", range(8, 99), **{**options, "epoch_size": 4, "log_every_steps": 50})
     with pytest.raises(DivergedError, match="There is no checkpoint"):
         run("early", {1, 2, 3}, **options)
+
+
+def test_a_loss_that_jumps_is_told_of(run, monkeypatch, capsys):
+    loss_sum = Objective.loss_sum
+    step = Learner.step
+    under_way = {"update": 0}
+
+    def noted(self: Learner, update: int, *arguments: Any, **named: Any) -> Any:
+        under_way["update"] = update
+        return step(self, update, *arguments, **named)
+
+    def spike(self: Objective, *arguments: Any) -> torch.Tensor:
+        factor = 2.5 if under_way["update"] in {3, 10} else 1.0
+        return factor * loss_sum(self, *arguments)
+
+    monkeypatch.setattr(Learner, "step", noted)
+    monkeypatch.setattr(Objective, "loss_sum", spike)
+    run("run", log_every_steps=1, ema_decay=None)
+    told = [line for line in capsys.readouterr().out.splitlines() if "has jumped" in line]
+    assert len(told) == 1  # of the first one nobody can say what is usual
+    assert "up to update 11, from 2." in told[0]
+
+
+def test_a_run_that_begins_anew_has_passed_over_nothing(run, planned, tmp_path):
+    (tmp_path / "run").mkdir()
+    PassedOver((0, 1), ((0, 4),)).write(tmp_path / "run")
+    assert_same_end(run("run"), planned("wanted", 99, 99))
 
 
 def test_half_precision_finds_its_scale_without_alarm(run, monkeypatch, capsys):

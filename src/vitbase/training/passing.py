@@ -160,13 +160,12 @@ class PassingGuard(Guard):
         """Go back to the last checkpoint before an update (collective). Raises: Jump."""
 
         def find() -> tuple[Checkpoint, Progress] | None:
-            found = [
-                (checkpoint, progress)
-                for checkpoint in checkpoints.list_checkpoints(self.folder.checkpoints)
-                if checkpoints.find_damage(checkpoint.path) is None
-                and (progress := read_progress(checkpoint.path)).updates <= first
-            ]
-            return found[-1] if found else None
+            for checkpoint in reversed(checkpoints.list_checkpoints(self.folder.checkpoints)):
+                if checkpoints.find_damage(checkpoint.path) is None:
+                    progress = read_progress(checkpoint.path)
+                    if progress.updates <= first:
+                        return checkpoint, progress
+            return None
 
         found = self.runtime.from_first(find)
         if found is None:

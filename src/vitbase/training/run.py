@@ -18,7 +18,7 @@ from vitbase.files import listed, write_whole
 from vitbase.runs.checkpoints import CKPT_SUFFIX, STATE_FILE
 from vitbase.runs.folder import RunFolder
 from vitbase.runs.journal import Board, Journal
-from vitbase.runs.passed_over import PassedOver, read_passed_over
+from vitbase.runs.passed_over import forget_passed_over, read_passed_over
 from vitbase.runs.result import TrainResult, report_finished, result_of, say_result
 from vitbase.runtime import Runtime, joined_runtime, launched_ranks
 from vitbase.sources.open import Source, open_train_val
@@ -108,9 +108,9 @@ def _train(config: Config, runtime: Runtime, folder: RunFolder) -> TrainResult:
         learner.restore(momentum_tensors(begun), begun.path)
         updates, continued = begun.updates, begun.path
     place = Place(updates, loader.steps_per_epoch, schedule.total_steps)
-    passed_over = PassedOver()
-    if checkpoint is not None:
-        passed_over = runtime.from_first(lambda: read_passed_over(folder.path)).cut_back(updates)
+    if checkpoint is None:
+        runtime.from_first(lambda: forget_passed_over(folder.path))
+    passed_over = runtime.from_first(lambda: read_passed_over(folder.path)).cut_back(updates)
     guard = PassingGuard(
         learner,
         loader,

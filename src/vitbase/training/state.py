@@ -102,8 +102,9 @@ class RunState:
             parameter.copy_(like(value, parameter))
         elif value.ndim:
             self.optimizer.state[parameter][kind] = like(value, parameter)
-        else:
-            self.optimizer.state[parameter][kind] = value.cpu()
+        else:  # torch's one-kernel AdamW counts its steps on the device, LAMB on the host
+            fused = any(group.get("fused") for group in self.optimizer.param_groups)
+            self.optimizer.state[parameter][kind] = value.to(parameter.device if fused else "cpu")
 
     def _optimizer_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         for name, parameter in named_parameters(self.optimizer).items():

@@ -46,7 +46,7 @@ class Taken:
       bad: images that could not be read.
       flags: on the device, the same on every rank: 1 if the update was not applied, since its loss
         or gradient is no number, else 0; and the loss scale that it had.
-      seen: what each forward pass was given; it costs no memory until the next update.
+      seen: what each forward pass was given: the batch, as the host has it, and depth scales.
       mix: what was done to the images.
     """
 
