@@ -42,6 +42,7 @@ LONGEST_FILES = (
     "test_weights_fuzz.py",
     "test_cli.py",
     "test_lost_ranks.py",
+    "test_passing.py",
     "test_recipes.py",
     "test_damaged_shards.py",
     "test_sharded_parameters.py",

@@ -16,12 +16,13 @@ from safetensors.torch import load_file
 
 import vitbase
 from vitbase.config.config import Config
-from vitbase.errors import CheckpointError
+from vitbase.errors import CheckpointError, WeightsError
 from vitbase.runs.checkpoints import list_checkpoints
 from vitbase.runs.passed_over import PASSED_OVER_FILE, PassedOver, read_passed_over
 from vitbase.runtime import Runtime
 from vitbase.training.guard import DivergedError
 from vitbase.training.objective import Objective
+from vitbase.training.replay import replay
 from vitbase.training.step import Learner
 
 OPTIONS: dict[str, Any] = {
@@ -183,6 +184,18 @@ def test_a_way_back_may_end_an_epoch_and_is_not_tried_for_ever(run, planned):
         run("early", {1, 2, 3}, **options)
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), WeightsError("Full.")])
+def test_a_box_that_cannot_be_written_ends_no_run(run, monkeypatch, capsys, error):
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("vitbase.training.blackbox.save_weights", full)
+    folder = run("run", {3})
+    assert "could not be written to" in capsys.readouterr().out
+    assert list((folder / "blackbox").iterdir()) == []
+    assert read_passed_over(folder).nonfinite == (3,)
+
+
 def test_a_loss_that_jumps_is_told_of(run, monkeypatch, capsys):
     loss_sum = Objective.loss_sum
     step = Learner.step
@@ -277,6 +290,7 @@ def test_ranks_pass_over_the_same_updates(run, tiny_idx, tmp_path, parallel, opt
     facts = json.loads((box / "box.json").read_text())
     assert [seen["rank"] for seen in facts["passes"]] == [0, 1]
     assert load_file(box / "inputs.safetensors")["1/images"].shape == (5, 16, 16, 1)
+    assert replay(str(folder), "CPU").verdict.startswith("All is finite here")
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import torch
 
 from vitbase.config.config import Config
 from vitbase.data.loader import TrainLoader
+from vitbase.errors import CheckpointError, WeightsError
 from vitbase.runs import checkpoints
 from vitbase.runs.checkpoints import STATE_FILE, Checkpoint
 from vitbase.runs.folder import Progress, RunFolder, read_progress
@@ -146,15 +147,24 @@ class PassingGuard(Guard):
         run = self.folder.path
         try:
             box = write_box(run, update, taken, self.learner, self.loader, self.config, self.labels)
-        except OSError as error:  # of the first rank; the run is worth more
-            return f" What it has seen could not be written to {run}: {error.strerror}."
+        except (OSError, WeightsError) as error:  # of the first rank; the run is worth more
+            return f" What it has seen could not be written to {run}: {error}."
         if box is None:
             return ""
         return f" `vitbase debug replay {box}` repeats it."
 
     def _keep(self, known: PassedOver) -> None:
+        def write() -> None:
+            try:
+                known.write(self.folder.path)
+            except OSError as error:
+                raise CheckpointError(
+                    f"Cannot write to {self.folder.path}: {error.strerror}. What the run passes "
+                    f"over must be known when it is continued."
+                ) from None
+
         self.known = known
-        self.runtime.from_first(lambda: known.write(self.folder.path))
+        self.runtime.from_first(write)
 
     def _go_back(self, first: int, to: int, told: str) -> None:
         """Go back to the last checkpoint before an update (collective). Raises: Jump."""
