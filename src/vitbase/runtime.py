@@ -66,35 +66,25 @@ class Runtime:
         """Whether this rank writes, and talks."""
         return self.rank == 0
 
-    def from_first(self, make: Callable[[], T]) -> T:
-        """Let the first rank make something, and give it to all (collective).
+    def from_first(self, make: Callable[[], T], *, rank: int = 0) -> T:
+        """Let the first rank, or another one, make something, and give it to all (collective).
 
-        Raises: on every rank what the first one raised, if it is the user's to mend.
+        Raises: on every rank what that one raised, if it is the user's to mend.
         """
         if self.num_ranks == 1:
             return make()
         made: list[Any] = [None]
-        if self.is_first:
+        if self.rank == rank:
             try:
                 made = [(make(), None)]
             except VitbaseError as error:
                 made = [(None, error)]
         with self.naming_lost_ranks():
-            distributed.broadcast_object_list(made, src=0, device=self.device)
+            distributed.broadcast_object_list(made, src=rank, device=self.device)
         value, failed = made[0]
         if failed is not None:
             raise failed.everywhere()
         result: T = value
-        return result
-
-    def from_rank(self, rank: int, make: Callable[[], T]) -> T:
-        """Let one rank make something that cannot fail, and give it to all (collective)."""
-        if self.num_ranks == 1:
-            return make()
-        made: list[Any] = [make() if self.rank == rank else None]
-        with self.naming_lost_ranks():
-            distributed.broadcast_object_list(made, src=rank, device=self.device)
-        result: T = made[0]
         return result
 
     def everywhere(self, make: Callable[[], T]) -> T:

@@ -148,7 +148,7 @@ def _gather_passes(
         ) -> list[tuple[dict[str, Any], dict[str, torch.Tensor]]]:
             return [_pass_of(update, taken, micro, loader) for micro in chosen]
 
-        found = runtime.from_rank(rank, make)
+        found = runtime.from_first(make, rank=rank)
         for micro, (fact, own_tensors) in zip(chosen, found, strict=True):
             tensors |= {f"{len(facts)}/{name}": value for name, value in own_tensors.items()}
             facts.append({"rank": rank, "micro_batch": micro, **fact})
