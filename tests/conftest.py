@@ -45,6 +45,7 @@ LONGEST_FILES = (
     "test_hostile_files.py",
     "test_cli.py",
     "test_lost_ranks.py",
+    "test_passing.py",
     "test_recipes.py",
     "test_damaged_shards.py",
     "test_sharded_parameters.py",

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -69,21 +68,21 @@ class Runtime:
         """Whether this rank writes, and talks."""
         return self.rank == 0
 
-    def from_first(self, make: Callable[[], T]) -> T:
-        """Let the first rank make something, and give it to all (collective).
+    def from_first(self, make: Callable[[], T], *, rank: int = 0) -> T:
+        """Let the first rank, or another one, make something, and give it to all (collective).
 
-        Raises: on every rank what the first one raised, if it is the user's to mend.
+        Raises: on every rank what that one raised, if it is the user's to mend.
         """
         if self.num_ranks == 1:
             return make()
         made: list[Any] = [None]
-        if self.is_first:
+        if self.rank == rank:
             try:
                 made = [(make(), None)]
             except VitbaseError as error:
                 made = [(None, error)]
         with self.naming_lost_ranks():
-            distributed.broadcast_object_list(made, src=0, device=self.device)
+            distributed.broadcast_object_list(made, src=rank, device=self.device)
         value, failed = made[0]
         if failed is not None:
             raise failed.everywhere()
@@ -147,6 +146,24 @@ class Runtime:
 
         return wait
 
+    def start_read(self, tensor: torch.Tensor) -> Callable[[], list[float]]:
+        """Ask for the numbers of a small tensor on the device, which goes on computing.
+
+        Returns: what waits until the device has come so far, and gives them.
+        """
+        if self.device.type == "cpu":
+            return tensor.tolist
+        numbers = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        numbers.copy_(tensor, non_blocking=True)
+        there = torch.Event(self.device)
+        there.record(torch.accelerator.current_stream(self.device))
+
+        def wait() -> list[float]:
+            there.synchronize()
+            return list(numbers.tolist())
+
+        return wait
+
     @contextlib.contextmanager
     def naming_lost_ranks(self) -> Iterator[None]:
         """Turn what a backend raises when another rank is gone into a message for people."""
@@ -179,6 +196,11 @@ class Runtime:
     def pin_memory(self) -> bool:
         """Whether batches belong in pinned memory: an accelerator copies faster from it."""
         return self.device.type != "cpu"
+
+    @property
+    def reads_at_once(self) -> bool:
+        """Whether the host has a tensor's numbers without waiting for anything."""
+        return self.device.type == "cpu"
 
     @property
     def fused_optimizer(self) -> bool:
@@ -370,14 +392,3 @@ def _fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "npu"
-
-
-def seed_generators(*key: int) -> None:
-    """Set torch's generators, on every device, as a function of a key.
-
-    Initialisation and each training step do so with keys of their own, so that what a step draws
-    (dropout, stochastic depth) does not depend on what was drawn before it. The key is hashed as
-    a whole: (1, 2) and (2, 1) are different streams.
-    """
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-    torch.manual_seed(int.from_bytes(digest, "little") >> 1)

@@ -36,6 +36,8 @@ REFUSED: dict[str, Any] = {
     "over_classes": "mean",
     "binary_targets": True,
     "class_weights": "balanced",
+    "max_nonfinite_updates": 1,
+    "on_nonfinite": "rewind",
     "device_target": "GPU",
     "parallel": "fsdp",
     "optimizer": "lamb",

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from vitbase._version import __version__
 from vitbase.cli.arguments import drop_value, parse_config, parse_launch, parse_table
 from vitbase.cli.data import run_data
+from vitbase.cli.debug import run_debug
 from vitbase.cli.evaluate import run_eval
 from vitbase.cli.predict import run_predict
 from vitbase.cli.train import run_explain, run_recipes, run_train
@@ -29,6 +30,7 @@ _USAGE = """usage: vitbase COMMAND [...]
   weights convert IN OUT --dialect NAME    rewrite it for another system, and prove it equal
   data check PATH                          what training on these images would stumble over
   data pack PATH OUT                       images -> tar shards, smaller if wanted
+  debug replay FOLDER                      the first layer of an update that gave no number
   launch [--OPTION VALUE ...] -- COMMAND   a command on several devices, or servers
   launch --make_rank_table [...]           the table of servers and devices that it needs
   explain [RECIPE] [--OPTION VALUE ...]    what a run would do, in numbers, without its data
@@ -136,6 +138,7 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "predict": run_predict,
     "weights": run_weights,
     "data": run_data,
+    "debug": run_debug,
     "launch": _run_launch,
     "explain": run_explain,
     "verify-resume": run_verify,

@@ -41,6 +41,17 @@ class OptimizerSection(Section):
         None, gt=0, lt=1, description="average the weights over updates; none: do not"
     )
     ema_every_steps: int = Field(1, ge=1, description="updates between two steps of the average")
+    max_nonfinite_updates: int = free_on_resume(
+        3,
+        "updates in a row whose loss or gradient is NaN or infinite; each is passed over, and at "
+        "so many on_nonfinite is done",
+        ge=1,
+    )
+    on_nonfinite: Literal["stop", "rewind"] = free_on_resume(
+        "stop",
+        "at max_nonfinite_updates: end the run, or go back to the last checkpoint and on without "
+        "the images since",
+    )
 
     @field_validator("lr_by_global_batch")
     @classmethod

@@ -11,7 +11,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -280,7 +280,12 @@ class TrainLoader(_Workers):
 
     def describe_position(self, epoch: int, position: int) -> str:
         """Name the image that stands at a position of an epoch."""
-        return self.source.describe(int(self._order(epoch)[position]))
+        return self.describe_positions(epoch, [position])[0]
+
+    def describe_positions(self, epoch: int, positions: Sequence[int]) -> list[str]:
+        """Name the images that stand at some positions of an epoch."""
+        indices = self._order(epoch)[positions].tolist() if positions else []
+        return [self.source.describe(index) for index in indices]
 
     def describe_step(self, epoch: int, step: int) -> str:
         """Say which images this rank has in a step of an epoch: positions, and the first names."""

@@ -32,16 +32,16 @@ class MindSporeRuntime(Runtime):
 
     target: str = "CPU"
 
-    def from_first(self, make: Callable[[], T]) -> T:
+    def from_first(self, make: Callable[[], T], *, rank: int = 0) -> T:
         made: tuple[T | None, VitbaseError | None] = (None, None)
-        if self.is_first:
+        if self.rank == rank:
             try:
                 made = (make(), None)
             except VitbaseError as error:
                 if self.num_ranks == 1:
                     raise
                 made = (None, error)
-        value, failed = self.all_gather(made)[0]
+        value, failed = self.all_gather(made)[rank]
         if failed is not None:
             raise failed.everywhere()
         return value  # type: ignore[return-value]

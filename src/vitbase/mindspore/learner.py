@@ -7,7 +7,7 @@ have one loop, one log and one evaluation, in `training/` and `evaluation/`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import mindspore as ms
@@ -143,7 +143,13 @@ class MindSporeLearner(Learner):
         return [*own, *(p for p in self.optimizer.get_parameters() if p.name not in names)]
 
     def step(
-        self, update: int, batches: Iterator[Batch], mix: Mix, *, measure: bool = False
+        self,
+        update: int,
+        batches: Iterator[Batch],
+        mix: Mix,
+        *,
+        measure: bool = False,
+        settle: Callable[[], None] = lambda: None,
     ) -> Taken:
         lr = self.schedule.at(update)
         ops.assign(self.optimizer.learning_rate, Tensor(lr, ms.float32))

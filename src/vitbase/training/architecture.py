@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from vitbase.errors import CheckpointError, ConfigError, WeightsError
 from vitbase.model.spec import ViTSpec
 from vitbase.model.vit import VisionTransformer
 from vitbase.model.zoo import build_model, variant_spec
-from vitbase.runtime import seed_generators
 from vitbase.weights.load import LoadedModel, load_model, read_preprocess
 
 SMALL_VARIANT = "ViTC-Ti_16"
@@ -163,3 +163,14 @@ def _preprocess_notes(config: Config, loaded: LoadedModel) -> tuple[str, ...]:
         + "; ".join(f"{name} {ours} instead of {theirs}" for name, theirs, ours in differences)
         + f". Leave out {options} to do as the weights.",
     )
+
+
+def seed_generators(*key: int) -> None:
+    """Set torch's generators, on every device, as a function of a key.
+
+    Initialisation and each training step do so with keys of their own, so that what a step draws
+    (dropout, stochastic depth) does not depend on what was drawn before it. The key is hashed as
+    a whole: (1, 2) and (2, 1) are different streams.
+    """
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(digest, "little") >> 1)

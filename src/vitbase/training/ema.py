@@ -58,11 +58,12 @@ class ExponentialMovingAverage:
         }
 
     @torch.no_grad()
-    def update(self, updates: int) -> None:
+    def update(self, updates: int, found_inf: Tensor | None = None) -> None:
         """Take the weights after an update into the average, if it is that update's turn.
 
         Args:
           updates: taken since the run began, this one included.
+          found_inf: one number on the device; where it is 1, the average stays as it is.
         """
         if self._applied:
             raise RuntimeError("the model holds its average: an update would average the average")
@@ -71,9 +72,15 @@ class ExponentialMovingAverage:
         averages = local_parts(self._averages.values())
         parameters = [parameter.float() for parameter in local_parts(self._parameters.values())]
         if updates <= self.start_step:
+            if found_inf is not None:
+                kept = zip(parameters, averages, strict=True)
+                parameters = [torch.where(found_inf == 0, new, old) for new, old in kept]
             torch._foreach_copy_(averages, parameters)
-        else:
+        elif found_inf is None:
             torch._foreach_lerp_(averages, parameters, 1 - self.decay)
+        else:
+            share = torch.where(found_inf == 0, 1 - self.decay, 0.0).to(torch.float32)
+            torch._foreach_lerp_(averages, parameters, [share] * len(averages))
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:

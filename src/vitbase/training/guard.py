@@ -10,14 +10,30 @@ from torch import nn
 
 from vitbase.data.loader import TrainLoader
 from vitbase.errors import DataError, VitbaseError
+from vitbase.runs.progress import Progress
 from vitbase.runtime import Runtime
 from vitbase.training.sharded import whole
+from vitbase.training.step import Taken
 
-_NAMED = 8  # images named in a message
+NAMED = 8
+"""Images that a message names."""
 
 
 class DivergedError(VitbaseError):
     """The loss, or the weights, are no longer numbers."""
+
+
+class Jump(BaseException):
+    """No error: the run goes on at another place.
+
+    Attributes:
+      updates: that come before this place.
+      progress: of the checkpoint whose state it has taken up; None: it keeps the state it has.
+    """
+
+    def __init__(self, updates: int, progress: Progress | None = None) -> None:
+        super().__init__(updates)
+        self.updates, self.progress = updates, progress
 
 
 class Guard:
@@ -26,22 +42,39 @@ class Guard:
     Args:
       loader: whose images are trained on.
       advice: says what to do about a run that has lost its way; called on every rank.
+
+    Attributes:
+      lost: of updates whose loss was no number on some rank, this rank's loss and its images: to be
+        left out of means by who takes them from here.
     """
 
     def __init__(self, runtime: Runtime, loader: TrainLoader, advice: Callable[[], str]) -> None:
+        self.lost: list[tuple[torch.Tensor, int]] = []
         self.runtime, self.loader, self.advice = runtime, loader, advice
         self._seen: list[tuple[int, torch.Tensor, torch.Tensor]] = []
         self._unreadable = 0  # of the epoch under way, on all ranks, as far as it was told
 
     def begin_epoch(self) -> None:
-        """Count unreadable images anew."""
+        """Count unreadable images, and what was lost, anew."""
         self._unreadable = 0
+        self.lost.clear()
 
     def watch(self, update: int, positions_B: torch.Tensor, finite_B: torch.Tensor) -> None:
         """Remember a forward pass: the update it belongs to, where its images stand in the epoch,
         and whether their outputs are numbers.
         """
         self._seen.append((update, positions_B, finite_B))
+
+    def saw(self, update: int, taken: Taken) -> None:
+        """Take in an update that was just taken."""
+        for positions, finite in taken.passes:
+            self.watch(update, positions, finite)
+
+    def settle(self) -> None:
+        """Learn how the update before went, before the weights change again (collective)."""
+
+    def check_place(self, updates: int) -> None:
+        """Check that the update which follows so many is to be taken. Raises: Jump if not."""
 
     def look(self) -> None:
         """Check what was seen since the last look (collective).
@@ -60,12 +93,17 @@ class Guard:
         if everywhere:
             first = min(update for update, _ in everywhere)
             images = [image for update, image in everywhere if update == first]
-            more = f", and {len(images) - _NAMED} more" if len(images) > _NAMED else ""
             raise DivergedError(
-                f"The loss became NaN or infinite at update {first + 1}. The outputs are no "
-                f"numbers for {len(images)} of its {self.loader.global_batch} images: "
-                f"{', '.join(images[:_NAMED])}{more}. {self.advice()}"
+                f"The loss became NaN or infinite at update {first + 1}. "
+                f"{self.describe(images)} {self.advice()}"
             ).everywhere()
+
+    def describe(self, images: list[str]) -> str:
+        """Name the images of an update whose outputs are no numbers."""
+        return (
+            f"The outputs are no numbers for {len(images)} of its {self.loader.global_batch} "
+            f"images: {listed(images, len(images))}."
+        )
 
     def check_weights(self, model: nn.Module, update: int) -> None:
         """Check that no weight has become infinite or NaN (collective): before it is stored.
@@ -94,3 +132,9 @@ class Guard:
                 f"{self._unreadable} images of this epoch could not be read{where}; max_bad_images "
                 f"allows {most}. Mend or remove them, or raise --max_bad_images."
             ).everywhere()
+
+
+def listed(images: list[str], count: int) -> str:
+    """Return the first names of so many images."""
+    more = f", and {count - NAMED} more" if count > NAMED else ""
+    return ", ".join(images[:NAMED]) + more

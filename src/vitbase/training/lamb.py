@@ -15,13 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitbase.training.sharded import local_parts, whole_norms
+from vitbase.training.sharded import local_parts, whole_norms, zero_where
 
 
 class Lamb(torch.optim.Optimizer):
     """LAMB with bias correction, over many tensors at once.
 
-    Of a parameter that FSDP2 shards, each rank updates its shard, by the norm of the whole.
+    Of a parameter that FSDP2 shards, each rank updates its shard, by the norm of the whole. Where
+    the attribute `found_inf` is 1, as torch's fused optimizers have it, nothing changes but the
+    count of steps, which the host keeps: who learns of the flag calls :meth:`take_back`.
 
     Args:
       params: parameters, or groups of them with options of their own.
@@ -31,6 +33,8 @@ class Lamb(torch.optim.Optimizer):
       weight_decay: added to the step before the trust ratio, which a group has only if this is
         not zero.
     """
+
+    _step_supports_amp_scaling = True
 
     def __init__(
         self,
@@ -43,6 +47,7 @@ class Lamb(torch.optim.Optimizer):
         super().__init__(
             params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         )
+        self._counted: list[Tensor] = []
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -51,24 +56,40 @@ class Lamb(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._counted = []
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             if parameters:
                 self._update(parameters, group)
         return loss
 
+    def take_back(self) -> None:
+        """Count the last step, which `found_inf` has kept from changing anything, no longer."""
+        for step in self._counted:
+            step.sub_(1)
+        self._counted = []
+
     def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         states = [self._state_of(parameter) for parameter in parameters]
+        found_inf = getattr(self, "found_inf", None)
         for state in states:
             state["step"] += 1
+            self._counted.append(state["step"])
         steps = [int(state["step"]) for state in states]
         weights = local_parts(parameters)
         gradients = local_parts(p.grad for p in parameters if p.grad is not None)
         means = local_parts([state["exp_avg"] for state in states])
         squares = local_parts([state["exp_avg_sq"] for state in states])
         beta1, beta2 = group["betas"]
-        torch._foreach_lerp_(means, gradients, 1 - beta1)
-        torch._foreach_mul_(squares, beta2)
+        if found_inf is None:
+            torch._foreach_lerp_(means, gradients, 1 - beta1)
+            torch._foreach_mul_(squares, beta2)
+        else:  # all that is kept is multiplied by 1, and has 0 added
+            applies = found_inf == 0
+            zero_where(found_inf, gradients)
+            share = torch.where(applies, 1 - beta1, 0.0).to(means[0].dtype)
+            torch._foreach_lerp_(means, gradients, [share] * len(means))
+            torch._foreach_mul_(squares, torch.where(applies, beta2, 1.0))
         torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
 
         below = torch._foreach_sqrt(squares)
@@ -77,12 +98,16 @@ class Lamb(torch.optim.Optimizer):
         changes = torch._foreach_div(means, [1 - beta1**step for step in steps])
         torch._foreach_div_(changes, below)
         if group["weight_decay"] == 0:
+            if found_inf is not None:
+                zero_where(found_inf, changes)
             torch._foreach_add_(weights, changes, alpha=-group["lr"])
             return
         torch._foreach_add_(changes, weights, alpha=group["weight_decay"])
         weight_norms, change_norms = whole_norms(parameters, weights, changes)
         defined = (weight_norms > 0) & (change_norms > 0)
         ratios = torch.where(defined, weight_norms / change_norms, 1.0) * -group["lr"]
+        if found_inf is not None:
+            ratios.masked_fill_(found_inf != 0, 0.0)
         torch._foreach_addcmul_(weights, changes, list(ratios.unbind()))
 
     def _state_of(self, parameter: Tensor) -> dict[str, Any]:

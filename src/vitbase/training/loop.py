@@ -15,6 +15,7 @@ from vitbase.evaluation.run import Sums, evaluate_model
 from vitbase.sources.open import Source
 from vitbase.stopping import Stopped, asked, looking
 from vitbase.training.frozen import Frozen
+from vitbase.training.guard import Jump
 from vitbase.training.progress import Reporter
 from vitbase.training.saver import Saver
 from vitbase.training.schedule import Place
@@ -53,11 +54,17 @@ def fit(run: Run, place: Place, *, closes: bool = False) -> tuple[Place, Sums]:
     sums: Sums | None = None
     stops = Stops(run.learner.runtime, run.config.checkpoint.checkpoint_every_minutes)
     with run.reporter.live(place), looking():
-        if closes:
-            sums = _close_epoch(run, stops, place)
-        while not place.ends_run and not run.saver.is_out_of_patience(place):
-            place = _train_epoch(run, stops, place)
-            sums = _close_epoch(run, stops, place)
+        while closes or not (place.ends_run or run.saver.is_out_of_patience(place)):
+            try:
+                if not closes:
+                    place = _train_epoch(run, stops, place)
+                sums = _close_epoch(run, stops, place)
+                closes = False
+            except Jump as jump:
+                place = dataclasses.replace(place, updates=jump.updates)
+                closes = place.ends_epoch
+                if jump.progress is not None:
+                    run.saver.best = jump.progress.best
         if not place.ends_run:
             run.reporter.gave_up(run.saver.best)
         run.saver.finish()
@@ -75,11 +82,13 @@ def _train_epoch(run: Run, stops: Stops, place: Place) -> Place:
     reporter.begin_epoch()
     with contextlib.closing(run.loader.epoch(place.epoch, place.step)) as batches:
         while True:
+            reporter.guard.check_place(place.updates)
             after = place.after_update()
             logs = reporter.is_due(after)
             mix = learner.objective.draw_mix(place.epoch, place.step)
             told = run.signs.of_update(place, run.loader, batches)
-            taken = learner.step(place.updates, told, mix, measure=logs)
+            settle = reporter.guard.settle
+            taken = learner.step(place.updates, told, mix, measure=logs, settle=settle)
             place = after
             reporter.saw(place, taken)
             if logs:

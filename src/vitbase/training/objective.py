@@ -21,15 +21,22 @@ class Objective:
     Args:
       labels: of the training images; they decide about class weights.
       num_classes: outputs of the model.
+      class_weights: in place of those that the labels give.
 
     Attributes:
       chance_loss: of guessing, which is outputs that are all zero.
+      class_weights: on the device [C]; None: every class counts the same.
 
     Raises: ConfigError if the loss does not fit the labels.
     """
 
     def __init__(
-        self, config: Config, labels: Labels, num_classes: int, device: torch.device
+        self,
+        config: Config,
+        labels: Labels,
+        num_classes: int,
+        device: torch.device,
+        class_weights: Tensor | None = None,
     ) -> None:
         self.config = config
         self.num_classes = num_classes
@@ -44,8 +51,8 @@ class Objective:
         if options.loss == "sigmoid":
             terms = num_classes if options.over_classes == "sum" else 1
             self.chance_loss = terms * math.log(2)
-        weights = None
-        if options.class_weights == "balanced":
+        weights = class_weights
+        if options.class_weights == "balanced" and weights is None:
             counts_C = class_counts(labels, num_classes)
             if options.loss == "softmax":
                 weights_C = balanced_class_weights(counts_C)
@@ -53,6 +60,7 @@ class Objective:
                 weights_C = balanced_positive_weights(counts_C, len(labels))
                 self.chance_loss *= float(1 + ((weights_C - 1) * counts_C / len(labels)).mean())
             weights = torch.from_numpy(weights_C).float().to(device)
+        self.class_weights = weights
         self._loss = build_loss(
             options.loss,
             num_classes,

@@ -14,6 +14,7 @@ from vitbase.config.learning import OptimizerSection
 from vitbase.errors import ConfigError
 from vitbase.runtime import Runtime
 from vitbase.training.lamb import Lamb
+from vitbase.training.momentum import Momentum, with_velocity
 
 NORM_LAYERS = (nn.LayerNorm, nn.GroupNorm)
 DecayRule = Literal["all", "all_but_norms", "kernels"]
@@ -183,8 +184,14 @@ def build_update_rule(
     ]
     if rule == "momentum":
         # torch's one-kernel SGD does not take sharded parameters; its AdamW does.
-        fused = fused and not any(isinstance(p, DTensor) for p in parameters.values())
-        return torch.optim.SGD(as_torch, lr=lr, momentum=momentum, fused=fused)
+        if not fused or any(isinstance(p, DTensor) for p in parameters.values()):
+            return Momentum(as_torch, lr=lr, momentum=momentum)
+        sgd = torch.optim.SGD(as_torch, lr=lr, momentum=momentum, fused=True)
+        if momentum:  # left to its first step, they would be undefined where that is passed over
+            for group in sgd.param_groups:
+                for parameter in group["params"]:
+                    with_velocity(sgd, parameter)
+        return sgd
     if rule == "lamb":
         return Lamb(as_torch, lr=lr, betas=betas, eps=eps)
     return torch.optim.AdamW(as_torch, lr=lr, betas=betas, eps=eps, fused=fused)
@@ -194,3 +201,25 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Set the rate of every group of an optimizer from :func:`build_update_rule`, by its depth."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
+
+
+def step_unless(optimizer: torch.optim.Optimizer, found_inf: torch.Tensor | None) -> None:
+    """Take the step of an optimizer, unless a flag on the device is 1: then nothing changes.
+
+    The host waits for the flag only where torch has no one-kernel AdamW for the device.
+
+    Args:
+      found_inf: float32, one number, 0 or 1, the same on every rank; None is 0, and quicker.
+    """
+    if found_inf is None:
+        optimizer.step()
+        return
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        if not found_inf:
+            optimizer.step()
+        return
+    optimizer.found_inf = found_inf  # type: ignore[attr-defined]  # torch's own name for it
+    try:
+        optimizer.step()
+    finally:
+        del optimizer.found_inf  # type: ignore[attr-defined]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ from vitbase.training.step import Learner, Taken
 
 _FAR_ABOVE_CHANCE = 3.0
 """Times the loss of guessing; no sound run comes near it."""
+_SPIKE = 0.25
+"""Of the loss of guessing: a loss that jumps by less may be that of some harder images."""
 
 
 @dataclasses.dataclass
@@ -35,6 +39,7 @@ class _Window:
     """Sums since the last log line. Tensors stay on the device until they are read."""
 
     loss_sum: torch.Tensor
+    passed_over: torch.Tensor  # updates
     images: int = 0
     unreadable: int = 0
     started: float = dataclasses.field(default_factory=time.perf_counter)
@@ -62,6 +67,7 @@ class Reporter:
         self._waited = 0.0  # seconds, up to the last log line; the loader counts anew in each epoch
         self._epoch_started, self._epoch_images = time.perf_counter(), 0
         self._last_loss, self._is_astray = 0.0, False
+        self._last_losses: deque[float] = deque(maxlen=8)
 
     def announce(
         self, data: TrainVal, rate: PeakRate, place: Place, continued: Path | None
@@ -107,31 +113,40 @@ class Reporter:
 
     def saw(self, place: Place, taken: Taken) -> None:
         """Take in an update, which has led to a place."""
-        for positions, finite in taken.passes:
-            self.guard.watch(place.updates - 1, positions, finite)
+        self.guard.saw(place.updates - 1, taken)
         for image in taken.bad:
             self.journal.warn(
                 f"Unreadable training image {image.place}: {image.cause}; left out of the loss"
             )
         if self.runtime.num_ranks == 1:  # several count together, with the next log line
             self.guard.check_readable(len(taken.bad))
-        self._window.loss_sum += taken.loss_sum
-        self._window.images += self.learner.layout.global_batch
-        self._window.unreadable += len(taken.bad)
-        self._epoch_images += self.learner.layout.global_batch
+        window, layout = self._window, self.learner.layout
+        window.loss_sum += _number_or_0(taken.loss_sum)
+        if taken.flags is not None:
+            window.passed_over += taken.flags[0]
+        window.images += layout.global_batch
+        window.unreadable += len(taken.bad)
+        self._epoch_images += layout.global_batch
         self.journal.show(place.updates)
 
     def log(self, place: Place, taken: Taken) -> None:
         """Add up over the ranks what was seen since the last line, and write it (collective)."""
         self.guard.look()
         window, runtime = self._window, self.runtime
-        sums = torch.stack([window.loss_sum, torch.full_like(window.loss_sum, window.unreadable)])
-        loss_sum, unreadable = runtime.all_reduce(sums).tolist()
+        lost = 0
+        while self.guard.lost:
+            loss_of_rank, images = self.guard.lost.pop()
+            window.loss_sum -= _number_or_0(loss_of_rank)
+            lost += images
+        own = [torch.full_like(window.loss_sum, count) for count in (window.unreadable, lost)]
+        sums = torch.stack([window.loss_sum, window.passed_over, *own])
+        loss_sum, passed_over, unreadable, lost = runtime.all_reduce(sums).tolist()
         if runtime.num_ranks > 1:
             self.guard.check_readable(round(unreadable))
         seconds = time.perf_counter() - window.started
         epoch, step = place.taken
-        loss = loss_sum / max(window.images - round(unreadable), 1)
+        counted = window.images - round(unreadable) - round(lost)
+        loss = math.nan if lost and not counted else loss_sum / max(counted, 1)
         speed = window.images / seconds
         wait = (self.loader.seconds_waited - self._waited) / seconds
         row: dict[str, Any] = {
@@ -143,6 +158,8 @@ class Reporter:
             "data_wait_fraction": round(wait, 4),
             "unreadable_images": round(unreadable),
         }
+        if passed_over:
+            row["passed_over_updates"] = round(passed_over / runtime.num_ranks)
         line = f"loss {loss:.4f}  lr {taken.lr:.3g}"
         if taken.gradient_norm is not None:
             norm = float(taken.gradient_norm)
@@ -164,6 +181,7 @@ class Reporter:
         )
         self._window, self._waited = self._new_window(), self.loader.seconds_waited
         self._compare_with_chance(place, loss, taken.lr)
+        self._compare_with_before(place, loss)
 
     def _compare_with_chance(self, place: Place, loss: float, lr: float) -> None:
         """Say once that the loss has left what is to be expected; the first is of no update yet."""
@@ -175,6 +193,19 @@ class Reporter:
                 f"Warning: the loss is {loss:.4g}, where guessing gives {chance:.4g}: at a "
                 f"learning rate of {lr:.3g} the run has lost its way. {self._advice()}"
             )
+
+    def _compare_with_before(self, place: Place, loss: float) -> None:
+        """Say that the loss has jumped, by much of what there is to lose and of what it was."""
+        before = self._last_losses
+        if len(before) == before.maxlen:
+            mean = sum(before) / len(before)
+            if loss - mean > max(mean, _SPIKE * self.learner.objective.chance_loss):
+                self.journal.say(
+                    f"Warning: the loss has jumped to {loss:.4g} up to update {place.updates}, "
+                    f"from {mean:.4g} in the {len(before)} lines before. {self._advice()}"
+                )
+        if math.isfinite(loss):
+            before.append(loss)
 
     def _advice(self) -> str:
         clip = "" if self.config.optimizer.clip_norm else ", or --clip_norm 1"
@@ -216,7 +247,12 @@ class Reporter:
         )
 
     def _new_window(self) -> _Window:
-        return _Window(torch.zeros((), dtype=torch.float64, device=self.runtime.device))
+        zeros = torch.zeros(2, dtype=torch.float64, device=self.runtime.device)
+        return _Window(zeros[0], zeros[1])
+
+
+def _number_or_0(loss_sum: torch.Tensor) -> torch.Tensor:
+    return torch.where(torch.isfinite(loss_sum), loss_sum, 0.0)
 
 
 def _unequal_classes(config: Config, source: Source) -> str | None:

@@ -18,16 +18,17 @@ from vitbase.pulse import stands_at
 from vitbase.runs.checkpoints import CKPT_SUFFIX
 from vitbase.runs.folder import RunFolder
 from vitbase.runs.journal import Board, Journal
+from vitbase.runs.passed_over import forget_passed_over, read_passed_over
 from vitbase.runs.result import TrainResult, report_finished, result_of, say_result
 from vitbase.runtime import Runtime, joined_runtime, launched_ranks
 from vitbase.sources.open import Source, open_train_val
 from vitbase.training.agreement import check_agreement, check_same_images
 from vitbase.training.estimate import describe, estimate_run
 from vitbase.training.frozen import Frozen
-from vitbase.training.guard import Guard
 from vitbase.training.hangs import SELDOM, watching
 from vitbase.training.loop import Run, fit
 from vitbase.training.objective import Objective
+from vitbase.training.passing import PassingGuard
 from vitbase.training.progress import Reporter
 from vitbase.training.saver import NATIVE, Saver, advice_for
 from vitbase.training.schedule import Place, Schedule
@@ -123,7 +124,20 @@ def _train(config: Config, runtime: Runtime, folder: RunFolder) -> TrainResult:
         learner.restore(momentum_tensors(begun), begun.path)
         updates, continued = begun.updates, begun.path
     place = Place(updates, loader.steps_per_epoch, schedule.total_steps)
-    guard = Guard(runtime, loader, lambda: advice_for(folder, runtime))
+    if checkpoint is None:
+        runtime.from_first(lambda: forget_passed_over(folder.path))
+    passed_over = runtime.from_first(lambda: read_passed_over(folder.path)).cut_back(updates)
+    guard = PassingGuard(
+        learner,
+        loader,
+        lambda: advice_for(folder, runtime),
+        folder,
+        journal,
+        config,
+        data.train.class_names,
+        passed_over,
+        lambda: saver.wait(),  # noqa: PLW0108 (it is not made yet)
+    )
     reporter = Reporter(journal, guard, learner, loader, config)
     best = progress.best if progress else None
     saver = Saver(folder, learner, guard, journal, config, data.train.class_names, best)

@@ -191,9 +191,13 @@ class Saver:
         """
         self._settle(last=True)
 
+    def wait(self) -> None:
+        """Wait until nothing is under way any more, on this rank."""
+        self._note(self._writer.result(wait=True))
+
     def close(self) -> None:
         """Let what is under way be written, and end its writer."""
-        self._note(self._writer.result(wait=True))
+        self.wait()
         self._writer.close()
 
     def _settle(self, *, last: bool = False) -> None:
@@ -202,7 +206,7 @@ class Saver:
         Raises: CheckpointError if it could not be written, and the run cannot go on for that.
         """
         started = time.monotonic()
-        self._note(self._writer.result(wait=True))
+        self.wait()
         waited = time.monotonic() - started
         if waited > _LONG_SECONDS and not last:
             self.journal.say(f"Waited {waited:.0f} s for checkpoint {self._name} to be written.")

@@ -20,6 +20,13 @@ def local_parts(tensors: Iterable[Tensor]) -> list[Tensor]:
     return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
 
 
+def zero_where(found_inf: Tensor, tensors: Iterable[Tensor]) -> None:
+    """Overwrite tensors with zeros where a flag on the device is 1, whatever stands in them."""
+    passed_over = found_inf != 0
+    for tensor in tensors:
+        tensor.masked_fill_(passed_over, 0.0)
+
+
 def whole_norms(parameters: Sequence[Tensor], *values: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Return the Euclidean norms of tensors of which this rank may hold a part only.
 

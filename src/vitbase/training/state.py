@@ -97,6 +97,17 @@ class RunState:
                     state.slices[name] = (start, len(tensor))
         return weights, state
 
+    def collect_weights(self) -> dict[str, torch.Tensor]:
+        """Gather the weights that learn on the first rank (collective). Returns: as `collect`."""
+        return self._gathered(self.model.named_parameters())
+
+    def refill(self, read: Callable[[], Readers]) -> None:
+        """Overwrite the weights of the model (collective). Args: as of :meth:`restore`."""
+        own = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for name, value in self._delivered(read):
+                own[name].copy_(like(value, own[name]))
+
     def filled(self, weights: Mapping[str, torch.Tensor]) -> VisionTransformer:
         """Return a model like this one that holds whole weights, without copying them."""
         twin = build_unfilled(self.model.spec)
@@ -143,7 +154,10 @@ class RunState:
         elif kind != STEP:
             self.optimizer.state[parameter][kind] = like(value, parameter)
         elif 0 <= float(value) < 2**53:
-            self.optimizer.state[parameter][kind] = value.float().cpu()
+            # Torch's one-kernel AdamW counts its steps on the device, LAMB on the host.
+            fused = any(group.get("fused") for group in self.optimizer.param_groups)
+            place = parameter.device if fused else torch.device("cpu")
+            self.optimizer.state[parameter][kind] = value.float().to(place)
         else:
             raise CheckpointError(f"{origin} stores {float(value)} updates of '{name}'.")
 

@@ -17,10 +17,12 @@ from vitbase.data.mix import Mix
 from vitbase.data.normalize import normalize
 from vitbase.model.layers import draw_depth_scales
 from vitbase.model.vit import VisionTransformer
-from vitbase.runtime import Runtime, seed_generators
+from vitbase.runtime import Runtime
+from vitbase.training.architecture import seed_generators
 from vitbase.training.ema import ExponentialMovingAverage
+from vitbase.training.lamb import Lamb
 from vitbase.training.objective import Objective
-from vitbase.training.optim import build_optimizer, set_learning_rate
+from vitbase.training.optim import build_optimizer, set_learning_rate, step_unless
 from vitbase.training.parallel import (
     Replicas,
     checkpoint_activations,
@@ -43,6 +45,10 @@ class Taken:
       passes: of each forward pass the images' positions [B], and whether their outputs are
         numbers [B], on the device.
       bad: images that could not be read.
+      flags: on the device, the same on every rank: 1 if the update was not applied, since its loss
+        or gradient is no number, else 0; and the loss scale that it had.
+      seen: what each forward pass was given: the batch, as the host has it, and depth scales.
+      mix: what was done to the images.
     """
 
     lr: float
@@ -50,6 +56,9 @@ class Taken:
     gradient_norm: Tensor | None = None
     passes: list[tuple[Tensor, Tensor]] = dataclasses.field(default_factory=list)
     bad: list[BadImage] = dataclasses.field(default_factory=list)
+    flags: Tensor | None = None
+    seen: list[tuple[Batch, Tensor | None]] = dataclasses.field(default_factory=list)
+    mix: Mix = dataclasses.field(default_factory=Mix)
 
 
 class Learner:
@@ -103,25 +112,40 @@ class Learner:
         read: Callable[[], Readers],
         origin: Path,
         loss_scaler: Mapping[str, Any] | None = None,
+        weights: Callable[[], Readers] | None = None,
     ) -> None:
-        """Put the state of a checkpoint back, on a model that has its weights (collective).
+        """Put the state of a checkpoint back (collective).
 
-        Args: as of :meth:`RunState.restore`; the state of the loss scaler, where there is one.
+        Args: as of :meth:`RunState.restore`; the state of the loss scaler, where there is one; what
+          reads the checkpoint's weights, if the model has others.
         """
+        if weights is not None:
+            self.state.refill(weights)
         self.state.restore(read, origin)
         if loss_scaler is not None:
             self.scaler.load_state_dict(dict(loss_scaler))
 
     def step(
-        self, update: int, batches: Iterator[Batch], mix: Mix, *, measure: bool = False
+        self,
+        update: int,
+        batches: Iterator[Batch],
+        mix: Mix,
+        *,
+        measure: bool = False,
+        settle: Callable[[], None] = lambda: None,
     ) -> Taken:
         """Take one update over the global batch (collective).
+
+        Where loss or gradient are no numbers, nothing changes: neither weights nor what optimizer
+        and average keep. The device sees to that; the host learns of it later, see `Taken.flags`.
 
         Args:
           update: its number, counted from 0: learning rate and randomness depend on it alone.
           batches: give this rank's micro-batches.
           mix: what is done to the images of this update.
           measure: whether the norm of the gradient is asked for.
+          settle: called before anything changes, when the device has its gradients to compute: so
+            the host can look at the update before without making the device wait.
         """
         set_learning_rate(self.optimizer, lr := self.schedule.at(update))
         seed_generators(self.seed, _STEP_STREAM, update)
@@ -129,7 +153,8 @@ class Learner:
         depth_scales = self._draw_depth_scales()
         if self.runtime.rank:  # dropout, unlike all else, is drawn by each rank for itself
             seed_generators(self.seed, _STEP_STREAM, update, self.runtime.rank)
-        taken = Taken(lr, torch.zeros((), dtype=torch.float64, device=self.runtime.device))
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.runtime.device)
+        taken = Taken(lr, loss_sum, mix=mix)
         last = self.layout.accumulation_steps - 1
         share = self.replicas.loss_factor / self.layout.global_batch
         for micro in range(self.layout.accumulation_steps):
@@ -143,18 +168,30 @@ class Learner:
                 with self.runtime.autocast():
                     logits = self.replicas(inputs, scales)
                     loss_sum = self.objective.loss_sum(logits, labels, mix)
-                self.scaler.scale(loss_sum * share).backward()
+                # Of a loss that is no number, on any rank, every rank's gradient is none.
+                self.scaler.scale(loss_sum * (share + 0 * loss_sum.detach())).backward()
             taken.loss_sum += loss_sum.detach()
             taken.passes.append((batch.positions, torch.isfinite(logits.detach()).all(dim=1)))
+            taken.seen.append((batch, scales))
             taken.bad += batch.bad
-        if self.clip_norm is not None or measure:
-            self.scaler.unscale_(self.optimizer)
-            taken.gradient_norm = self.replicas.clip(self.clip_norm)
-        self.scaler.step(self.optimizer)
+        settle()
+        self.scaler.unscale_(self.optimizer)
+        taken.gradient_norm = norm = self.replicas.clip(self.clip_norm)
+        found_inf = (~torch.isfinite(norm)).float()
+        taken.flags = torch.stack([found_inf, self.scaler.scale(torch.ones_like(found_inf))])
+        # Where the host computes itself it knows the flag, and need not hand it on to be asked for.
+        flag = None if self.runtime.reads_at_once and not found_inf else found_inf
+        # Not by the scaler, which would look at the flag where an optimizer cannot.
+        step_unless(self.optimizer, flag)
         self.scaler.update()
         if self.average is not None:
-            self.average.update(update + 1)
+            self.average.update(update + 1, flag)
         return taken
+
+    def take_back(self) -> None:
+        """Correct what the host has counted for the last update, which was not applied."""
+        if isinstance(self.optimizer, Lamb):
+            self.optimizer.take_back()
 
     def scale_rates(self, factor: float) -> None:
         """Multiply the learning rate of every update from here on, before the first one."""
