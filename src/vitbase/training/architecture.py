@@ -6,6 +6,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vitbase.config.config import Config
 from vitbase.config.preprocess import Preprocess, describe_differences
 from vitbase.errors import CheckpointError, ConfigError, WeightsError
