@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 VENV_MINDSPORE ?= .venv-mindspore
 
-.PHONY: demo test test-mindspore test-slow weights-table golden-losses lint types format clean
+.PHONY: demo test test-mindspore test-slow soak weights-table golden-losses lint types format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/vitbase train fashion
@@ -17,6 +17,9 @@ test: lint types
 
 test-mindspore: $(VENV_MINDSPORE)/.installed
 	$(VENV_MINDSPORE)/bin/python -m pytest tests/mindspore tests/launch/test_msrun.py
+
+soak: $(VENV)/.installed-dev
+	$(BIN)/python tests/faults/soak.py
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow

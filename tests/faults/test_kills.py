@@ -20,6 +20,7 @@ import pytest
 from faulty import TOUCHES, Plan
 from forks import Forks
 from made_runs import TINY, losses_of, rows_of
+from processes import descendants
 
 from vitbase.runs.checkpoints import list_checkpoints
 from vitbase.stopping import STOPPED
@@ -198,20 +199,6 @@ class Proof:
             *(f"  {number:4} {point}" for point, number in sorted(self.hits.items())),
         ]
         return "\n".join(lines)
-
-
-def descendants(process: int) -> list[int]:
-    """Return a process and all that came of it, however deep."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
-                children.setdefault(int(parent), []).append(int(entry.name))
-    found = [process]
-    for member in found:
-        found += children.get(member, [])
-    return found
 
 
 def test_killed_at_any_point_a_run_ends_the_same(forks, tiny_idx, tmp_path):

@@ -69,7 +69,6 @@ class PassingGuard(Guard):
         self.config, self.labels, self.known, self.wait = config, labels, known, wait
         options = config.optimizer
         self.most, self.rewinds = options.max_nonfinite_updates, options.on_nonfinite == "rewind"
-        self.finish_writing: Callable[[], None] = lambda: None
         self._pending: _Pending | None = None
         self._first = ""  # what is said of the first update of those in a row
 
@@ -182,7 +181,6 @@ class PassingGuard(Guard):
             return None
 
         self.wait()
-        self.finish_writing()
         found = self.runtime.from_first(find)
         if found is None:
             raise DivergedError(f"{told} {self.advice()}").everywhere()
