@@ -61,6 +61,7 @@ class Saver:
     ) -> None:
         self.folder, self.learner, self.guard, self.journal = folder, learner, guard, journal
         self.config, self.labels, self.best = config, labels, best
+        self.stops = config.checkpoint.on_failed_save == "stop"
         self._writer = Writer()
         self._name = ""  # of the checkpoint handed over last
         self._failure: str | None = None  # of that one; of the first rank
@@ -182,7 +183,7 @@ class Saver:
         Returns: whether the run should stop for it.
         """
         self._note(self._writer.result(wait=False))
-        return bool(self._failure) and self.config.checkpoint.on_failed_save == "stop"
+        return bool(self._failure) and self.stops
 
     def finish(self) -> None:
         """Wait until the last checkpoint is whole (collective).
@@ -213,7 +214,7 @@ class Saver:
         failure, self._failure = self._failure, None
 
         def judge() -> Best | None:
-            if failure and (last or self.config.checkpoint.on_failed_save == "stop"):
+            if failure and (last or self.stops):
                 raise CheckpointError(
                     f"Checkpoint {self._name} could not be written: {failure}. {self._kept()} Make "
                     f"room, or mend what is wrong, and give the same command again."
