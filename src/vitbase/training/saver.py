@@ -25,7 +25,6 @@ from vitbase.runs.folder import RunFolder
 from vitbase.runs.journal import Journal
 from vitbase.runs.progress import Best, Progress
 from vitbase.runs.writer import Copies, Job, Writer
-from vitbase.runtime import Runtime
 from vitbase.training.guard import Guard
 from vitbase.training.schedule import Place
 from vitbase.training.step import Learner
@@ -234,6 +233,13 @@ class Saver:
         whole = self.folder.newest_whole()[0]
         return f"The last whole one is {whole.path}." if whole else "There is none before it."
 
+    def advice(self) -> str:
+        """Say what to do about a run that has lost its way."""
+        self.wait()
+        whole = self.folder.newest_whole()[0] if self.learner.runtime.is_first else None
+        kept = f"Checkpoint {whole.path} is from before. " if whole else "There is no checkpoint. "
+        return f"{kept}Try a lower --lr_init, a longer --warmup_epochs, or --clip_norm 1."
+
     def is_out_of_patience(self, place: Place) -> bool:
         """Whether the last evaluations, as many as `patience` allows, brought nothing better.
 
@@ -245,10 +251,3 @@ class Saver:
             return False
         every = options.eval_every_epochs
         return place.epoch // every - self.best.epoch // every >= options.patience
-
-
-def advice_for(folder: RunFolder, runtime: Runtime) -> str:
-    """Say what to do about a run that has lost its way."""
-    whole = folder.newest_whole()[0] if runtime.is_first else None
-    kept = f"Checkpoint {whole.path} is from before. " if whole else "There is no checkpoint. "
-    return f"{kept}Try a lower --lr_init, a longer --warmup_epochs, or --clip_norm 1."
