@@ -100,6 +100,8 @@ def _be(request: dict[str, Any]) -> None:
 
         main(request["start"])
         code = 0
+    except KeyboardInterrupt:  # the command line was not there yet
+        code = 130
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:

@@ -110,7 +110,6 @@ class Proof:
         evaluated = [row["step"] for row in rows if "eval_loss" in row]
         assert evaluated == [STEPS * epoch for epoch in range(1, EPOCHS + 1)]
         assert not list(run.glob("**/.writing-*"))
-        assert not (run / "run.lock").exists()
 
     def kill_at_point(self, random: random.Random) -> Callable[[Path], str | None]:
         """Return what kills run and writer together at a named point of one of them."""

@@ -124,7 +124,7 @@ def test_before_the_first_update_there_is_nothing_to_save(tiny_idx, tmp_path):
     script.write_text(
         "import os, signal, sys\n"
         "from vitbase.cli.main import main\n"
-        "from vitbase.training import run\n"
+        "from vitbase.training import prepare as run\n"
         "opened = run.open_train_val\n"
         "def opening(config):\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
@@ -145,7 +145,7 @@ def test_a_signal_while_python_drops_exceptions_is_not_lost(tiny_idx, tmp_path):
     script.write_text(
         "import os, signal, sys, time, weakref\n"
         "from vitbase.cli.main import main\n"
-        "from vitbase.training import run\n"
+        "from vitbase.training import prepare as run\n"
         "class Thing: pass\n"
         "opened = run.open_train_val\n"
         "def opening(config):\n"
@@ -162,6 +162,22 @@ def test_a_signal_while_python_drops_exceptions_is_not_lost(tiny_idx, tmp_path):
     assert done.returncode == STOPPED
     assert done.stderr.strip() == "vitbase: Stopped by SIGTERM; nothing was to be saved."
     assert not run.exists()
+
+
+def test_a_signal_while_the_program_loads_is_answered(tiny_idx, tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import os, runpy, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'vitbase.config.options':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "runpy.run_module('vitbase', run_name='__main__')\n"
+    )
+    done = run_script(script, {**TINY, "data_path": str(tiny_idx), "output_dir": tmp_path / "run"})
+    assert done.returncode == STOPPED
+    assert done.stderr.strip() == "vitbase: Stopped by SIGINT; nothing was to be saved."
 
 
 def test_a_second_signal_stops_at_once(tiny_idx, tmp_path):

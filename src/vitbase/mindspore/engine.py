@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
-from vitbase.config.complete import complete
 from vitbase.config.config import Config
-from vitbase.console import say
 from vitbase.evaluation.run import Evaluation, evaluate_on
 from vitbase.mindspore.checkpoints import (
     MindSporeSaver,
@@ -21,26 +19,17 @@ from vitbase.mindspore.checkpoints import (
 )
 from vitbase.mindspore.devices import MindSporeRuntime, joined_runtime
 from vitbase.mindspore.learner import MindSporeLearner, Twin
-from vitbase.pulse import stands_at
 from vitbase.runs.checkpoints import Checkpoint
 from vitbase.runs.folder import RunFolder
-from vitbase.runs.journal import Journal
-from vitbase.runs.result import TrainResult, report_finished, result_of, say_result
-from vitbase.sources.open import open_train_val
-from vitbase.training.agreement import check_agreement, check_same_images
+from vitbase.runs.result import TrainResult
 from vitbase.training.guard import Guard
 from vitbase.training.hangs import watching
 from vitbase.training.loop import Run, fit
-from vitbase.training.objective import Objective
+from vitbase.training.prepare import conclude, prepare
 from vitbase.training.progress import Reporter
-from vitbase.training.run import build_loader
-from vitbase.training.schedule import Place, Schedule
+from vitbase.training.schedule import Place
 from vitbase.training.start import (
-    check_reached,
-    check_start,
-    find_run,
     open_model,
-    read_position,
 )
 
 
@@ -85,45 +74,21 @@ def _open_model(
 
 
 def _train(config: Config, runtime: MindSporeRuntime, folder: RunFolder) -> TrainResult:
-    check_agreement(runtime, config)
-    found = runtime.from_first(lambda: find_run(config, folder))
-    completed = runtime.everywhere(lambda: complete(config, found.facts, runtime.num_ranks))
-    runtime.from_first(lambda: check_start(completed, folder))
-    checkpoint, progress = found.checkpoint, found.progress
-    if progress is not None and progress.finished:
-        return runtime.from_first(lambda: report_finished(folder, progress))
-    stands_at("the opening of the images", seldom=True)
-    data = runtime.everywhere(lambda: open_train_val(completed.config))
-    check_same_images(runtime, data, config.data.num_classes or len(data.train.class_names))
-    counted = found.facts.counted(len(data.train), len(data.train.class_names))
-    completed = runtime.everywhere(lambda: complete(config, counted, runtime.num_ranks))
-    config, layout = completed.config, completed.layout
-    loader = runtime.everywhere(lambda: build_loader(config, runtime, layout, data.train))
-    objective = runtime.everywhere(
-        lambda: Objective(config, data.train.labels, config.data.num_classes or 0, runtime.device)
-    )
-    stands_at("the opening of the model", seldom=True)
-    schedule = Schedule.of(config.optimizer.lr_init, config.schedule, loader.steps_per_epoch)
-    begun = None
-    if checkpoint is None:
-        begun = runtime.from_first(lambda: read_position(config, schedule, loader.steps_per_epoch))
+    made = prepare(config, runtime, folder)
+    if isinstance(made, TrainResult):
+        return made
+    config, data, loader, schedule = made.config, made.data, made.loader, made.schedule
+    checkpoint, progress = made.found.checkpoint, made.found.progress
     model, notes = _open_model(config, data.train.class_names, checkpoint, runtime)
-    learner = MindSporeLearner(model, config, runtime, layout, schedule, objective)
-    runtime.from_first(lambda: folder.start(config))
-    journal = Journal(folder.metrics_file, rank=runtime.rank)
-    for line in (*data.notes, *completed.notes, *notes, *found.warnings):
-        journal.say(line)
-    if data.held_out and runtime.is_first:
-        say(f"The held-out images are listed in {folder.write_held_out(data.held_out)}")
+    learner = MindSporeLearner(model, config, runtime, made.layout, schedule, made.objective)
+    journal = made.begin(folder, runtime, notes)
     updates, continued = 0, None
     if checkpoint is not None and progress is not None:
-        check_reached(checkpoint, progress, schedule)
         restore(learner, stored_arrays(checkpoint.weights), checkpoint.path)
         learner.scaling.load_state_dict(progress.loss_scaler)
         updates, continued = progress.updates, checkpoint.path
-    elif begun is not None:
-        taken_over = begun
-        restore(learner, lambda: momentum_arrays(taken_over, learner), begun.path)
+    elif (begun := made.begun) is not None:
+        restore(learner, lambda: momentum_arrays(begun, learner), begun.path)
         updates, continued = begun.updates, begun.path
     place = Place(updates, loader.steps_per_epoch, schedule.total_steps)
     guard = Guard(runtime, loader, lambda: saver.advice())  # noqa: PLW0108 (it is not made yet)
@@ -131,14 +96,10 @@ def _train(config: Config, runtime: MindSporeRuntime, folder: RunFolder) -> Trai
     best = progress.best if progress else None
     saver = MindSporeSaver(folder, learner, guard, journal, config, data.train.class_names, best)
     with runtime.naming_lost_ranks():
-        reporter.announce(data, completed.rate, place, continued)
+        reporter.announce(data, made.rate, place, continued)
         for line in runtime.from_first(lambda: folder.cut_metrics_back(place.updates)):
             journal.say(line)
         closes = progress is not None and (not progress.closed or place.ends_run)
         run = Run(config, loader, data.val, learner, reporter, saver)
         place, sums = fit(run, place, closes=closes)
-    assert saver.best is not None
-    result = result_of(folder, place.updates, sums.to_row(), saver.best)
-    if runtime.is_first:
-        say_result(result)
-    return result
+    return conclude(folder, runtime, place, sums, saver)

@@ -3,41 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-from functools import partial
 from pathlib import Path
 
-from vitbase.config.batch import BatchLayout
-from vitbase.config.complete import complete
 from vitbase.config.config import Config
-from vitbase.console import say
-from vitbase.data.augment import TrainTransform
-from vitbase.data.loader import TrainLoader
 from vitbase.errors import ConfigError
-from vitbase.evaluation.features import FeatureLoader, FeatureStore
 from vitbase.pulse import stands_at
 from vitbase.runs.checkpoints import CKPT_SUFFIX
 from vitbase.runs.folder import RunFolder
-from vitbase.runs.journal import Board, Journal
+from vitbase.runs.journal import Board
 from vitbase.runs.passed_over import forget_passed_over, read_passed_over
-from vitbase.runs.result import TrainResult, report_finished, result_of, say_result
+from vitbase.runs.result import TrainResult
 from vitbase.runtime import Runtime, joined_runtime, launched_ranks
-from vitbase.sources.open import Source, open_train_val
-from vitbase.training.agreement import check_agreement, check_same_images
 from vitbase.training.estimate import describe, estimate_run
 from vitbase.training.frozen import Frozen
 from vitbase.training.hangs import SELDOM, watching
 from vitbase.training.loop import Run, fit
-from vitbase.training.objective import Objective
 from vitbase.training.passing import PassingGuard
+from vitbase.training.prepare import build_loader, conclude, prepare
 from vitbase.training.progress import Reporter
 from vitbase.training.saver import NATIVE, Saver
-from vitbase.training.schedule import Place, Schedule
+from vitbase.training.schedule import Place
 from vitbase.training.start import (
-    check_reached,
-    check_start,
-    find_run,
     open_model,
-    read_position,
 )
 from vitbase.training.state import momentum_tensors, stored_tensors
 from vitbase.training.step import Learner
@@ -74,55 +61,33 @@ def train(config: Config) -> TrainResult:
 
 
 def _train(config: Config, runtime: Runtime, folder: RunFolder) -> TrainResult:
-    check_agreement(runtime, config)
-    found = runtime.from_first(lambda: find_run(config, folder))
-    completed = runtime.everywhere(lambda: complete(config, found.facts, runtime.num_ranks))
-    runtime.from_first(lambda: check_start(completed, folder))
-    checkpoint, progress = found.checkpoint, found.progress
-    if progress is not None and progress.finished:
-        return runtime.from_first(lambda: report_finished(folder, progress))
-    stands_at("the opening of the images", seldom=True)
-    data = runtime.everywhere(lambda: open_train_val(completed.config))
-    check_same_images(runtime, data, config.data.num_classes or len(data.train.class_names))
-    counted = found.facts.counted(len(data.train), len(data.train.class_names))
-    completed = runtime.everywhere(lambda: complete(config, counted, runtime.num_ranks))
-    config, layout = completed.config, completed.layout
-    loader = runtime.everywhere(lambda: build_loader(config, runtime, layout, data.train))
-    objective = runtime.everywhere(
-        lambda: Objective(config, data.train.labels, config.data.num_classes or 0, runtime.device)
-    )
-    stands_at("the opening of the model", seldom=True)
-    schedule = Schedule.of(config.optimizer.lr_init, config.schedule, loader.steps_per_epoch)
-    begun = None
-    if checkpoint is None:
-        begun = runtime.from_first(lambda: read_position(config, schedule, loader.steps_per_epoch))
+    made = prepare(config, runtime, folder)
+    if isinstance(made, TrainResult):
+        return made
+    config, data, loader, schedule = made.config, made.data, made.loader, made.schedule
+    checkpoint, progress = made.found.checkpoint, made.found.progress
     model, notes = open_model(config, data.train.class_names, checkpoint, runtime)
     dialect = config.checkpoint.checkpoint_format
     if dialect != NATIVE:  # refused before the first update is taken
         runtime.everywhere(lambda: choose_dialect(dialect, model.spec, CKPT_SUFFIX))
-    runtime.from_first(lambda: folder.start(config))
-    board = _open_board(folder.path) if config.run.tensorboard and runtime.is_first else None
-    journal = Journal(folder.metrics_file, rank=runtime.rank, board=board)
-    for line in (*data.notes, *completed.notes, *notes, *found.warnings):
-        journal.say(line)
-    if data.held_out and runtime.is_first:
-        say(f"The held-out images are listed in {folder.write_held_out(data.held_out)}")
+    journal = made.begin(folder, runtime, notes, _open_board if config.run.tensorboard else None)
     frozen: Frozen | None = None
     if config.model.freeze_backbone and config.model.frozen_views:
         frozen = Frozen(model, data, config, runtime)
         frozen.find()
-        loader = build_loader(config, runtime, layout, data.train, frozen.train)
+        loader = build_loader(config, runtime, made.layout, data.train, frozen.train)
     on_features = frozen is not None
-    learner = Learner(model, config, runtime, layout, schedule, objective, on_features=on_features)
+    learner = Learner(
+        model, config, runtime, made.layout, schedule, made.objective, on_features=on_features
+    )
     updates, continued = 0, None
     if checkpoint is not None and progress is not None:
-        check_reached(checkpoint, progress, schedule)
         read = stored_tensors(checkpoint.path)
         learner.restore(read, checkpoint.path, progress.loss_scaler)
         updates, continued = progress.updates, checkpoint.path
-    elif begun is not None:
-        learner.restore(momentum_tensors(begun), begun.path)
-        updates, continued = begun.updates, begun.path
+    elif made.begun is not None:
+        learner.restore(momentum_tensors(made.begun), made.begun.path)
+        updates, continued = made.begun.updates, made.begun.path
     place = Place(updates, loader.steps_per_epoch, schedule.total_steps)
     if checkpoint is None:
         runtime.from_first(lambda: forget_passed_over(folder.path))
@@ -142,7 +107,7 @@ def _train(config: Config, runtime: Runtime, folder: RunFolder) -> TrainResult:
     best = progress.best if progress else None
     saver = Saver(folder, learner, guard, journal, config, data.train.class_names, best)
     with runtime.naming_lost_ranks(), contextlib.closing(saver):
-        reporter.announce(data, completed.rate, place, continued)
+        reporter.announce(data, made.rate, place, continued)
         stands_at("the estimate of how long it takes", seldom=True)
         estimate = estimate_run(learner, loader, len(data.val), config, place, frozen)
         for line in describe(estimate, model.spec, config, place):
@@ -160,11 +125,7 @@ def _train(config: Config, runtime: Runtime, folder: RunFolder) -> TrainResult:
             place,
             closes=progress is not None and (not progress.closed or place.ends_run),
         )
-    assert saver.best is not None
-    result = result_of(folder, place.updates, sums.to_row(), saver.best)
-    if runtime.is_first:
-        say_result(result)
-    return result
+    return conclude(folder, runtime, place, sums, saver)
 
 
 def _open_board(folder: Path) -> Board:
@@ -176,27 +137,3 @@ def _open_board(folder: Path) -> Board:
             "pip install 'vitbase[tensorboard]'."
         ) from None
     return SummaryWriter(str(folder / "tensorboard"))
-
-
-def build_loader(
-    config: Config,
-    runtime: Runtime,
-    layout: BatchLayout,
-    source: Source,
-    features: FeatureStore | None = None,
-) -> TrainLoader:
-    kind = TrainLoader if features is None else partial(FeatureLoader, features)
-    return kind(
-        source,
-        TrainTransform(config.data.preprocess, config.augment),
-        seed=config.run.seed,
-        batch_size=layout.batch_size,
-        accumulation_steps=layout.accumulation_steps,
-        num_workers=config.data.num_workers,
-        max_bad_images=config.data.max_bad_images if config.data.on_bad_image == "skip" else 0,
-        repeats=config.augment.repeated_augmentation,
-        balanced=config.data.sampling == "balanced",
-        pin_memory=runtime.pin_memory,
-        rank=runtime.rank,
-        num_ranks=runtime.num_ranks,
-    )
