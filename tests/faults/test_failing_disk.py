@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 import resource
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from commands import environment_of_commands
 from faulty import Plan, failing
-from made_runs import rows_of
+from made_runs import TINY, rows_of
 from safetensors.torch import load_file, save_file
 
 import vitbase
@@ -183,6 +188,44 @@ def test_a_file_that_may_not_grow_ends_no_run(tiny_config, capsys):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "Traceback" not in capsys.readouterr().out
     assert vitbase.train(config).updates == 6
+
+
+def may_mount() -> bool:
+    """Whether this user may mount a file system that only its own processes see."""
+    unshare = shutil.which("unshare")
+    words = [unshare or "", "-rm", "true"]
+    return unshare is not None and subprocess.run(words, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not may_mount(), reason="no user namespaces with mounts here")
+def test_a_disk_that_is_full_and_then_read_only(tiny_idx, tmp_path):
+    """A real one: a file system in memory, enlarged, then mounted read-only."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    options = {**TINY, "epoch_size": 4, "data_path": tiny_idx, "output_dir": place / "run"}
+    words = [f"--{name}={value}" for name, value in options.items()]
+    train = shlex.join([sys.executable, "-m", "vitbase", "train", "fashion", *words])
+    script = (
+        f"mount -t tmpfs -o size=1200k none {place}\n{train}\necho code $?\n"
+        f"mount -o remount,size=10m {place}\n{train}\necho code $?\n"
+        f"mount -o remount,ro {place}\n{train}\necho code $?\n"
+        f"{train} --seed=1 --output_dir={place / 'other'}\necho code $?\n"
+    )
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=environment_of_commands(OMP_NUM_THREADS="1"),
+    )
+    said = done.stdout + done.stderr
+    assert re.findall(r"^code (\d+)$", done.stdout, re.MULTILINE) == ["2", "0", "0", "2"], said
+    assert re.search(
+        r"WARNING: checkpoint train_vit_fashion-4_6 could not be written: it needs", said
+    )
+    assert "Continuing from" in said
+    assert "Traceback" not in said
+    assert "Read-only file system" in done.stderr
 
 
 def test_the_state_of_a_run_needs_no_pickle(tiny_config, monkeypatch):

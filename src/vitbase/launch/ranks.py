@@ -40,6 +40,8 @@ from vitbase.launch.watch import ANSWER_SECONDS, Failure, Watch
 from vitbase.pulse import HUNG
 
 _SIGNALS = (*stopping.SIGNALS, signal.SIGQUIT)
+# How ranks end that were asked to stop: they saved; they did not listen yet; they were asked twice.
+_ASKED = {stopping.STOPPED, -signal.SIGTERM, 128 + signal.SIGTERM}
 # For ranks that were asked to stop, to write a checkpoint. Whoever asked kills sooner, if at all.
 _SAVING_SECONDS = 3600
 
@@ -143,7 +145,9 @@ def run_agent(
             name = signal.Signals(stopped.sigval).name
             for number in _SIGNALS:
                 signal.signal(number, signal.SIG_IGN)  # a third one would leave ranks behind
-            saved = agent is not None and agent.has_stopped()
+            # Our own ranks that have not begun, or do not listen yet, had nothing to save.
+            early = {-signal.SIGTERM} if "vitbase" in words else set()
+            saved = agent.has_stopped(early) if agent is not None else bool(early)
             if agent is not None:
                 agent.kill()
             if watch is not None:
@@ -220,7 +224,9 @@ class _Agent(LocalElasticAgent):
         result: RunResult = super()._monitor_workers(worker_group)
         if result.state in {WorkerState.UNHEALTHY, WorkerState.FAILED}:
             codes = [failure.exitcode for failure in result.failures.values()]
-            if stopping.STOPPED in codes:  # asked otherwise than through this process
+            # Asked otherwise than through this process; one that it told to end because another has
+            # failed may end so, too.
+            if stopping.STOPPED in codes and {*codes} <= _ASKED:
                 self._remaining_restarts, self.was_asked_to_stop = 0, True
             self._failed_here = True
             self.failures = [
@@ -261,10 +267,14 @@ class _Agent(LocalElasticAgent):
             timeout = _SAVING_SECONDS
         super()._shutdown(death_sig, timeout)
 
-    def has_stopped(self) -> bool:
-        """Whether all ranks have ended as they do that were asked to stop."""
+    def has_stopped(self, early: set[int]) -> bool:
+        """Whether all ranks have ended as they do that were asked to stop.
+
+        Args:
+          early: how those end that could not save yet, if that counts.
+        """
         codes = self._codes()
-        return bool(codes) and all(code == stopping.STOPPED for code in codes)
+        return bool(codes or early) and {*codes} <= {stopping.STOPPED, *early}
 
     def _codes(self) -> list[int | None]:
         """Return the exit codes of all ranks; None of those that run."""
