@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -146,6 +147,20 @@ def test_a_bootstrap_holds_its_value_and_narrows(answered):
     loss = answered.figures()["loss"]
     half = 1.96 * answered.loss.std() / math.sqrt(IMAGES)
     assert (loss.high - loss.low) / 2 == pytest.approx(half, rel=0.1)
+
+
+def test_a_bootstrap_takes_memory_of_images_alone(monkeypatch):
+    monkeypatch.setattr(figures, "_REPLICATES", 3)
+    monkeypatch.setattr(figures, "_FEWEST_REPLICATES", 3)
+    images, classes = 50_000, 1000
+    labels = np.arange(images) % classes
+    half = np.full(images, 0.5, np.float32)
+    many = Answered(labels, (labels + labels % 3) % classes, labels > 2, half, half, classes)
+    tracemalloc.start()
+    assert many.figures()["balanced_accuracy"].value == pytest.approx(0.334)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100 * images
 
 
 def test_unreadable_images_count_as_wrong_and_predict_nothing():

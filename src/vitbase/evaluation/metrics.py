@@ -79,7 +79,7 @@ class RecallSums:
         return (
             f"balanced accuracy {self.balanced_accuracy:.2%} over "
             f"{np.count_nonzero(self.images_per_class)} classes, "
-            f"{_describe_least(self.recall_per_class, class_names)}"
+            f"{describe_least(self.recall_per_class, class_names)}"
         )
 
 
@@ -169,11 +169,6 @@ class ClassificationSums:
             + f"loss {self.loss:.4f}"
             + (f"  {self.recall.describe(class_names)}" if self.recall.is_unequal else "")
         )
-
-    def describe_least(self, class_names: Sequence[str] = ()) -> str:
-        """Name the class that was recognised least, if there are any."""
-        recalls = self.recall.recall_per_class
-        return _describe_least(recalls, class_names) if self.recall.images_per_class.any() else ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -284,17 +279,12 @@ class MultiLabelSums:
     def describe(self, class_names: Sequence[str] = ()) -> str:
         precisions = self.average_precision_per_class
         defined = np.count_nonzero(~np.isnan(precisions))
-        least = f", {self.describe_least(class_names)}" if defined > 1 else ""
+        least = f", {describe_least(precisions, class_names)}" if defined > 1 else ""
         return (
             f"{describe_images(self.images, self.unreadable)}: "
             f"mAP {self.mean_average_precision:.2%} over {defined} classes{least}  "
             f"F1 micro {self.f1_micro:.2%} macro {self.f1_macro:.2%}  loss {self.loss:.4f}"
         )
-
-    def describe_least(self, class_names: Sequence[str] = ()) -> str:
-        """Name the class of the least average precision, if any is defined."""
-        precisions = self.average_precision_per_class
-        return "" if np.isnan(precisions).all() else _describe_least(precisions, class_names)
 
 
 def rank_classes(logits_BC: torch.Tensor, most: int) -> torch.Tensor:
@@ -351,7 +341,8 @@ def _mean_of_defined(values: NDArray[np.float64]) -> float:
     return float(defined.mean()) if len(defined) else math.nan
 
 
-def _describe_least(values: NDArray[np.float64], class_names: Sequence[str]) -> str:
+def describe_least(values: NDArray[np.float64], class_names: Sequence[str]) -> str:
+    """Name the class of the least value [C], of those that have any."""
     worst = int(np.nanargmin(values))
     return f"least {values[worst]:.2%} of class {name_class(class_names, worst)}"
 

@@ -20,7 +20,7 @@ from vitbase.evaluation.figures import (
     plain,
     plain_figures,
 )
-from vitbase.evaluation.metrics import MultiLabelSums, describe_images
+from vitbase.evaluation.metrics import MultiLabelSums, describe_images, describe_least
 from vitbase.evaluation.run import Evaluation
 from vitbase.files import json_line, write_whole
 
@@ -101,9 +101,12 @@ class Record:
             if (words := _SPOKEN.get(name, "")) or name == "loss"
         ]
         line = f"{describe_images(sums.images, sums.unreadable)}: {'  '.join(said)}"
-        worst = sums.describe_least(self.evaluation.class_names)
-        of_what = "average precision" if isinstance(sums, MultiLabelSums) else "recall"
-        return f"{line}  {of_what} {worst}" if worst else line
+        precisions = self._found[1]
+        values = self.per_class.recall if precisions is None else precisions
+        if np.isnan(values).all():
+            return line
+        of_what = "recall" if precisions is None else "average precision"
+        return f"{line}  {of_what} {describe_least(values, self.class_names)}"
 
     def to_dict(self, *, confusion: bool = True) -> dict[str, Any]:
         """Return it as `evaluation.json` holds it.
