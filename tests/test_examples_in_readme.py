@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import vitbase
-from vitbase.cli import data, weights
+from vitbase.cli import data, evaluate, weights
 from vitbase.cli.arguments import LaunchOptions, TableOptions
 from vitbase.cli.verify import VerifyOptions
 from vitbase.config.config import FIELDS, recipe_names
@@ -24,7 +24,8 @@ OPTIONS = {
     *weights._ConvertOptions.__annotations__,
     *data._CheckOptions.__annotations__,
     *data._PackOptions.__annotations__,
-    "json",
+    *evaluate._Results.__annotations__,
+    *("json", "calibrate", "save_features"),
 }
 OPTIONS |= {*LaunchOptions.__annotations__, *TableOptions.__annotations__}
 OPTIONS |= {*VerifyOptions.__annotations__}

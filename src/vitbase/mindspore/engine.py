@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 from vitbase.config.config import Config
+from vitbase.evaluation.answers import NOTHING, Keep
 from vitbase.evaluation.run import Evaluation, evaluate_on
 from vitbase.mindspore.checkpoints import (
     MindSporeSaver,
@@ -49,7 +50,7 @@ def train(config: Config) -> TrainResult:
 
 
 def evaluate_each(
-    config: Config, on_unreadable: Callable[[str], None] = lambda line: None
+    config: Config, on_unreadable: Callable[[str], None] = lambda line: None, keep: Keep = NOTHING
 ) -> Iterator[Evaluation]:
     """Evaluate as `evaluation.run.evaluate_each` does, on MindSpore."""
     options = config.run
@@ -59,6 +60,7 @@ def evaluate_each(
             lambda model, preprocess: Twin.of(model, runtime, preprocess),
             config,
             on_unreadable,
+            keep,
         )
 
 
