@@ -22,7 +22,7 @@ def run_eval(words: list[str]) -> None:
         recipe = str(run / CONFIG_FILE) if run else None
         if run is not None:
             check_config_file(run / CONFIG_FILE)
-        else:
+        elif find_value(words, "suite") is None:
             list_weights(given)  # that nothing is there is the better message
             raise ConfigError(
                 f"{given} lies in no run folder, so it does not tell what to evaluate on. Name a "
@@ -47,7 +47,9 @@ def _evaluate(config: Config, as_json: bool) -> None:
         place = result.weights.parent if is_own_weights(result.weights) else None
         name = (place or result.weights).name
         if as_json:
-            say_json({"checkpoint": str(place or result.weights), **result.sums.to_row()})
+            say_json({"checkpoint": str(place or result.weights), **result.to_row()})
         else:
             figures = printable(result.sums.describe(result.class_names))
-            say(f"{name}: {figures}  ({result.seconds:.1f} s)")
+            whose = f"{name} {result.data_set}".rstrip()
+            speed = result.speed.describe() if result.speed else f"{result.seconds:.1f} s"
+            say(f"{whose}: {figures}  ({speed})")
