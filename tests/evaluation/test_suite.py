@@ -170,6 +170,7 @@ def test_the_command_says_what_is_not_there(family, tmp_path, vitbase_command):
         ([], "--suite imagenet needs --data_path"),
         (["--data_path", tmp_path / "family" / "val"], "there is no data set of --suite imagenet"),
         (["--data_path", family, "--protocol", "deit"], "Protocol 'deit' is for images of 3"),
+        (["--data_path", family, "--map", "x.csv"], "take away --map"),
         (["--data_path", family], "classes that the model does not know"),
     ):
         code, _, err = vitbase_command(*words, *more)

@@ -17,7 +17,8 @@ from PIL import Image
 import vitbase
 from vitbase.config.preprocess import Preprocess
 from vitbase.data.augment import EvalTransform
-from vitbase.evaluation.run import Look, evaluate_model
+from vitbase.evaluation.look import Look
+from vitbase.evaluation.run import evaluate_model
 from vitbase.evaluation.speed import Speed
 from vitbase.evaluation.views import VIEWS, average_logits
 from vitbase.runtime import local_runtime

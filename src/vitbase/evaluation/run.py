@@ -22,12 +22,14 @@ from vitbase.data.loader import Batch, EvalLoader
 from vitbase.data.normalize import normalize
 from vitbase.errors import CheckpointError, ConfigError, DataError
 from vitbase.evaluation.classes import ModelClasses, fit_classes
+from vitbase.evaluation.corruptions import Corruption, Corruptions
+from vitbase.evaluation.look import Look
 from vitbase.evaluation.metrics import ClassificationSums, MultiLabelSums
 from vitbase.evaluation.protocols import Preparation, prepare
 from vitbase.evaluation.real import ValidLabelSums
 from vitbase.evaluation.speed import Speed
 from vitbase.evaluation.suite import Task, find_tasks, summaries
-from vitbase.evaluation.views import VIEWS, Views, average_logits
+from vitbase.evaluation.views import VIEWS, average_logits
 from vitbase.model.vit import VisionTransformer
 from vitbase.runs.checkpoints import is_own_weights
 from vitbase.runtime import Runtime, joined_runtime
@@ -52,7 +54,7 @@ class Evaluation:
     """
 
     weights: Path
-    sums: Any
+    sums: Sums | ValidLabelSums | Corruption | Corruptions
     seconds: float
     class_names: tuple[str, ...]
     notes: tuple[str, ...]
@@ -101,25 +103,6 @@ class EachOnce:
         return total
 
 
-@dataclasses.dataclass(frozen=True)
-class Look:
-    """How a model looks at images, and what is counted of its answers.
-
-    Attributes:
-      transform: what an image becomes.
-      views: of each image, in what the transform makes.
-      restrict: logits of all outputs to those that compete, [B, C] to [B, S].
-      kind: what is counted; None as the labels have it.
-      speed: to which times are added.
-    """
-
-    transform: EvalTransform
-    views: Views = VIEWS["none"]
-    restrict: Callable[[torch.Tensor], torch.Tensor] = lambda logits_BC: logits_BC
-    kind: type[ValidLabelSums] | None = None
-    speed: Speed = dataclasses.field(default_factory=Speed)
-
-
 def evaluate_model(
     model: nn.Module,
     source: Source,
@@ -164,8 +147,8 @@ def evaluate_model(
 
     def answer(pixels: torch.Tensor) -> torch.Tensor:
         """Return what is counted, on the host: then the device is done."""
-        (images,) = runtime.send(pixels)
         started = time.perf_counter()
+        (images,) = runtime.send(pixels)
         several = source.labels.ndim == 2 and look.kind is None
         logits = average_logits(logits_of, images, look.views, several=several).cpu()
         look.speed.batches.append((len(logits), time.perf_counter() - started))
@@ -244,7 +227,8 @@ def evaluate_on(
         _check_fit(preparation.preprocess, loaded)
         any_whole = True
         classes = ModelClasses(loaded.labels, loaded.spec.num_classes, loaded.path)
-        evaluating = partial(_evaluate, runtime, placed, config, on_unreadable, loaded)
+        network = functools.cache(partial(placed, loaded.model))
+        evaluating = partial(_evaluate, runtime, network, config, on_unreadable, loaded)
         if options.suite is not None:
             yield from _evaluate_suite(evaluating, config, classes, opened.preprocess)
             continue
@@ -260,7 +244,7 @@ def evaluate_on(
 
 def _evaluate(
     runtime: Runtime,
-    placed: Callable[[VisionTransformer, Preprocess], nn.Module],
+    network: Callable[[Preprocess], nn.Module],
     config: Config,
     on_unreadable: Callable[[str], None],
     loaded: LoadedModel,
@@ -276,7 +260,7 @@ def _evaluate(
         ValidLabelSums if task.valid else None,
     )
     sums = evaluate_model(
-        placed(loaded.model, preprocess),
+        network(preprocess),
         task.source,
         preprocess,
         runtime,
@@ -304,6 +288,12 @@ def _evaluate_suite(
     weights: Preprocess,
 ) -> Iterator[Evaluation]:
     """Evaluate one model on each data set that there is, and on what they tell together."""
+    useless = config.given & {"map", "val_data_path"}
+    if useless:
+        raise ConfigError(
+            f"--suite {config.evaluation.suite} finds its data sets below --data_path, and their "
+            f"classes by their synsets: take away --{' and --'.join(sorted(useless))}."
+        )
     said: set[str] = set()
     add, told = summaries()
     seconds = 0.0

@@ -162,17 +162,17 @@ def find_tasks(root: str | None, model: ModelClasses) -> Iterator[Task]:
 
 
 def summaries() -> tuple[
-    Callable[[Task, ClassificationSums], None], Callable[[], Iterator[tuple[str, Any]]]
+    Callable[[Task, Any], None], Callable[[], Iterator[tuple[str, Corruption | Corruptions]]]
 ]:
     """Return what takes the counts of corrupted images, and what tells their means at the end."""
     counts: dict[str, dict[int, ClassificationSums]] = {}
 
-    def add(task: Task, sums: ClassificationSums) -> None:
+    def add(task: Task, sums: Any) -> None:
         if task.corruption is not None:
             kind, severity = task.corruption
             counts.setdefault(kind, {})[severity] = sums
 
-    def told() -> Iterator[tuple[str, Any]]:
+    def told() -> Iterator[tuple[str, Corruption | Corruptions]]:
         kinds = tuple(Corruption(kind, counts[kind]) for kind in sorted(counts))
         for kind in kinds:
             yield f"{CORRUPTED.name}/{kind.name}", kind
