@@ -144,6 +144,7 @@ def test_one_command_evaluates_all_of_them(family, tmp_path, vitbase_command):
     assert rows["imagenet-c"]["eval_mce"] is None
     assert rows["imagenet"]["preprocess"]["crop_mode"] == "squash"  # as Google's weights have it
     assert "the model chooses among these 2" in err
+    assert "val_data_path" not in err  # of the recipe, which nobody named
 
 
 def test_what_cannot_be_is_refused(family, tmp_path, vitbase_command):

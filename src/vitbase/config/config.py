@@ -318,7 +318,8 @@ def with_options(base: Config, options: Mapping[str, Any]) -> tuple[Config, tupl
     origin, place = base.origin, given.get("data_path")
     if origin is not None and place not in (None, origin.base.data.data_path):
         foreign = {option: None for option in OF_THE_IMAGES if option not in given}
-        if base.data.val_data_path is not None and "val_data_path" in foreign:
+        is_told = "val_data_path" in foreign and given.get("suite") is None  # which needs none
+        if base.data.val_data_path is not None and is_told:
             notes.append(
                 f"val_data_path {base.data.val_data_path} of recipe {origin.recipe} goes with its "
                 f"own training images; evaluation images are looked for in data_path. Give "
