@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from vitbase.config.config import Config
+from vitbase.config.evaluating import EvaluationSection
 from vitbase.errors import ConfigError
 from vitbase.evaluation.answers import NOTHING, Keep
 from vitbase.evaluation.run import Evaluation
@@ -18,6 +19,11 @@ def train(config: Config) -> TrainResult:
     Returns: the result after the last update, on every rank.
     Raises: VitbaseError for whatever the user can mend, before anything is written where possible.
     """
+    if config.evaluation != EvaluationSection():
+        raise ConfigError(
+            "Options protocol, test_time_augmentation, suite and map are of `vitbase eval`; a run "
+            "evaluates with the preprocessing that it trains with."
+        )
     if config.run.engine == "torch":
         from vitbase.training.run import train as train_on_torch
 

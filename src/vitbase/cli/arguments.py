@@ -12,10 +12,10 @@ from typing import Annotated, Any, TypedDict
 
 import tyro
 
-from vitbase.cli.help import option, options_type
+from vitbase.cli.help import EVALUATION, option, options_type
 from vitbase.cli.naming import telling_whose
 from vitbase.cli.values import kinds_of, refuse_wrong_values
-from vitbase.config.config import Config, load_config, with_options
+from vitbase.config.config import FIELDS, Config, load_config, section_of, with_options
 from vitbase.config.hints import hint_for
 from vitbase.console import printable, printable_lines, say_text, warn
 from vitbase.errors import LAUNCHED, ConfigError, nearest
@@ -117,8 +117,13 @@ def refuse_unknown(words: list[str], known: Sequence[str]) -> None:
             written = word.partition("=")[0]
             name = written.lstrip("-").replace("-", "_")
             if name not in known or not written.startswith("--"):
-                hint = hint_for(name) or nearest(name, known)
+                hint = hint_for(name) or _of_evaluation(name) or nearest(name, known)
                 raise ConfigError(f"Unknown option '{written}'.{hint}")
+
+
+def _of_evaluation(name: str) -> str:
+    is_its = name in FIELDS and section_of(name) == EVALUATION
+    return " It is an option of `vitbase eval`." if is_its else ""
 
 
 def drop_value(words: list[str], option: str) -> list[str]:

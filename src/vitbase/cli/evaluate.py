@@ -63,7 +63,7 @@ def run_eval(words: list[str]) -> None:
         recipe = str(run / CONFIG_FILE) if run else None
         if run is not None:
             check_config_file(run / CONFIG_FILE)
-        else:
+        elif find_value(words, "suite") is None:
             list_weights(given)  # that nothing is there is the better message
             raise ConfigError(
                 f"{given} lies in no run folder, so it does not tell what to evaluate on. Name a "
@@ -100,19 +100,26 @@ def _evaluate(config: Config, asked: _Asked) -> None:
             continue
         for note in result.notes:
             warn(printable(note))
-        record = Record(result, data)
         place = result.weights.parent if is_own_weights(result.weights) else None
+        name = (place or result.weights).name
+        whose = f"{name} {result.data_set}".rstrip()
+        speed = result.speed.describe() if result.speed else f"{result.seconds:.1f} s"
+        row = {"checkpoint": str(place or result.weights), **result.to_row()}
+        if result.kept is None:  # means of several evaluations, or several valid labels an image
+            if asked.as_json:
+                say_json(row)
+            else:
+                say(f"{whose}: {printable(result.sums.describe(result.class_names))}  ({speed})")
+            continue
+        record = Record(result, data, config.evaluation.protocol)
         if asked.as_json:
-            figures = record.to_dict(confusion=False)
-            name = str(place or result.weights)
-            say_json({"checkpoint": name, **result.sums.to_row(), **figures})
+            say_json({**row, **record.to_dict(confusion=False)})
         else:
-            name = (place or result.weights).name
-            say(f"{name}: {printable(record.describe())}  ({result.seconds:.1f} s)")
+            say(f"{whose}: {printable(record.describe())}  ({speed})")
         if asked.out is not None:
             tell(printable(f"Every figure: {record.write(asked.out)}"))
         if asked.save_predictions is not None:
-            predictions = result.answers.predictions(result.source, record.meta())
+            predictions = result.kept.answers.predictions(result.kept.source, record.meta())
             write_predictions(asked.save_predictions, predictions)
             tell(printable(f"A row for each image: {asked.save_predictions}"))
         if asked.calibrate:
@@ -127,6 +134,12 @@ def _check_places(config: Config, asked: _Asked) -> None:
     from vitbase.evaluation.predictions import check_place
     from vitbase.weights.find import list_weights
 
+    suite = config.evaluation.suite
+    if suite is not None and (asked.out or asked.save_predictions or asked.calibrate):
+        raise ConfigError(
+            f"--out, --save_predictions and --calibrate are of one data set, and --suite {suite} "
+            f"has several: evaluate that one by itself."
+        )
     if asked.save_predictions is not None:
         check_place(asked.save_predictions, features=asked.save_features)
     given = config.model.checkpoint_path

@@ -17,8 +17,11 @@ _IN_TRAINING = (
 )
 _IN_EVALUATION = (
     *("checkpoint_path", "val_data_path", "data_path", "image_size", "eval_batch_size"),
+    *("protocol", "test_time_augmentation", "suite", "map"),
     *("num_workers", "device_target", "num_devices", "precision"),
 )
+EVALUATION = "evaluation"
+"""The section that training has no use for."""
 
 
 def option(help_text: str, default: object = None, metavar: str | None = None) -> Any:
@@ -51,7 +54,7 @@ def options_type(command: str, base: Config, others: Any = None) -> Any:
     shown = {name: _shown(name, base) for name in FIELDS} | {"image_size": _image_size(base)}
     sections: dict[str, dict[str, Any]] = {"most used": {name: shown[name] for name in first}}
     for name, (section, _) in FIELDS.items():
-        if name not in first:
+        if name not in first and section != EVALUATION:
             sections.setdefault(section, {})[name] = shown[name]
     types: dict[str, Any] = {} if others is None else {others.__name__: others}
     for section, options in sections.items():

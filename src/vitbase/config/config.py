@@ -20,6 +20,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 from pydantic.fields import FieldInfo
 
+from vitbase.config.evaluating import EvaluationSection
 from vitbase.config.hints import hint_for
 from vitbase.config.learning import AugmentSection, LossSection, OptimizerSection, ScheduleSection
 from vitbase.config.options import CheckpointSection, DataSection, ModelSection, RunSection, Section
@@ -48,6 +49,7 @@ class Config(BaseModel):
     """Every option of a run, in sections. Two are equal if all their options are."""
 
     _origin: Origin | None = PrivateAttr(None)
+    _given: frozenset[str] = PrivateAttr(frozenset())
     model_config = ConfigDict(frozen=True, extra="forbid")
     run: RunSection = RunSection()
     data: DataSection = DataSection()
@@ -57,6 +59,7 @@ class Config(BaseModel):
     augment: AugmentSection = AugmentSection()
     loss: LossSection = LossSection()
     checkpoint: CheckpointSection = CheckpointSection()
+    evaluation: EvaluationSection = EvaluationSection()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Config) and self.model_dump() == other.model_dump()
@@ -68,6 +71,11 @@ class Config(BaseModel):
     def origin(self) -> Origin | None:
         """The recipe that this began as; None if every option is somebody's own, as in a file."""
         return self._origin
+
+    @property
+    def given(self) -> frozenset[str]:
+        """Names of the options that somebody has set on top of a recipe, or of a file."""
+        return self._given
 
     @property
     def output_dir(self) -> Path:
@@ -101,6 +109,7 @@ class Config(BaseModel):
         if "lr_init" in options and "lr_by_global_batch" not in options:
             options["lr_by_global_batch"] = ()
         changed = self.derive(**options)
+        changed._given = self._given | options.keys()
         if self._origin is not None:
             given = self._origin.given | options.keys()
             changed._origin = dataclasses.replace(self._origin, given=given)
@@ -115,7 +124,7 @@ class Config(BaseModel):
         for option, value in options.items():
             nested[section_of(option)][option] = value
         changed = _validated(nested, "")
-        changed._origin = self._origin
+        changed._origin, changed._given = self._origin, self._given
         return changed
 
     def to_toml(self) -> str:
@@ -309,7 +318,8 @@ def with_options(base: Config, options: Mapping[str, Any]) -> tuple[Config, tupl
     origin, place = base.origin, given.get("data_path")
     if origin is not None and place not in (None, origin.base.data.data_path):
         foreign = {option: None for option in OF_THE_IMAGES if option not in given}
-        if base.data.val_data_path is not None and "val_data_path" in foreign:
+        is_told = "val_data_path" in foreign and given.get("suite") is None  # which needs none
+        if base.data.val_data_path is not None and is_told:
             notes.append(
                 f"val_data_path {base.data.val_data_path} of recipe {origin.recipe} goes with its "
                 f"own training images; evaluation images are looked for in data_path. Give "

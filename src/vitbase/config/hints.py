@@ -39,6 +39,7 @@ _CALLED_HERE = {
     "per_device_train_batch_size": "batch_size",
     "workers": "num_workers",
     "model_ema_decay": "ema_decay",
+    "tta": "test_time_augmentation",
     "initial_checkpoint": "checkpoint_path",
     "device": "device_target",
     "amp": "precision",

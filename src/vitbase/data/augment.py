@@ -6,8 +6,10 @@ comes from the sample's own generator, by ``.random()``.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 
@@ -25,7 +27,7 @@ from vitbase.data.policies.policies import (
     mean_colour,
 )
 from vitbase.data.policies.randaugment import KINDS, RandAugment
-from vitbase.data.resize import mirror, resize, resize_window
+from vitbase.data.resize import Rounding, mirror, resize, resize_window, sample_window
 
 ASPECT_RANGE = (3 / 4, 4 / 3)
 CROP_TRIES = 10
@@ -96,26 +98,52 @@ def shift(pixels: Pixels, down: int, right: int, out: Pixels) -> None:
 
 
 class EvalTransform:
-    """Resize, central crop. Draws nothing."""
+    """Resize, central crop. Draws nothing.
 
-    def __init__(self, preprocess: Preprocess) -> None:
+    Args:
+      preprocess: what an image becomes.
+      sampled: resize as TensorFlow does by default, and round its numbers so; None: antialiased.
+      crops: 1, or 5 for the centre and the four corners, which come one below the other.
+    """
+
+    def __init__(
+        self, preprocess: Preprocess, *, sampled: Rounding | None = None, crops: Literal[1, 5] = 1
+    ) -> None:
         self.preprocess = preprocess
+        self.sampled = sampled
+        self.crops = crops
+
+    @property
+    def height(self) -> int:
+        """Rows of what it makes."""
+        return self.preprocess.height * self.crops
 
     def __call__(
         self, raw: bytes | Pixels, generator: np.random.Generator | None, out: Pixels
     ) -> None:
-        """Write the prepared image into its row of a batch, uint8 [height, width, channels].
+        """Write the prepared image into its row of a batch.
 
+        Args:
+          out: uint8 [crops * height, width, channels].
         Raises: ImageError if ``raw`` cannot be decoded.
         """
         preprocess = self.preprocess
-        if preprocess.crop_ratio == 1.0 and not isinstance(raw, bytes) and raw.shape == out.shape:
+        whole = preprocess.crop_ratio == 1.0 and self.crops == 1
+        if whole and not isinstance(raw, bytes) and raw.shape == out.shape:
             out[...] = raw
             return
         pixels = _decoded(raw, preprocess.channels)
         size = eval_size(pixels.shape[:2], preprocess)
-        window = centre_window(size, preprocess.height, preprocess.width)
-        out[...] = resize_window(pixels, size, window, preprocess.interpolation)
+        height, width = preprocess.height, preprocess.width
+        windows = [centre_window(size, height, width)]
+        if self.crops == 5:
+            corners = itertools.product((0, size[0] - height), (0, size[1] - width))
+            windows += [(*corner, height, width) for corner in corners]
+        for window, part in zip(windows, np.split(out, self.crops), strict=True):
+            if self.sampled and preprocess.interpolation == "bilinear":
+                part[...] = sample_window(pixels, size, window, self.sampled)
+            else:
+                part[...] = resize_window(pixels, size, window, preprocess.interpolation)
 
 
 class TrainTransform:
@@ -123,6 +151,7 @@ class TrainTransform:
 
     def __init__(self, preprocess: Preprocess, augment: AugmentSection) -> None:
         self.preprocess = preprocess
+        self.height = preprocess.height
         self.augment = augment
         self._centre = EvalTransform(preprocess)
         self._fit = EvalTransform(preprocess.model_copy(update={"crop_ratio": 1.0}))

@@ -126,7 +126,8 @@ class _Pending:
         self.workers, self.job, self.generators = workers, job, generators
         preprocess = workers.transform.preprocess
         count = len(job.indices)
-        shape = (count, preprocess.height, preprocess.width, preprocess.channels)
+        height = workers.transform.height
+        shape = (count, height, preprocess.width, preprocess.channels)
         if workers.pin_memory:  # torch itself uses page-locked memory again
             self.images = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         else:

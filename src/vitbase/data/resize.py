@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from vitbase.data.decode import Pixels, Window, cut
 
 Interpolation = Literal["bilinear", "bicubic"]
+Rounding = Literal["nearest", "truncate"]
 Values = NDArray[np.float64]
 
 _MOST_WASTE = 4
@@ -96,6 +97,50 @@ def resize_window(
         total[row : row + len(under_way)] += product.numpy()
         under_way = [one for one in under_way if one[1][0] + len(one[1][1]) > stop]
     return rows.rounded(total).reshape(height, width, channels)
+
+
+def sample_window(
+    pixels: Pixels, size: tuple[int, int], window: Window, rounding: Rounding
+) -> Pixels:
+    """Resize as TensorFlow does by default, bilinear without antialiasing, and cut a window.
+
+    A pixel of the result is made of four at most, however much smaller the image becomes.
+
+    Args:
+      pixels: uint8 [H, W, C].
+      size: (height, width) of the whole result.
+      window: within that; no more is computed.
+      rounding: of the result: nearest, or truncate, which is what a cast to integers does.
+    Source: TensorFlow's resize_bilinear_op.cc, with half-pixel centres, in the same arithmetic.
+    """
+    top, left, height, width = window
+    above, below, down = _neighbours(pixels.shape[0], size[0], range(top, top + height))
+    before, behind, right = _neighbours(pixels.shape[1], size[1], range(left, left + width))
+    sides, right = (before, behind), right[:, None]
+
+    def row_of(rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        first, second = (pixels[np.ix_(rows, places)].astype(np.float32) for places in sides)
+        mixed: NDArray[np.float32] = first + (second - first) * right
+        return mixed
+
+    upper = row_of(above)
+    result = upper + (row_of(below) - upper) * down[:, None, None]
+    if rounding == "nearest":
+        result = np.rint(result)
+    return result.astype(np.uint8)
+
+
+def _neighbours(
+    size_in: int, size_out: int, places: range
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Return for some places of a result the pixels on either side, and how far the second is."""
+    scale = np.float32(size_in) / np.float32(size_out)
+    centres = (np.arange(places.start, places.stop).astype(np.float32) + np.float32(0.5)) * scale
+    centres = centres - np.float32(0.5)
+    floors = np.floor(centres)
+    first = np.maximum(floors.astype(np.int64), 0)
+    second = np.minimum(np.ceil(centres).astype(np.int64), size_in - 1)
+    return first, second, centres - floors
 
 
 def _resize_rows(

@@ -21,7 +21,7 @@ from vitbase.evaluation.figures import (
     plain_figures,
 )
 from vitbase.evaluation.metrics import MultiLabelSums, describe_images, describe_least
-from vitbase.evaluation.run import Evaluation
+from vitbase.evaluation.run import Evaluation, Kept
 from vitbase.files import json_line, write_whole
 
 RECORD_FILE = "evaluation.json"
@@ -52,15 +52,20 @@ class Record:
     data: str
     protocol: str | None = None
 
+    @property
+    def kept(self) -> Kept:
+        """What it is made of. An evaluation that kept nothing has no record."""
+        assert self.evaluation.kept is not None
+        return self.evaluation.kept
+
     @functools.cached_property
     def _answered(self) -> Answered | ManyAnswered:
-        found = self.evaluation
-        if not isinstance(found.sums, MultiLabelSums):
-            return found.answers.answered(found.source)
+        if not isinstance(self.kept.sums, MultiLabelSums):
+            return self.kept.answers.answered(self.kept.source)
         return ManyAnswered(
-            np.concatenate(found.sums.scores),
-            np.concatenate(found.sums.answers),
-            found.answers.columns["loss"],
+            np.concatenate(self.kept.sums.scores),
+            np.concatenate(self.kept.sums.answers),
+            self.kept.answers.columns["loss"],
         )
 
     @functools.cached_property
@@ -82,19 +87,18 @@ class Record:
     @functools.cached_property
     def calibration(self) -> Calibration | None:
         """The fitted temperature; None where what it is fitted with was not kept."""
-        found = self.evaluation
-        several = isinstance(found.sums, MultiLabelSums)
-        return None if several else found.answers.calibration(found.source)
+        several = isinstance(self.kept.sums, MultiLabelSums)
+        return None if several else self.kept.answers.calibration(self.kept.source)
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Of all outputs of the model: by its number, where the data has no name for it."""
-        names, count = self.evaluation.class_names, self.evaluation.answers.classes
+        names, count = self.evaluation.class_names, self.kept.answers.classes
         return (*names, *(str(number) for number in range(len(names), count)))
 
     def describe(self) -> str:
         """Say the headline figures in a line."""
-        sums, figures = self.evaluation.sums, self.figures
+        sums, figures = self.kept.sums, self.figures
         said = [
             f"loss {_plainly(figure)}" if name == "loss" else f"{words} {figure.describe()}"
             for name, figure in figures.items()
@@ -115,7 +119,7 @@ class Record:
           confusion: whether to have the pairs (label, prediction) in it, with their counts.
         """
         found, counts = self.evaluation, self.per_class
-        sums, seconds = found.sums, found.seconds
+        sums, seconds = self.kept.sums, found.seconds
         per_class = {
             "images": counts.images.astype(int).tolist(),
             "recall": plain(counts.recall),
@@ -151,7 +155,7 @@ class Record:
         return {
             "weights": str(found.weights),
             "data": self.data,
-            "preprocess": found.preprocess.model_dump(mode="json"),
+            "preprocess": self.kept.preprocess.model_dump(mode="json"),
         }
 
     def write(self, folder: Path) -> Path:
@@ -168,9 +172,8 @@ class Record:
         return place
 
     def _unreadable(self) -> list[dict[str, str]]:
-        found = self.evaluation
-        causes = sorted(found.answers.causes.items())[:_MOST_UNREADABLE]
-        return [{"id": found.source.name(index), "cause": cause} for index, cause in causes]
+        causes = sorted(self.kept.answers.causes.items())[:_MOST_UNREADABLE]
+        return [{"id": self.kept.source.name(index), "cause": cause} for index, cause in causes]
 
     def _confusion(self) -> list[list[int]]:
         if isinstance(self._answered, ManyAnswered):

@@ -7,7 +7,8 @@ import dataclasses
 import functools
 import operator
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,39 @@ from vitbase.data.loader import Batch, EvalLoader
 from vitbase.data.normalize import normalize
 from vitbase.errors import CheckpointError, ConfigError, DataError
 from vitbase.evaluation.answers import NOTHING, Answers, Keep, Keeper
+from vitbase.evaluation.classes import ModelClasses, fit_classes
+from vitbase.evaluation.corruptions import Corruption, Corruptions
+from vitbase.evaluation.look import Look
 from vitbase.evaluation.metrics import ClassificationSums, MultiLabelSums
+from vitbase.evaluation.protocols import Preparation, prepare
+from vitbase.evaluation.real import ValidLabelSums
+from vitbase.evaluation.speed import Speed
+from vitbase.evaluation.suite import Task, find_tasks, summaries
+from vitbase.evaluation.views import VIEWS, average_logits
 from vitbase.model.vit import VisionTransformer
 from vitbase.runs.checkpoints import is_own_weights
 from vitbase.runtime import Runtime, joined_runtime
-from vitbase.sources.open import Source, open_val
+from vitbase.sources.open import Source, check_class_count, open_val_unmatched
 from vitbase.weights.find import list_weights
 from vitbase.weights.load import LoadedModel, load_opened, open_weights
 
 Sums = ClassificationSums | MultiLabelSums
 """What is counted: with one label an image, or with any number of them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """The images of an evaluation, and the answer to each.
+
+    Attributes:
+      preprocess: what was done to them.
+      sums: what was counted.
+    """
+
+    source: Source
+    answers: Answers
+    preprocess: Preprocess
+    sums: ClassificationSums | MultiLabelSums
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,19 +64,28 @@ class Evaluation:
     Attributes:
       class_names: of the classes that were counted.
       notes: what is remarkable.
-      source: the images.
-      answers: to each of them.
-      preprocess: what was done to them.
+      data_set: of a suite; "" where there is one alone.
+      speed: of this rank; None of means of several evaluations.
+      how: what the images became, and which views and classes were counted.
+      kept: of the answers; None of means of several evaluations, and of several valid labels.
     """
 
     weights: Path
-    sums: Sums
+    sums: Sums | ValidLabelSums | Corruption | Corruptions
     seconds: float
     class_names: tuple[str, ...]
     notes: tuple[str, ...]
-    source: Source
-    answers: Answers
-    preprocess: Preprocess
+    data_set: str = ""
+    speed: Speed | None = None
+    how: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    kept: Kept | None = None
+
+    def to_row(self) -> dict[str, Any]:
+        """Return all figures by their names, then how they came about."""
+        data_set = {"data_set": self.data_set} if self.data_set else {}
+        speed = self.speed.to_row() if self.speed else {}
+        row: dict[str, Any] = {**data_set, **self.sums.to_row(), **speed, **self.how}
+        return row
 
 
 class EachOnce:
@@ -60,11 +93,12 @@ class EachOnce:
 
     Args:
       keeper: keeps them, too, if they are needed one by one.
+      kind: what is counted; None as the labels have it.
     """
 
-    def __init__(self, source: Source, keeper: Keeper | None = None) -> None:
+    def __init__(self, source: Source, keeper: Keeper | None = None, kind: Any = None) -> None:
         self._keeper = keeper
-        self._kind = MultiLabelSums if source.labels.ndim == 2 else ClassificationSums
+        self._kind = kind or (MultiLabelSums if source.labels.ndim == 2 else ClassificationSums)
         self._visits = torch.zeros(len(source), dtype=torch.int64)
         self._parts: list[Any] = []
 
@@ -107,7 +141,8 @@ def evaluate_model(
     on_unreadable: Callable[[str], None] = lambda line: None,
     go_on: Callable[[], bool] = lambda: True,
     keeper: Keeper | None = None,
-) -> Sums | None:
+    look: Look | None = None,
+) -> Any:
     """Evaluate a model on every image of a source, each on one rank (collective).
 
     An image that cannot be read is reported and counts as wrong.
@@ -117,14 +152,16 @@ def evaluate_model(
       on_unreadable: receives a line for each image that could not be read.
       go_on: asked for each batch, equally often on every rank; False ends it, on all of them.
       keeper: keeps the answers to this rank's images.
-    Returns: what was counted; None if it was ended before.
+      look: other views of the images, and other counts, than the plain ones.
+    Returns: what was counted, :data:`Sums` or the look's; None if it was ended before.
     Raises: DataError if the source is empty.
     """
     if len(source) == 0:
         raise DataError("There are no evaluation images.")
+    look = look or Look(EvalTransform(preprocess))
     loader = EvalLoader(
         source,
-        EvalTransform(preprocess),
+        look.transform,
         batch_size=batch_size,
         num_workers=num_workers,
         pin_memory=runtime.pin_memory,
@@ -132,13 +169,22 @@ def evaluate_model(
         num_ranks=runtime.num_ranks,
     )
 
-    def logits_of(pixels: torch.Tensor) -> torch.Tensor:
-        (images,) = runtime.send(pixels)
+    def logits_of(images: torch.Tensor) -> torch.Tensor:
         with runtime.autocast():
             logits: torch.Tensor = model(normalize(images, preprocess))
+        return look.restrict(logits)
+
+    def answer(pixels: torch.Tensor) -> torch.Tensor:
+        """Return what is counted, on the host: then the device is done."""
+        started = time.perf_counter()
+        (images,) = runtime.send(pixels)
+        several = source.labels.ndim == 2 and look.kind is None
+        logits = average_logits(logits_of, images, look.views, several=several).cpu()
+        look.speed.batches.append((len(logits), time.perf_counter() - started))
         return logits
 
-    counted = EachOnce(source, keeper)
+    started = time.perf_counter()
+    counted = EachOnce(source, keeper, look.kind)
     was_training = model.training
     model.eval()
     goes_on = True
@@ -147,16 +193,18 @@ def evaluate_model(
         for _ in range(loader.most_batches):
             batch = next(batches, None)
             if batch is not None:
-                counted.add(batch, logits_of(batch.images), on_unreadable)
+                counted.add(batch, answer(batch.images), on_unreadable)
             else:
                 # A sharded model computes with all ranks: those with a batch less keep it company.
-                shape = (1, preprocess.height, preprocess.width, preprocess.channels)
-                logits_of(torch.zeros(shape, dtype=torch.uint8))
+                shape = (1, look.transform.height, preprocess.width, preprocess.channels)
+                answer(torch.zeros(shape, dtype=torch.uint8))
             goes_on = go_on()
             if not goes_on:
                 break
     model.train(was_training)
-    return counted.total(runtime) if goes_on else None
+    total = counted.total(runtime) if goes_on else None
+    look.speed.images, look.speed.seconds = len(source), time.perf_counter() - started
+    return total
 
 
 def evaluate_each(
@@ -186,7 +234,7 @@ def evaluate_on(
       keep: what to keep of the answers to each image.
     """
     assert config.model.checkpoint_path is not None
-    source: Source | None = None
+    options, unmatched, any_whole = config.evaluation, None, False
     heads, asked_size = config.model.num_heads, config.data.image_size
     damaged: CheckpointError | None = None
     for path in list_weights(config.model.checkpoint_path):
@@ -205,49 +253,121 @@ def evaluate_on(
             if runtime.is_first:
                 on_unreadable(f"Passed over: {error}")
             continue
-        preprocess = config.data.preprocess_after(opened.preprocess)
-        loaded = load_opened(opened, image_size=(preprocess.height, preprocess.width))
-        if source is None:
-            source = open_val(config, loaded.labels)
-        notes = (*source.notes, *_check_fit(preprocess, loaded, source))
-        keeper = Keeper(keep)
-        started = time.perf_counter()
-        sums = evaluate_model(
-            placed(loaded.model, preprocess),
-            source,
-            preprocess,
-            runtime,
-            batch_size=config.data.eval_batch_size or config.data.batch_size,
-            num_workers=config.data.num_workers,
-            on_unreadable=on_unreadable,
-            keeper=keeper,
-        )
-        assert sums is not None
-        seconds, names = time.perf_counter() - started, source.class_names
-        answers = keeper.gather(runtime)
-        yield Evaluation(path, sums, seconds, names, notes, source, answers, preprocess)
-    if source is None and damaged is not None:
+        preparation = prepare(config, opened.preprocess, path)
+        size = preparation.preprocess.height, preparation.preprocess.width
+        loaded = load_opened(opened, image_size=size)
+        _check_fit(preparation.preprocess, loaded)
+        any_whole = True
+        classes = ModelClasses(loaded.labels, loaded.spec.num_classes, loaded.path)
+        network = functools.cache(partial(placed, loaded.model))
+        evaluating = partial(_evaluate, runtime, network, config, on_unreadable, keep, loaded)
+        if options.suite is not None:
+            yield from _evaluate_suite(evaluating, config, classes, opened.preprocess)
+            continue
+        if unmatched is None:
+            unmatched = open_val_unmatched(config)
+            if loaded.labels is None:
+                check_class_count(unmatched, config)
+        source = fit_classes(unmatched, classes, options.map)
+        yield evaluating(Task.alone(source), preparation)
+    if not any_whole and damaged is not None:
         raise damaged
 
 
-def _check_fit(preprocess: Preprocess, loaded: LoadedModel, source: Source) -> tuple[str, ...]:
-    spec = loaded.spec
-    if spec.in_channels != preprocess.channels:
+def _evaluate(
+    runtime: Runtime,
+    network: Callable[[Preprocess], nn.Module],
+    config: Config,
+    on_unreadable: Callable[[str], None],
+    keep: Keep,
+    loaded: LoadedModel,
+    task: Task,
+    preparation: Preparation,
+) -> Evaluation:
+    """Evaluate one model on one data set."""
+    preprocess = preparation.preprocess
+    look = Look(
+        preparation.transform,
+        VIEWS[config.evaluation.test_time_augmentation],
+        task.restrict,
+        ValidLabelSums if task.valid else None,
+    )
+    keeper = None if task.valid else Keeper(keep)
+    sums = evaluate_model(
+        network(preprocess),
+        task.source,
+        preprocess,
+        runtime,
+        batch_size=config.data.eval_batch_size or config.data.batch_size,
+        num_workers=config.data.num_workers,
+        on_unreadable=on_unreadable,
+        keeper=keeper,
+        look=look,
+    )
+    notes = (*task.source.notes, *preparation.notes, *_differences(preprocess, loaded))
+    names = task.source.class_names
+    how = {
+        "protocol": config.evaluation.protocol,
+        "preprocess": preprocess.model_dump(),
+        "test_time_augmentation": config.evaluation.test_time_augmentation,
+        "num_classes": len(names),
+    }
+    return Evaluation(
+        loaded.path,
+        sums,
+        look.speed.seconds,
+        names,
+        notes,
+        task.name,
+        look.speed,
+        how,
+        Kept(task.source, keeper.gather(runtime), preprocess, sums) if keeper else None,
+    )
+
+
+def _evaluate_suite(
+    evaluating: Callable[[Task, Preparation], Evaluation],
+    config: Config,
+    classes: ModelClasses,
+    weights: Preprocess,
+) -> Iterator[Evaluation]:
+    """Evaluate one model on each data set that there is, and on what they tell together."""
+    useless = config.given & {"map", "val_data_path"}
+    if useless:
         raise ConfigError(
-            f"{loaded.path} takes images of {spec.in_channels} channels; give --image_channels "
-            f"{spec.in_channels}."
+            f"--suite {config.evaluation.suite} finds its data sets below --data_path, and their "
+            f"classes by their synsets: take away --{' and --'.join(sorted(useless))}."
+        )
+    said: set[str] = set()
+    add, told = summaries()
+    seconds = 0.0
+    for task in find_tasks(config.data.data_path if _gives_data(config) else None, classes):
+        preparation = prepare(config, weights, classes.path, task.data_set.sets)
+        result = evaluating(task, preparation)
+        add(task, result.sums)
+        seconds += result.seconds if task.corruption else 0.0
+        # What holds for all of them is said once.
+        notes = tuple(note for note in result.notes if note not in said)
+        said |= {*notes}
+        yield dataclasses.replace(result, notes=notes)
+    for name, sums in told():
+        yield Evaluation(Path(str(classes.path)), sums, seconds, (), (), name)
+
+
+def _gives_data(config: Config) -> bool:
+    return "data_path" in config.given or config.origin is None
+
+
+def _check_fit(preprocess: Preprocess, loaded: LoadedModel) -> None:
+    if loaded.spec.in_channels != preprocess.channels:
+        raise ConfigError(
+            f"{loaded.path} takes images of {loaded.spec.in_channels} channels; give "
+            f"--image_channels {loaded.spec.in_channels}."
         )
     loaded.check_head()
-    if len(source.class_names) > spec.num_classes:
-        raise DataError(
-            f"The evaluation images have {len(source.class_names)} classes, but "
-            f"{loaded.path} tells {spec.num_classes} apart. Is it another data set's?"
-        )
-    if loaded.labels is not None and loaded.labels[: len(source.class_names)] != source.class_names:
-        raise DataError(
-            f"The classes of the evaluation images ({_few(source.class_names)}) are not those "
-            f"of {loaded.path} ({_few(loaded.labels)})."
-        )
+
+
+def _differences(preprocess: Preprocess, loaded: LoadedModel) -> tuple[str, ...]:
     differences = describe_differences(loaded.preprocess, preprocess)
     if differences:
         return (
@@ -255,7 +375,3 @@ def _check_fit(preprocess: Preprocess, loaded: LoadedModel, source: Source) -> t
             + "; ".join(f"{name} {ours} instead of {theirs}" for name, theirs, ours in differences),
         )
     return ()
-
-
-def _few(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

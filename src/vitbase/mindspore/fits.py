@@ -41,6 +41,8 @@ READ = frozenset(
         *("decay_on", "clip_norm", "accumulation_steps", "ema_every_steps", "label_smoothing"),
         *("epoch_size", "total_steps", "schedule", "lr_final", "warmup_epochs", "warmup_steps"),
         *("eval_every_epochs", "patience", "frozen_views", "on_failed_save"),
+        # how `vitbase eval` looks at images: the code of both engines
+        *("protocol", "test_time_augmentation", "suite", "map"),
     }
 )
 """Options that may have any value. Three belong to others that are refused, and decide nothing."""

@@ -50,7 +50,7 @@ def open_train_val(config: Config) -> TrainVal:
             f"; shards, IDX, CIFAR, Parquet), FILE.csv or hf:owner/name, or --data_path {EMBEDDED}."
         )
     train = open_source(options.data_path, "train", "data_path", options.layout)
-    _check_class_count(train, config)
+    check_class_count(train, config)
     notes: list[str] = [*train.notes]
     held_out: tuple[str, ...] = ()
     match find_val(options.data_path, options.val_data_path, options.layout):
@@ -83,6 +83,16 @@ def open_val(config: Config, class_names: Sequence[str] | None = None) -> Source
     Returns: a source with those class names; its notes say what is remarkable.
     Raises: DataError as :func:`open_train_val`.
     """
+    val = open_val_unmatched(config)
+    if class_names is None:
+        check_class_count(val, config)
+        return val
+    val, matched = with_classes(val, tuple(class_names))
+    return replace(val, notes=(*val.notes, *matched))
+
+
+def open_val_unmatched(config: Config) -> Source:
+    """As :func:`open_val`, with the data's own classes, however many."""
     options = config.data
     before: tuple[str, ...] = ()
     match find_val(options.data_path, options.val_data_path, options.layout):
@@ -92,13 +102,7 @@ def open_val(config: Config, class_names: Sequence[str] | None = None) -> Source
             train = layout.open("train")
             _, val, _, remarks = _hold_out(train, config)
             before = (*train.notes, *remarks)
-    notes = [*before, *val.notes]
-    if class_names is None:
-        _check_class_count(val, config)
-    else:
-        val, matched = with_classes(val, tuple(class_names))
-        notes += matched
-    return replace(val, notes=tuple(notes))
+    return replace(val, notes=(*before, *val.notes))
 
 
 def _hold_out(
@@ -118,7 +122,8 @@ def _same_images(a: Source, b: Source) -> bool:
     return len(a) == len(b) and all(a.describe(i) == b.describe(i) for i in (0, len(a) - 1))
 
 
-def _check_class_count(source: Source, config: Config) -> None:
+def check_class_count(source: Source, config: Config) -> None:
+    """Raise a DataError if there are more classes than the run has outputs for, or only one."""
     class_names = source.class_names
     count, outputs = len(class_names), config.data.num_classes
     if outputs is not None and count > outputs:
@@ -177,13 +182,23 @@ def with_classes(source: Source, class_names: tuple[str, ...]) -> tuple[Source, 
             f"The evaluation images have classes that the model does not know: "
             f"{first_few(unknown, 5)}. It knows {first_few(class_names, 5)}."
         )
+    return renumbered(source, table, class_names), notes
+
+
+def renumbered(source: Source, table: NDArray[np.int64], class_names: tuple[str, ...]) -> Source:
+    """Return a source whose labels index other class names.
+
+    Args:
+      table: the number there of each of the source's classes; -1 only where it has no image.
+    """
     labels: Labels
     if source.labels.ndim == 1:
         labels = table[source.labels].astype(np.int64)
     else:
+        known = (table >= 0) & (class_counts(source.labels, len(table)) > 0)
         labels = np.zeros((len(source), len(class_names)), np.float32)
-        labels[:, table[present]] = source.labels[:, present]
-    return replace(source, labels=labels, class_names=class_names), notes
+        labels[:, table[known]] = source.labels[:, known]
+    return replace(source, labels=labels, class_names=class_names)
 
 
 def match_classes(
