@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vitbase.cli.arguments import has_recipe, parse_config, take_switch
+from vitbase.cli.compare import run_compare
 from vitbase.cli.naming import telling_whose
 from vitbase.config.config import Config
 from vitbase.console import printable, say, say_json, warn
@@ -11,6 +12,9 @@ from vitbase.launch.words import find_value
 
 
 def run_eval(words: list[str]) -> None:
+    if words[:1] == ["compare"]:  # no recipe is called so
+        run_compare(words[1:])
+        return
     words, as_json = take_switch(words, "--json")
     given = find_value(words, "checkpoint_path")
     recipe: str | None = None
