@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import vitbase
-from vitbase.cli import compare, data, weights
+from vitbase.cli import compare, data, doubts, weights
 from vitbase.cli.arguments import LaunchOptions, TableOptions
 from vitbase.cli.verify import VerifyOptions
 from vitbase.config.config import FIELDS, recipe_names
@@ -25,6 +25,7 @@ OPTIONS = {
     *data._CheckOptions.__annotations__,
     *data._PackOptions.__annotations__,
     *compare.CompareOptions.__annotations__,
+    *doubts.DoubtsOptions.__annotations__,
     "json",
 }
 OPTIONS |= {*LaunchOptions.__annotations__, *TableOptions.__annotations__}

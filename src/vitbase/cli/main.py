@@ -31,6 +31,7 @@ _USAGE = """usage: vitbase COMMAND [...]
   weights convert IN OUT --dialect NAME    rewrite it for another system, and prove it equal
   data check PATH                          what training on these images would stumble over
   data pack PATH OUT                       images -> tar shards, smaller if wanted
+  data doubts PREDICTIONS --out FOLDER     labels likely wrong, near-duplicates, odd images
   debug replay FOLDER                      the first layer of an update that gave no number
   launch [--OPTION VALUE ...] -- COMMAND   a command on several devices, or servers
   launch --make_rank_table [...]           the table of servers and devices that it needs
