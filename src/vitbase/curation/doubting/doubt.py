@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -51,7 +52,8 @@ class Doubts:
       train: images that the model trained on, if they were given.
       labels: images of `predictions` whose label is doubted.
       groups: near-duplicates, the items of each with the distance of its nearest neighbour, those
-        of `predictions` first.
+        of `predictions` first. First come groups of several labels, then those of both files, then
+        the others, the largest and closest of each first.
       similarity: cosine from which on two images are near-duplicates, if it was given.
       outliers: of the images with features, by their place in `items`.
       items: [F], the images with features.
@@ -164,7 +166,15 @@ def find_doubts(
             ]
         if "outliers" in wanted:
             outliers = find_outliers(neighbours)
-    return Doubts(predictions, train, labels, groups, similarity, outliers, items, tuple(notes))
+    doubts = Doubts(predictions, train, labels, groups, similarity, outliers, items, tuple(notes))
+    if groups is not None:
+        groups.sort(key=partial(_rank, doubts))
+    return doubts
+
+
+def _rank(doubts: Doubts, group: Sequence[tuple[Item, float]]) -> tuple[bool, bool, int, float]:
+    closest = min(distance for _, distance in group)
+    return not doubts.disagrees(group), not doubts.spans(group), -len(group), closest
 
 
 def _guesses(

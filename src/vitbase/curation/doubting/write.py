@@ -120,7 +120,7 @@ def _likely(row: Mapping[str, Any]) -> str:
 
 
 def _far(row: Mapping[str, Any]) -> str:
-    return f"{row['times_median']} times the median" if row["times_median"] else "far"
+    return f"{row['times_median']:.1f} times the median" if row["times_median"] else "far"
 
 
 def _member(doubts: Doubts, number: int, item: Item, more: int) -> tuple[str, str]:
