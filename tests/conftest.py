@@ -37,6 +37,7 @@ LONGEST_FILES = (
     "test_ranks.py",
     "test_launch.py",
     "test_agreement.py",
+    "test_eval_ranks.py",
     "test_features.py",
     "test_golden_losses.py",
     "test_weights_fuzz.py",

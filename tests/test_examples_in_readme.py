@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import vitbase
-from vitbase.cli import compare, data, doubts, weights
+from vitbase.cli import compare, data, doubts, evaluate, weights
 from vitbase.cli.arguments import LaunchOptions, TableOptions
 from vitbase.cli.verify import VerifyOptions
 from vitbase.config.config import FIELDS, recipe_names
@@ -26,7 +26,8 @@ OPTIONS = {
     *data._PackOptions.__annotations__,
     *compare.CompareOptions.__annotations__,
     *doubts.DoubtsOptions.__annotations__,
-    "json",
+    *evaluate._Results.__annotations__,
+    *("json", "calibrate", "save_features"),
 }
 OPTIONS |= {*LaunchOptions.__annotations__, *TableOptions.__annotations__}
 OPTIONS |= {*VerifyOptions.__annotations__}

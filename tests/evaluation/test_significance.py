@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,15 +13,7 @@ from vitbase.evaluation.significance import (
     benjamini_hochberg,
     bootstrap_difference,
     mcnemar,
-    wilson_interval,
 )
-
-
-@given(images=st.integers(1, 100_000), share=st.floats(0, 1))
-def test_wilson_s_interval_is_scipy_s(images, share):
-    hits = round(share * images)
-    expected = stats.binomtest(hits, images).proportion_ci(method="wilson")
-    assert wilson_interval(hits, images) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
 @given(only_a=st.integers(0, 60), only_b=st.integers(0, 60))
@@ -62,10 +52,3 @@ def test_the_bootstrap_of_counts_is_that_of_images(cells):
     assert (low, high) == pytest.approx(tuple(expected), abs=max(near, 1.01 / len(difference)))
     assert bootstrap_difference(*cells) == (low, high)
     assert low <= (cells[2] - cells[1]) / sum(cells) <= high
-
-
-def test_an_interval_of_nothing_known_is_wide():
-    low, high = wilson_interval(0, 1)
-    assert low == 0
-    assert 0.7 < high < 1
-    assert math.isclose(wilson_interval(1, 1).high, 1)

@@ -49,15 +49,22 @@ def run_predict(words: list[str]) -> None:
         raise ConfigError("Option 'top' should be at least 1.")
     image_size = take_image_size(options)
     device = Config().replace(device_target=options.get("device_target", "auto")).run.device_target
+    from vitbase.evaluation.calibration import read_temperature
     from vitbase.shipping.predict import expand, predict_each
     from vitbase.weights.load import load_model
 
     images = expand(images, recursive=recursive, tell=lambda line: warn(printable(line)))
     loaded = load_model(weights, num_heads=options.get("num_heads"), image_size=image_size)
+    temperature = read_temperature(loaded.path)
     if not as_json:
         say(f"Weights: {loaded.path}")
+        if temperature is not None:
+            say(f"Probabilities are at the temperature {temperature:.3f} that is kept beside them.")
     failed = 0
-    for found in predict_each(images, loaded, top=top, device_target=device):
+    shares = predict_each(
+        images, loaded, top=top, device_target=device, temperature=temperature or 1.0
+    )
+    for found in shares:
         failed += found.error is not None
         if as_json:
             say_json(found.to_dict())

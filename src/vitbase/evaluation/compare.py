@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitbase.errors import DataError, first_few
+from vitbase.evaluation.figures import wilson
 from vitbase.evaluation.predictions import Predictions
 from vitbase.evaluation.significance import (
     Interval,
@@ -24,7 +25,6 @@ from vitbase.evaluation.significance import (
     benjamini_hochberg,
     bootstrap_difference,
     mcnemar,
-    wilson_interval,
 )
 from vitbase.sources.source import name_class
 
@@ -117,8 +117,8 @@ class Comparison:
     def intervals(self) -> tuple[Interval, Interval]:
         """Wilson's 95% intervals of both accuracies."""
         both, only_a, only_b, _ = self.cells
-        images = len(self.ids)
-        return wilson_interval(both + only_a, images), wilson_interval(both + only_b, images)
+        first, second = (wilson(both + only, len(self.ids)) for only in (only_a, only_b))
+        return Interval(first.low, first.high), Interval(second.low, second.high)
 
     @property
     def difference(self) -> float:

@@ -11,9 +11,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-_Z = 1.959963984540054
-"""What 97.5% of a standard normal distribution lie below: both sides leave 5%."""
-
 FEW = 25
 """Images on which two models differ, below which McNemar's test is exact."""
 
@@ -32,21 +29,6 @@ class McNemar(NamedTuple):
 
     p: float
     exact: bool
-
-
-def wilson_interval(hits: int, images: int) -> Interval:
-    """Return the 95% interval of a share; unlike the plain one it never leaves [0, 1].
-
-    Source: Wilson, "Probable inference, the law of succession, and statistical inference" (1927).
-    """
-    share, spread = hits / images, _Z * _Z / images
-    middle = (share + spread / 2) / (1 + spread)
-    half = _Z / (1 + spread) * math.sqrt((share * (1 - share) + spread / 4) / images)
-    # Rounding aside, it begins at 0 where nothing is a hit, and ends at 1 where everything is.
-    return Interval(
-        0.0 if hits == 0 else max(0.0, middle - half),
-        1.0 if hits == images else min(1.0, middle + half),
-    )
 
 
 def mcnemar(only_first: int, only_second: int) -> McNemar:

@@ -15,6 +15,7 @@ from vitbase.data.augment import EvalTransform
 from vitbase.data.normalize import normalize
 from vitbase.disk import LONGEST_IMAGE, list_folder, read_regular, tell_passed_over
 from vitbase.errors import DataError, ImageError, first_few
+from vitbase.evaluation.calibration import read_temperature
 from vitbase.runtime import local_runtime
 from vitbase.sources.folders import Walk
 from vitbase.weights.load import LoadedModel, load_model
@@ -62,9 +63,10 @@ def predict(
       weights: anything `checkpoint_path` takes; of a run, its newest checkpoint.
       top: how many classes to return for each image.
       recursive: whether a folder stands for the images in the folders inside it, too.
-    Returns: one Prediction for each image, in order.
-    Raises: DataError if a path does not exist; WeightsError or CheckpointError for the weights;
-      WeightsError if they have no head.
+    Returns: one Prediction for each image, in order; probabilities are at the temperature that
+      `vitbase eval --calibrate` has kept beside the weights, if it has.
+    Raises: DataError if a path does not exist, or that temperature is of other weights;
+      WeightsError or CheckpointError for the weights; WeightsError if they have no head.
     """
     loaded = load_model(weights)
     return list(
@@ -74,6 +76,7 @@ def predict(
             top=top,
             device_target=device_target,
             batch_size=batch_size,
+            temperature=read_temperature(loaded.path) or 1.0,
         )
     )
 
@@ -128,8 +131,13 @@ def predict_each(
     top: int = 5,
     device_target: str = "auto",
     batch_size: int = 32,
+    temperature: float = 1.0,
 ) -> Iterator[Prediction]:
-    """As :func:`predict`, on a loaded model, yielding results as they come."""
+    """As :func:`predict`, on a loaded model, yielding results as they come.
+
+    Args:
+      temperature: divides the logits.
+    """
     loaded.check_head()
     # Half precision would be faster on some devices, and move probabilities in the third digit.
     runtime = local_runtime(device_target, precision="fp32")
@@ -153,7 +161,7 @@ def predict_each(
                 errors[row] = error.strerror or str(error)
         with torch.inference_mode(), runtime.autocast():
             logits = model(normalize(torch.from_numpy(rows).to(runtime.device), preprocess))
-        probabilities, classes = logits.float().softmax(dim=1).topk(top, dim=1)
+        probabilities, classes = (logits.float() / temperature).softmax(dim=1).topk(top, dim=1)
         for row, path in enumerate(chunk):
             if row in errors:
                 yield Prediction(path, error=errors[row])

@@ -212,7 +212,7 @@ def _usable_features(
                 [],
                 None,
                 f"The {which} have no features, by which images are found alike or far: save them "
-                "with `vitbase eval --save_predictions FILE.parquet --save_features True`.",
+                "with `vitbase eval --save_predictions FILE.parquet --save_features`.",
             )
         lengths = np.linalg.norm(given.features, axis=1)
         usable = np.flatnonzero(given.readable & np.isfinite(lengths) & (lengths > 0))
