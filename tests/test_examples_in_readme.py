@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import vitbase
-from vitbase.cli import data, evaluate, weights
+from vitbase.cli import compare, data, doubts, evaluate, weights
 from vitbase.cli.arguments import LaunchOptions, TableOptions
 from vitbase.cli.verify import VerifyOptions
 from vitbase.config.config import FIELDS, recipe_names
@@ -24,6 +24,8 @@ OPTIONS = {
     *weights._ConvertOptions.__annotations__,
     *data._CheckOptions.__annotations__,
     *data._PackOptions.__annotations__,
+    *compare.CompareOptions.__annotations__,
+    *doubts.DoubtsOptions.__annotations__,
     *evaluate._Results.__annotations__,
     *("json", "calibrate", "save_features"),
 }

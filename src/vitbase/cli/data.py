@@ -1,4 +1,4 @@
-"""The commands `vitbase data check` and `vitbase data pack`."""
+"""The commands `vitbase data check`, `vitbase data pack` and `vitbase data doubts`."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import sys
 from typing import Annotated, Literal, TypedDict
 
 from vitbase.cli.arguments import parse_places, run_action, take_switch
+from vitbase.cli.doubts import run_doubts
 from vitbase.cli.help import option
 from vitbase.cli.naming import without_option
 from vitbase.config.options import Reading
 from vitbase.console import counting, printable, say, say_json
 
 _USAGE = """usage: vitbase data check PATH [--val_data_path PATH] [--json]
-       vitbase data pack PATH OUT [--short_side N] [--quality N]
+       vitbase data pack PATH OUT [--short_side N] [--quality N] [--leave_out FILE.csv]
+       vitbase data doubts PREDICTIONS --out FOLDER [--train PREDICTIONS] [--data_path PATH]
 
 PATH is whatever --data_path takes in training: class folders, ImageNet as it is, tar shards or
-their URL, IDX, CIFAR, Parquet or Arrow, FILE.csv, hf:owner/name. `vitbase data check --help` and
-`vitbase data pack --help` list the options; docs/data.md tells the whole."""
+their URL, IDX, CIFAR, Parquet or Arrow, FILE.csv, hf:owner/name. PREDICTIONS is a
+file of `vitbase eval --save_predictions`. `vitbase data ACTION --help` lists the options;
+docs/data.md and docs/evaluation.md tell the whole."""
 
 _CHECK = """Read every image of a data set once, and say what training would stumble over or learn
 wrongly from: the layout, classes and their order, copies, damaged and odd images. The images that
@@ -52,12 +55,13 @@ class _PackOptions(TypedDict, total=False):
     shard_megabytes: Annotated[int, option("size at which a shard ends", 256)]
     shuffle: Annotated[bool, option("mix, for programs that read front to back", False)]
     max_bad_images: Annotated[int, option("unreadable images left out, each named", 10)]
+    leave_out: Annotated[str, option("FILE.csv of images not to pack: columns id and split")]
     num_workers: _NumWorkers
 
 
 def run_data(words: list[str]) -> None:
     """Run `vitbase data ACTION [...]`. Exits with 1 if the check finds that training is wrong."""
-    run_action(words, {"check": _check, "pack": _pack}, _USAGE)
+    run_action(words, {"check": _check, "pack": _pack, "doubts": run_doubts}, _USAGE)
 
 
 def _check(words: list[str]) -> None:

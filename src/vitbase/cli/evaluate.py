@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, NamedTuple, TypedDict
 
 from vitbase.cli.arguments import has_recipe, parse_config, take_options, take_switch
+from vitbase.cli.compare import run_compare
 from vitbase.cli.help import option
 from vitbase.cli.naming import telling_whose
 from vitbase.config.config import Config
@@ -40,6 +41,9 @@ class _Asked(NamedTuple):
 
 
 def run_eval(words: list[str]) -> None:
+    if words[:1] == ["compare"]:  # no recipe is called so
+        run_compare(words[1:])
+        return
     words, as_json = take_switch(words, "--json")
     words, calibrate = take_switch(words, "--calibrate")
     words, features = take_switch(words, "--save_features")

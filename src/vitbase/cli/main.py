@@ -25,11 +25,13 @@ _USAGE = """usage: vitbase COMMAND [...]
 
   train [RECIPE] [--OPTION VALUE ...]      train, or continue, a run (default recipe: fashion)
   eval [RECIPE] --checkpoint_path PATH     top-1, top-5, loss of a checkpoint or a folder of them
+  eval compare A B                         two models on the same images, by their predictions
   predict IMAGE... --checkpoint_path PATH  the classes a model sees in images
   weights show FILE                        what a weights file of any origin holds
   weights convert IN OUT --dialect NAME    rewrite it for another system, and prove it equal
   data check PATH                          what training on these images would stumble over
   data pack PATH OUT                       images -> tar shards, smaller if wanted
+  data doubts PREDICTIONS --out FOLDER     labels likely wrong, near-duplicates, odd images
   debug replay FOLDER                      the first layer of an update that gave no number
   launch [--OPTION VALUE ...] -- COMMAND   a command on several devices, or servers
   launch --make_rank_table [...]           the table of servers and devices that it needs

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from vitbase.config.options import Reading
 from vitbase.curation.packing.files import read_manifest
+from vitbase.curation.packing.leave_out import without_named
 from vitbase.curation.packing.split import SHARD_BYTES, PackReport, pack_source
 from vitbase.disk import as_path
 from vitbase.errors import DataError
@@ -27,6 +28,7 @@ def pack_data(
     short_side: int | None = None,
     quality: int | None = None,
     shard_megabytes: int = SHARD_BYTES >> 20,
+    leave_out: str | None = None,
     progress: Callable[[str, int, int], None] = lambda split, done, images: None,
     **options: Any,
 ) -> list[PackReport]:
@@ -43,6 +45,7 @@ def pack_data(
       short_side: images whose shorter side is longer are made smaller.
       quality: of the JPEGs that these become; None: 92.
       shard_megabytes: in 2**20 bytes; a shard ends with the image that reaches this size.
+      leave_out: FILE.csv that names images not to pack, as :func:`without_named` reads it.
       progress: told a split's name, images done, and images in all, now and then.
       **options: as of :func:`pack_source`.
     Returns: a report of every split.
@@ -71,6 +74,8 @@ def pack_data(
     for option, path in used.items():
         _refuse_inside(out, path, option)
     sources = {name: found.open(name) for name, found in layouts.items()}
+    if leave_out is not None:
+        sources = without_named(sources, leave_out, whole=split == "both")
     if "val" in sources:
         if "train" in sources:
             names = sources["train"].class_names
