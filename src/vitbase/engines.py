@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from vitbase.config.config import Config
-from vitbase.errors import ConfigError
+from vitbase.console import say, warn
+from vitbase.errors import ConfigError, VitbaseError
+from vitbase.evaluation.report.inputs import REPORT
+from vitbase.evaluation.report.svg import check_charts
 from vitbase.evaluation.run import Evaluation
 from vitbase.mindspore.fits import check_installed, check_options
 from vitbase.runs.result import TrainResult
+from vitbase.runtime import is_first_rank
 
 
 def train(config: Config) -> TrainResult:
@@ -17,15 +22,37 @@ def train(config: Config) -> TrainResult:
     Returns: the result after the last update, on every rank.
     Raises: VitbaseError for whatever the user can mend, before anything is written where possible.
     """
+    if config.run.report:
+        check_charts()
+    result = _engine(config)(config)
+    if config.run.report and is_first_rank():
+        _write_page(result.output_dir)
+    return result
+
+
+def _engine(config: Config) -> Callable[[Config], TrainResult]:
     if config.run.engine == "torch":
         from vitbase.training.run import train as train_on_torch
 
-        return train_on_torch(config)
+        return train_on_torch
     check_options(config)
     check_installed()
     from vitbase.mindspore.engine import train as train_on_mindspore
 
-    return train_on_mindspore(config)
+    return train_on_mindspore
+
+
+def _write_page(run: Path) -> None:
+    """Write the report of a run; what hinders it is said, and no reason to lose the run."""
+    from vitbase.evaluation.report.page import write_report  # pillow and numpy's parts of it
+
+    out = run / REPORT / "report.html"
+    try:
+        write_report([run], out)
+    except VitbaseError as error:
+        warn(f"WARNING: no report was written: {error}")
+    else:
+        say(f"Report: {out}")
 
 
 def evaluate(config: Config) -> list[Evaluation]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from vitbase.config.complete import complete
 from vitbase.config.config import Config
 from vitbase.console import say
+from vitbase.evaluation.environment import write_environment
 from vitbase.evaluation.run import Evaluation, evaluate_on
 from vitbase.mindspore.checkpoints import (
     MindSporeSaver,
@@ -111,6 +112,8 @@ def _train(config: Config, runtime: MindSporeRuntime, folder: RunFolder) -> Trai
     model, notes = _open_model(config, data.train.class_names, checkpoint, runtime)
     learner = MindSporeLearner(model, config, runtime, layout, schedule, objective)
     runtime.from_first(lambda: folder.start(config))
+    if config.run.report:
+        runtime.from_first(lambda: write_environment(folder.path, runtime.describe()))
     journal = Journal(folder.metrics_file, rank=runtime.rank)
     for line in (*data.notes, *completed.notes, *notes, *found.warnings):
         journal.say(line)

@@ -13,6 +13,7 @@ from vitbase.console import say
 from vitbase.data.augment import TrainTransform
 from vitbase.data.loader import TrainLoader
 from vitbase.errors import ConfigError
+from vitbase.evaluation.environment import write_environment
 from vitbase.evaluation.features import FeatureLoader, FeatureStore
 from vitbase.pulse import stands_at
 from vitbase.runs.checkpoints import CKPT_SUFFIX
@@ -101,6 +102,8 @@ def _train(config: Config, runtime: Runtime, folder: RunFolder) -> TrainResult:
     if dialect != NATIVE:  # refused before the first update is taken
         runtime.everywhere(lambda: choose_dialect(dialect, model.spec, CKPT_SUFFIX))
     runtime.from_first(lambda: folder.start(config))
+    if config.run.report:
+        runtime.from_first(lambda: write_environment(folder.path, runtime.describe()))
     board = _open_board(folder.path) if config.run.tensorboard and runtime.is_first else None
     journal = Journal(folder.metrics_file, rank=runtime.rank, board=board)
     for line in (*data.notes, *completed.notes, *notes, *found.warnings):
