@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import vitbase
+from vitbase.weights.files.mindspore import stream_mindspore
 from vitbase.weights.files.open import open_tensors
 from vitbase.weights.networks import choose_network
 from vitbase.weights.save import save_weights
@@ -19,6 +20,12 @@ State = dict[str, Tensor]
 def write_bare(path: Path, content: Any) -> None:
     """Write as torch did before its files were zip archives."""
     torch.save(content, path, _use_new_zipfile_serialization=False)
+
+
+def write_mindspore(path: Path, tensors: State) -> None:
+    """Write a `.ckpt` as MindSpore does."""
+    with path.open("wb") as file:
+        stream_mindspore(file, tensors)
 
 
 def read_state(path: Path) -> State:

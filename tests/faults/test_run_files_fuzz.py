@@ -173,7 +173,7 @@ class Readers:
         with joined_runtime("CPU", 0, "fp32") as runtime:
             optimizer = build_optimizer(self.model, self.config.optimizer, runtime)
             state = RunState(self.model, optimizer, None, runtime)
-            state.restore(stored_tensors(found.checkpoint.path / "training_state.safetensors"), run)
+            state.restore(stored_tensors(found.checkpoint.path), run)
             for parameter in self.model.parameters():
                 parameter.grad = torch.zeros_like(parameter)
             optimizer.step()

@@ -21,13 +21,12 @@ import numpy as np
 import pytest
 import torch
 from made_protobuf import field, varint
-from made_weights import State, read_state, write_bare, write_whole_network
+from made_weights import State, read_state, write_bare, write_mindspore, write_whole_network
 from safetensors.torch import save_file
 from torch import Tensor
 
 import vitbase
 from vitbase.errors import CheckpointError, VitbaseError, WeightsError
-from vitbase.weights.files.mindspore import write_mindspore
 from vitbase.weights.files.npz import write_npz
 from vitbase.weights.files.open import open_tensors
 from vitbase.weights.save import save_weights

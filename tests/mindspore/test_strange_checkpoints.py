@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from made_weights import write_mindspore
 
 import vitbase
 from vitbase.errors import CheckpointError, ConfigError, DataError, VitbaseError, WeightsError
-from vitbase.weights.files.mindspore import write_mindspore
 from vitbase.weights.files.open import open_tensors
 
 

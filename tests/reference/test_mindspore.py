@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made_weights import write_mindspore
 
 import vitbase
 from vitbase.config.config import load_config
@@ -17,7 +18,6 @@ from vitbase.training.losses import build_loss
 from vitbase.training.mindspore_state import read_mindspore_state
 from vitbase.training.optim import build_optimizer
 from vitbase.training.state import RunState, momentum_tensors
-from vitbase.weights.files.mindspore import write_mindspore
 from vitbase.weights.files.open import open_tensors
 from vitbase.weights.load import open_weights
 

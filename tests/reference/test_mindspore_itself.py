@@ -92,7 +92,7 @@ def test_mindspore_writes_the_same_bytes(mindspore: str, tmp_path: Path) -> None
     assert set(theirs) == set(values)
     for name, value in values.items():
         assert np.array_equal(theirs[name].read().numpy(), value), name
-    from vitbase.weights.files.mindspore import write_mindspore
+    from made_weights import write_mindspore
 
     write_mindspore(tmp_path / "ours.ckpt", {name: t.read() for name, t in theirs.items()})
     assert (tmp_path / "ours.ckpt").read_bytes() == (tmp_path / "theirs.ckpt").read_bytes()

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from made_weights import write_mindspore
 from safetensors.torch import load_file
 
 import vitbase
 from vitbase.errors import CheckpointError, ConfigError
-from vitbase.weights.files.mindspore import stream_mindspore
 from vitbase.weights.origins.dialect import to_theirs
 from vitbase.weights.origins.mindspore import MINDSPORE
 
@@ -47,8 +47,7 @@ def begun(tiny_config: Any, tmp_path: Path) -> Path:
                 for theirs, part in to_theirs(MINDSPORE, ours, value, HEADS).items():
                     tensors[prefix + theirs] = part
         tensors["global_step"] = torch.tensor([updates], dtype=torch.int32)
-        with (tmp_path / f"train-{updates}.ckpt").open("wb") as file:
-            stream_mindspore(file, tensors)
+        write_mindspore(tmp_path / f"train-{updates}.ckpt", tensors)
     return tmp_path
 
 

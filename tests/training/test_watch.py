@@ -108,7 +108,7 @@ def test_ranks_hear_each_other_when_they_listen(pair):
     pulse.stands_at(PLACE)
     time.sleep(0.1)
     assert ours.heard == {}
-    ours.listen(True)
+    ours.hear(True)
     wait_until(lambda: ours.heard.keys() == {0, 1} and ours.heard[1].what == PLACE)
     first = ours.heard[1]
     wait_until(lambda: ours.heard[1].beats > first.beats)
@@ -117,7 +117,7 @@ def test_ranks_hear_each_other_when_they_listen(pair):
     last = ours.heard[1]
     wait_until(lambda: ours.heard[0].beats > last.beats + 20)
     assert ours.heard[1] == last
-    ours.listen(False)
+    ours.hear(False)
     assert ours.heard == {}
 
 

@@ -23,13 +23,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_protobuf import field
-from made_weights import State, read_state, write_bare, write_whole_network
+from made_weights import State, read_state, write_bare, write_mindspore, write_whole_network
 from safetensors.torch import save_file
 
 import vitbase
 from vitbase.errors import WeightsError
 from vitbase.weights.files import mindspore
-from vitbase.weights.files.mindspore import write_mindspore
 from vitbase.weights.files.npz import write_npz
 from vitbase.weights.files.open import open_tensors
 from vitbase.weights.files.safetensors import write_safetensors

@@ -35,7 +35,6 @@ from vitbase.training.loop import Run, fit
 from vitbase.training.objective import Objective
 from vitbase.training.progress import Reporter
 from vitbase.training.run import build_loader
-from vitbase.training.saver import advice_for
 from vitbase.training.schedule import Place, Schedule
 from vitbase.training.start import (
     check_reached,
@@ -130,7 +129,7 @@ def _train(config: Config, runtime: MindSporeRuntime, folder: RunFolder) -> Trai
         restore(learner, lambda: momentum_arrays(taken_over, learner), begun.path)
         updates, continued = begun.updates, begun.path
     place = Place(updates, loader.steps_per_epoch, schedule.total_steps)
-    guard = Guard(runtime, loader, lambda: advice_for(folder, runtime))
+    guard = Guard(runtime, loader, lambda: saver.advice())  # noqa: PLW0108 (it is not made yet)
     reporter = Reporter(journal, guard, learner, loader, config)
     best = progress.best if progress else None
     saver = MindSporeSaver(folder, learner, guard, journal, config, data.train.class_names, best)

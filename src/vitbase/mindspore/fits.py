@@ -40,7 +40,7 @@ READ = frozenset(
         *("lr_init", "lr_by_global_batch", "lr_scaling", "momentum", "betas", "weight_decay"),
         *("decay_on", "clip_norm", "accumulation_steps", "ema_every_steps", "label_smoothing"),
         *("epoch_size", "total_steps", "schedule", "lr_final", "warmup_epochs", "warmup_steps"),
-        *("eval_every_epochs", "patience", "frozen_views"),
+        *("eval_every_epochs", "patience", "frozen_views", "on_failed_save"),
     }
 )
 """Options that may have any value. Three belong to others that are refused, and decide nothing."""

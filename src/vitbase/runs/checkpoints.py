@@ -139,18 +139,19 @@ def write_manifest(folder: Path, digests: Mapping[str, str] = MappingProxyType({
     (folder / MANIFEST_FILE).write_text(text, encoding="utf-8")
 
 
-def find_damage(folder: Path, only: str | None = None) -> str | None:
+def find_damage(folder: Path, only: str | None = None, needed: Collection[str] = ()) -> str | None:
     """Say what is wrong with a checkpoint folder, or return None if it is whole.
 
     Args:
       only: check this file alone, where the others are not needed.
+      needed: what the manifest must name, if that is not what a checkpoint must have.
     """
     looked_at = MANIFEST_FILE
     try:
         if strange := find_strange(folder / MANIFEST_FILE):
             return f"{MANIFEST_FILE} cannot be read: it {strange}"
         files = _read_manifest(folder)
-        absent = [name for name in _needed(folder, files, only) if name not in files]
+        absent = [name for name in needed or _needed(folder, files, only) if name not in files]
         if absent:
             return f"{MANIFEST_FILE} is not a manifest: it does not name {absent[0]}"
         for name, (size, sha256) in files.items() if only is None else [(only, files[only])]:

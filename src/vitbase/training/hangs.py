@@ -103,7 +103,7 @@ class Watch:
             here = standing()
             quiet = now - here.moment
             if self._hearts is not None:
-                self._hearts.listen(quiet > self.patience / 2)
+                self._hearts.hear(quiet > self.patience / 2)
             # A rank that is silent does nothing that may take longer.
             longer = SELDOM if here.seldom and not self._silent() else 1
             if quiet > self.patience * longer and not self._another_works():

@@ -69,7 +69,7 @@ class Hearts:
         self._ended.set()
         self._thread.join(timeout=5)
 
-    def listen(self, whether: bool) -> None:
+    def hear(self, whether: bool) -> None:
         """Begin, or stop, to hear the others."""
         if whether != self._listens.is_set():
             (self._listens.set if whether else self._listens.clear)()

@@ -163,7 +163,7 @@ def read_box(folder: Path) -> Box:
             f"{folder} is no black box, and no run that has one: an update whose loss or gradient "
             f"is NaN or infinite leaves one in RUN/blackbox/update-N."
         )
-    damage = find_damage(folder)
+    damage = find_damage(folder, needed=(BOX_FILE, INPUTS_FILE, WEIGHTS_FILE))
     if damage is not None:
         raise CheckpointError(f"The black box {folder} is damaged: {damage}.")
     try:

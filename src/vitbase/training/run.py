@@ -31,7 +31,7 @@ from vitbase.training.loop import Run, fit
 from vitbase.training.objective import Objective
 from vitbase.training.passing import PassingGuard
 from vitbase.training.progress import Reporter
-from vitbase.training.saver import NATIVE, Saver, advice_for
+from vitbase.training.saver import NATIVE, Saver
 from vitbase.training.schedule import Place, Schedule
 from vitbase.training.start import (
     check_reached,
@@ -133,7 +133,7 @@ def _train(config: Config, runtime: Runtime, folder: RunFolder) -> TrainResult:
     guard = PassingGuard(
         learner,
         loader,
-        lambda: advice_for(folder, runtime),
+        lambda: saver.advice(),  # noqa: PLW0108 (it is not made yet)
         folder,
         journal,
         config,

@@ -25,7 +25,6 @@ from vitbase.runs.folder import RunFolder
 from vitbase.runs.journal import Journal
 from vitbase.runs.progress import Best, Progress
 from vitbase.runs.writer import Copies, Job, Writer
-from vitbase.runtime import Runtime
 from vitbase.training.guard import Guard
 from vitbase.training.schedule import Place
 from vitbase.training.step import Learner
@@ -61,6 +60,7 @@ class Saver:
     ) -> None:
         self.folder, self.learner, self.guard, self.journal = folder, learner, guard, journal
         self.config, self.labels, self.best = config, labels, best
+        self.stops = config.checkpoint.on_failed_save == "stop"
         self._writer = Writer()
         self._name = ""  # of the checkpoint handed over last
         self._failure: str | None = None  # of that one; of the first rank
@@ -182,7 +182,7 @@ class Saver:
         Returns: whether the run should stop for it.
         """
         self._note(self._writer.result(wait=False))
-        return bool(self._failure) and self.config.checkpoint.on_failed_save == "stop"
+        return bool(self._failure) and self.stops
 
     def finish(self) -> None:
         """Wait until the last checkpoint is whole (collective).
@@ -213,7 +213,7 @@ class Saver:
         failure, self._failure = self._failure, None
 
         def judge() -> Best | None:
-            if failure and (last or self.config.checkpoint.on_failed_save == "stop"):
+            if failure and (last or self.stops):
                 raise CheckpointError(
                     f"Checkpoint {self._name} could not be written: {failure}. {self._kept()} Make "
                     f"room, or mend what is wrong, and give the same command again."
@@ -233,6 +233,13 @@ class Saver:
         whole = self.folder.newest_whole()[0]
         return f"The last whole one is {whole.path}." if whole else "There is none before it."
 
+    def advice(self) -> str:
+        """Say what to do about a run that has lost its way."""
+        self.wait()
+        whole = self.folder.newest_whole()[0] if self.learner.runtime.is_first else None
+        kept = f"Checkpoint {whole.path} is from before. " if whole else "There is no checkpoint. "
+        return f"{kept}Try a lower --lr_init, a longer --warmup_epochs, or --clip_norm 1."
+
     def is_out_of_patience(self, place: Place) -> bool:
         """Whether the last evaluations, as many as `patience` allows, brought nothing better.
 
@@ -244,10 +251,3 @@ class Saver:
             return False
         every = options.eval_every_epochs
         return place.epoch // every - self.best.epoch // every >= options.patience
-
-
-def advice_for(folder: RunFolder, runtime: Runtime) -> str:
-    """Say what to do about a run that has lost its way."""
-    whole = folder.newest_whole()[0] if runtime.is_first else None
-    kept = f"Checkpoint {whole.path} is from before. " if whole else "There is no checkpoint. "
-    return f"{kept}Try a lower --lr_init, a longer --warmup_epochs, or --clip_norm 1."

@@ -125,7 +125,7 @@ def _find_fault(weights: Path, run_id: str | None) -> str | None:
 
 def _is_weights(entry: Path) -> bool:
     suits = entry.suffix.lower() in WEIGHTS_SUFFIXES and not entry.name.startswith(WRITING)
-    return suits and entry.is_file()
+    return suits and not entry.is_dir()
 
 
 def _by_numbers(name: str) -> tuple[list[tuple[str, int]], str]:
