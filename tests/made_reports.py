@@ -86,7 +86,7 @@ def made_evaluation(names: list[str], each: int = 50, skill: float = 0.8) -> dic
             "balanced_accuracy": {"value": top1, "low": top1 - half, "high": top1 + half},
             "loss": {"value": 0.91, "low": 0.9, "high": 0.92},
             "ece": {"value": 0.043, "low": None, "high": None},
-            "macro_f1": {"value": float(f1.mean()), "low": top1 - half, "high": top1 + half},
+            "f1_macro": {"value": float(f1.mean()), "low": top1 - half, "high": top1 + half},
         },
         "per_class": {
             "images": counts.sum(1).tolist(),

@@ -14,6 +14,7 @@ from vitbase.evaluation.report.scored import Scored, most_confused
 from vitbase.evaluation.report.summary import option_text
 from vitbase.evaluation.report.words import NONE, count_text, number_text, percent_text
 
+_COLUMNS = ("recall", "precision", "f1", "average_precision")
 _MOST_CLASS_ROWS = 2000
 _ROWS_AT_FIRST = 20
 _MOST_PAIRS = 30
@@ -72,7 +73,7 @@ def _classes(scored: Scored | None) -> Child:
         return None
     images = scored.images_per_class
     taken = _taken_for(scored)
-    columns = [name for name in ("recall", "precision", "f1") if name in scored.per_class]
+    columns = [name for name in _COLUMNS if name in scored.per_class]
     rows: list[list[Child]] = []
     for one in order[:_MOST_CLASS_ROWS]:
         shares = [scored.per_class[name][one] for name in columns]
@@ -84,7 +85,12 @@ def _classes(scored: Scored | None) -> Child:
                 ", ".join(taken.get(one, ())),
             ]
         )
-    head = ["class", *(["images"] if images is not None else []), *columns, "most taken for"]
+    head = [
+        "class",
+        *(["images"] if images is not None else []),
+        *(name.replace("_", " ") for name in columns),
+        "most taken for",
+    ]
     tools: list[Child] = []
     if len(rows) > _ROWS_AT_FIRST:
         tools = [
@@ -155,8 +161,8 @@ def _confusion(scored: Scored | None, place: str) -> Child:
         ),
         tag(
             "div",
-            tag("figure", Markup(matrix.svg), data(place, inside), class_="matrix"),
             tag("p", "", class_="reading", aria_live="polite"),
+            tag("figure", Markup(matrix.svg), data(place, inside), class_="matrix"),
             class_="confusable",
         ),
         tag("h4", "Most often mixed up") if rows else None,

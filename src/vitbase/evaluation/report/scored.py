@@ -158,7 +158,7 @@ _BOUNDS = ("low", "high")
 def _as_columns(value: Any, classes: int) -> dict[str, NDArray[np.float64]]:
     columns = {}
     given = {} if value is None else _as_object(value, "per_class")
-    for name in ("images", "recall", "precision", "f1"):
+    for name in ("images", "recall", "precision", "f1", "average_precision"):
         if given.get(name) is None:
             continue
         cells = _as_list(given[name], f"per_class {name}", MOST_CLASSES)
