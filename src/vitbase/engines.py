@@ -8,6 +8,7 @@ from pathlib import Path
 from vitbase.config.config import Config
 from vitbase.console import say, warn
 from vitbase.errors import ConfigError, VitbaseError
+from vitbase.evaluation.answers import NOTHING, Keep
 from vitbase.evaluation.report.inputs import REPORT
 from vitbase.evaluation.report.svg import check_charts
 from vitbase.evaluation.run import Evaluation
@@ -64,7 +65,7 @@ def evaluate(config: Config) -> list[Evaluation]:
 
 
 def evaluate_each(
-    config: Config, on_unreadable: Callable[[str], None] = lambda line: None
+    config: Config, on_unreadable: Callable[[str], None] = lambda line: None, keep: Keep = NOTHING
 ) -> Iterator[Evaluation]:
     """As :func:`evaluate`, yielding each result as soon as it is there.
 
@@ -72,15 +73,18 @@ def evaluate_each(
 
     Args:
       on_unreadable: receives a line for each checkpoint and image that cannot be read.
+      keep: what to keep of the answer to each image.
     """
     if config.model.checkpoint_path is None:
         raise ConfigError("Nothing to evaluate: give --checkpoint_path.")
     if config.run.engine == "torch":
         from vitbase.evaluation.run import evaluate_each as evaluate_on_torch
 
-        yield from evaluate_on_torch(config, on_unreadable)
+        yield from evaluate_on_torch(config, on_unreadable, keep)
         return
+    if keep.features:
+        raise ConfigError("Engine mindspore does not read --save_features: --engine torch does.")
     check_installed()
     from vitbase.mindspore.engine import evaluate_each as evaluate_on_mindspore
 
-    yield from evaluate_on_mindspore(config, on_unreadable)
+    yield from evaluate_on_mindspore(config, on_unreadable, keep)

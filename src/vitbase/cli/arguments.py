@@ -19,24 +19,39 @@ from vitbase.config.config import Config, load_config, with_options
 from vitbase.config.hints import hint_for
 from vitbase.console import printable, printable_lines, say_text, warn
 from vitbase.errors import LAUNCHED, ConfigError, nearest
+from vitbase.launch.words import find_value
 
-_JSON_OF_EVAL = " --json prints a JSON object a checkpoint."
 _TYRO: Any = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
 
 
-def parse_config(command: str, words: list[str], *, default_recipe: str) -> Config:
-    """Read `[RECIPE] [--OPTION VALUE ...]`; options on the command line win."""
+def parse_config(
+    command: str,
+    words: list[str],
+    *,
+    default_recipe: str,
+    description: str = "",
+    switches: Sequence[str] = (),
+    others: Any = None,
+) -> Config:
+    """Read `[RECIPE] [--OPTION VALUE ...]`; options on the command line win.
+
+    Args:
+      description: of the switches, for the help.
+      switches: as of :func:`parse_options`.
+      others: a TypedDict of options of the command that are none of a run, for the help; they have
+        been taken out before.
+    """
     recipe, whole = default_recipe, words
     if has_recipe(words):
         recipe, words = words[0], words[1:]
-    asks_help, is_eval = bool({"-h", "--help"} & set(words)), command == "eval"
+    asks_help = bool({"-h", "--help"} & set(words))
     base = load_config(recipe)
     given = parse_options(
-        options_type(command, base),
+        options_type(command, base, others),
         words,
         f"vitbase {command} {'[RECIPE]' if asks_help else recipe}",
-        f"Defaults are those of {printable(recipe)}.{_JSON_OF_EVAL if is_eval else ''}",
-        switches=("json",) if is_eval else (),
+        f"Defaults are those of {printable(recipe)}.{description}",
+        switches=switches,
     )
     options = {name: value for section in given.values() for name, value in section.items()}
     if options.get("image_size", 1) < 1:
@@ -118,6 +133,22 @@ def drop_value(words: list[str], option: str) -> list[str]:
         else:
             kept.append(word)
     return kept
+
+
+def take_options(words: list[str], options: Any) -> tuple[list[str], dict[str, str]]:
+    """Take the options of a TypedDict, each a text, out of words that have others, too.
+
+    Raises: ConfigError if one has no value.
+    """
+    taken: dict[str, str] = {}
+    for name in options.__annotations__:
+        value = find_value(words, name)
+        if value is not None:
+            taken[name] = value
+            words = drop_value(words, name)
+        elif any(word.partition("=")[0].replace("-", "_") == f"__{name}" for word in words):
+            raise ConfigError(f"Option '{name}' should have a value.")
+    return words, taken
 
 
 def take_switch(words: list[str], switch: str) -> tuple[list[str], bool]:

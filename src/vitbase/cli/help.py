@@ -39,10 +39,13 @@ ImageSize = Annotated[int, option(_BOTH_SIDES)]
 """An option of the command line alone: it stands for two."""
 
 
-def options_type(command: str, base: Config) -> Any:
+def options_type(command: str, base: Config, others: Any = None) -> Any:
     """Build the command line's type: a section is a TypedDict, so only given options are set.
 
     An option stands in one section: its own, or the first one.
+
+    Args:
+      others: a section of options that are none of a run.
     """
     first = _IN_EVALUATION if command == "eval" else _IN_TRAINING
     shown = {name: _shown(name, base) for name in FIELDS} | {"image_size": _image_size(base)}
@@ -50,7 +53,7 @@ def options_type(command: str, base: Config) -> Any:
     for name, (section, _) in FIELDS.items():
         if name not in first:
             sections.setdefault(section, {})[name] = shown[name]
-    types: dict[str, Any] = {}
+    types: dict[str, Any] = {} if others is None else {others.__name__: others}
     for section, options in sections.items():
         types[section] = TypedDict(section, options, total=False)  # type: ignore[operator]
         if section in Config.model_fields:

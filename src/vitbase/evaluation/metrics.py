@@ -40,7 +40,7 @@ class RecallSums:
 
         Args: as of :meth:`ClassificationSums.of`.
         """
-        hits_B = (logits_BC.argmax(dim=1) == labels_B) & readable_B
+        hits_B = (rank_classes(logits_BC, 1)[:, 0] == labels_B) & readable_B
         classes = logits_BC.shape[1]
         return cls(
             labels_B[hits_B].bincount(minlength=classes).numpy(force=True),
@@ -74,14 +74,12 @@ class RecallSums:
         return {"eval_balanced_accuracy": self.balanced_accuracy}
 
     def describe(self, class_names: Sequence[str] = ()) -> str:
-        recalls = self.recall_per_class
-        if np.isnan(recalls).all():
+        if not self.images_per_class.any():
             return "no image of any class"
-        worst = int(np.nanargmin(recalls))
         return (
             f"balanced accuracy {self.balanced_accuracy:.2%} over "
-            f"{np.count_nonzero(self.images_per_class)} classes, least {recalls[worst]:.2%} "
-            f"of class {name_class(class_names, worst)}"
+            f"{np.count_nonzero(self.images_per_class)} classes, "
+            f"{_describe_least(self.recall_per_class, class_names)}"
         )
 
 
@@ -108,7 +106,7 @@ class ClassificationSums:
           readable_B: [B] bool.
         """
         logits_BC = logits_BC.float()
-        top_BK = logits_BC.topk(min(5, logits_BC.shape[1]), dim=1).indices
+        top_BK = rank_classes(logits_BC, 5)
         hits_BK = (top_BK == labels_B[:, None]) & readable_B[:, None]
         losses_B = F.cross_entropy(logits_BC, labels_B, reduction="none")
         return cls(
@@ -165,12 +163,17 @@ class ClassificationSums:
 
     def describe(self, class_names: Sequence[str] = ()) -> str:
         return (
-            f"{_describe_images(self.images, self.unreadable)}: "
+            f"{describe_images(self.images, self.unreadable)}: "
             f"top-1 {self.top1:.2%} (standard error {self.top1_standard_error:.2%})  "
             + (f"top-5 {self.top5:.2%}  " if self.top5_tells else "")
             + f"loss {self.loss:.4f}"
             + (f"  {self.recall.describe(class_names)}" if self.recall.is_unequal else "")
         )
+
+    def describe_least(self, class_names: Sequence[str] = ()) -> str:
+        """Name the class that was recognised least, if there are any."""
+        recalls = self.recall.recall_per_class
+        return _describe_least(recalls, class_names) if self.recall.images_per_class.any() else ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -281,15 +284,37 @@ class MultiLabelSums:
     def describe(self, class_names: Sequence[str] = ()) -> str:
         precisions = self.average_precision_per_class
         defined = np.count_nonzero(~np.isnan(precisions))
-        least = ""
-        if defined > 1:
-            worst = int(np.nanargmin(precisions))
-            least = f", least {precisions[worst]:.2%} of class {name_class(class_names, worst)}"
+        least = f", {self.describe_least(class_names)}" if defined > 1 else ""
         return (
-            f"{_describe_images(self.images, self.unreadable)}: "
+            f"{describe_images(self.images, self.unreadable)}: "
             f"mAP {self.mean_average_precision:.2%} over {defined} classes{least}  "
             f"F1 micro {self.f1_micro:.2%} macro {self.f1_macro:.2%}  loss {self.loss:.4f}"
         )
+
+    def describe_least(self, class_names: Sequence[str] = ()) -> str:
+        """Name the class of the least average precision, if any is defined."""
+        precisions = self.average_precision_per_class
+        return "" if np.isnan(precisions).all() else _describe_least(precisions, class_names)
+
+
+def rank_classes(logits_BC: torch.Tensor, most: int) -> torch.Tensor:
+    """Return the most probable classes, best first; of equal ones the first in the model's order.
+
+    `topk` alone takes any of equal ones: on another device, or in another batch, others.
+
+    Args:
+      logits_BC: [B, C]
+      most: K, or C where that is less.
+    Returns: int64 [B, K].
+    """
+    kept = min(most, logits_BC.shape[1])
+    values_BK, top_BK = logits_BC.topk(min(kept + 1, logits_BC.shape[1]), dim=1)
+    unsure_B = (values_BK[:, 1:] == values_BK[:, :-1]).any(dim=1) | values_BK.isnan().any(dim=1)
+    top_BK = top_BK[:, :kept]
+    if unsure_B.any():
+        ranked = logits_BC[unsure_B].sort(dim=1, descending=True, stable=True).indices
+        top_BK[unsure_B] = ranked[:, :kept]
+    return top_BK
 
 
 def average_precision(scores_N: NDArray[np.float32], answers_N: NDArray[np.bool_]) -> float:
@@ -326,6 +351,12 @@ def _mean_of_defined(values: NDArray[np.float64]) -> float:
     return float(defined.mean()) if len(defined) else math.nan
 
 
-def _describe_images(images: int, unreadable: int) -> str:
+def _describe_least(values: NDArray[np.float64], class_names: Sequence[str]) -> str:
+    worst = int(np.nanargmin(values))
+    return f"least {values[worst]:.2%} of class {name_class(class_names, worst)}"
+
+
+def describe_images(images: int, unreadable: int) -> str:
+    """Say that each image was evaluated once, and how many could not be read."""
     wrong = f", {unreadable} unreadable counted as wrong" if unreadable else ""
     return f"evaluated {images} of {images}, each once{wrong}"

@@ -20,6 +20,7 @@ from vitbase.data.augment import EvalTransform
 from vitbase.data.loader import Batch, EvalLoader
 from vitbase.data.normalize import normalize
 from vitbase.errors import CheckpointError, ConfigError, DataError
+from vitbase.evaluation.answers import NOTHING, Answers, Keep, Keeper
 from vitbase.evaluation.metrics import ClassificationSums, MultiLabelSums
 from vitbase.model.vit import VisionTransformer
 from vitbase.runs.checkpoints import is_own_weights
@@ -39,6 +40,9 @@ class Evaluation:
     Attributes:
       class_names: of the classes that were counted.
       notes: what is remarkable.
+      source: the images.
+      answers: to each of them.
+      preprocess: what was done to them.
     """
 
     weights: Path
@@ -46,12 +50,20 @@ class Evaluation:
     seconds: float
     class_names: tuple[str, ...]
     notes: tuple[str, ...]
+    source: Source
+    answers: Answers
+    preprocess: Preprocess
 
 
 class EachOnce:
-    """Counts a model's answers to the images of a source, and that each image had one."""
+    """Counts a model's answers to the images of a source, and that each image had one.
 
-    def __init__(self, source: Source) -> None:
+    Args:
+      keeper: keeps them, too, if they are needed one by one.
+    """
+
+    def __init__(self, source: Source, keeper: Keeper | None = None) -> None:
+        self._keeper = keeper
         self._kind = MultiLabelSums if source.labels.ndim == 2 else ClassificationSums
         self._visits = torch.zeros(len(source), dtype=torch.int64)
         self._parts: list[Any] = []
@@ -64,7 +76,10 @@ class EachOnce:
             on_unreadable(
                 f"Unreadable evaluation image {image.place}: {image.cause}; counted as wrong"
             )
-        self._parts.append(self._kind.of(logits_BC.cpu(), batch.labels.cpu(), batch.readable))
+        logits_BC = logits_BC.cpu()
+        self._parts.append(self._kind.of(logits_BC, batch.labels.cpu(), batch.readable))
+        if self._keeper is not None:
+            self._keeper.add(batch, logits_BC)
         self._visits[batch.positions] += 1
 
     def total(self, runtime: Runtime) -> Sums:
@@ -91,6 +106,7 @@ def evaluate_model(
     num_workers: int | None = None,
     on_unreadable: Callable[[str], None] = lambda line: None,
     go_on: Callable[[], bool] = lambda: True,
+    keeper: Keeper | None = None,
 ) -> Sums | None:
     """Evaluate a model on every image of a source, each on one rank (collective).
 
@@ -100,6 +116,7 @@ def evaluate_model(
       model: on the runtime's device already; its mode is restored afterwards.
       on_unreadable: receives a line for each image that could not be read.
       go_on: asked for each batch, equally often on every rank; False ends it, on all of them.
+      keeper: keeps the answers to this rank's images.
     Returns: what was counted; None if it was ended before.
     Raises: DataError if the source is empty.
     """
@@ -121,11 +138,12 @@ def evaluate_model(
             logits: torch.Tensor = model(normalize(images, preprocess))
         return logits
 
-    counted = EachOnce(source)
+    counted = EachOnce(source, keeper)
     was_training = model.training
     model.eval()
     goes_on = True
-    with torch.inference_mode(), contextlib.closing(iter(loader)) as batches:
+    watching = contextlib.nullcontext() if keeper is None else keeper.watching(model)
+    with watching, torch.inference_mode(), contextlib.closing(iter(loader)) as batches:
         for _ in range(loader.most_batches):
             batch = next(batches, None)
             if batch is not None:
@@ -142,7 +160,7 @@ def evaluate_model(
 
 
 def evaluate_each(
-    config: Config, on_unreadable: Callable[[str], None] = lambda line: None
+    config: Config, on_unreadable: Callable[[str], None] = lambda line: None, keep: Keep = NOTHING
 ) -> Iterator[Evaluation]:
     """Evaluate on torch as `engines.evaluate_each` does, on options that were checked."""
     options = config.run
@@ -150,7 +168,7 @@ def evaluate_each(
         options.device_target, options.device_id, options.precision, tf32=options.tf32
     ) as runtime:
         yield from evaluate_on(
-            runtime, lambda model, _: model.to(runtime.device), config, on_unreadable
+            runtime, lambda model, _: model.to(runtime.device), config, on_unreadable, keep
         )
 
 
@@ -159,11 +177,13 @@ def evaluate_on(
     placed: Callable[[VisionTransformer, Preprocess], nn.Module],
     config: Config,
     on_unreadable: Callable[[str], None],
+    keep: Keep = NOTHING,
 ) -> Iterator[Evaluation]:
     """As :func:`evaluate_each`, on a device that is open.
 
     Args:
       placed: brings a model, and what its images become, to the device.
+      keep: what to keep of the answers to each image.
     """
     assert config.model.checkpoint_path is not None
     source: Source | None = None
@@ -190,6 +210,7 @@ def evaluate_on(
         if source is None:
             source = open_val(config, loaded.labels)
         notes = (*source.notes, *_check_fit(preprocess, loaded, source))
+        keeper = Keeper(keep)
         started = time.perf_counter()
         sums = evaluate_model(
             placed(loaded.model, preprocess),
@@ -199,9 +220,12 @@ def evaluate_on(
             batch_size=config.data.eval_batch_size or config.data.batch_size,
             num_workers=config.data.num_workers,
             on_unreadable=on_unreadable,
+            keeper=keeper,
         )
         assert sums is not None
-        yield Evaluation(path, sums, time.perf_counter() - started, source.class_names, notes)
+        seconds, names = time.perf_counter() - started, source.class_names
+        answers = keeper.gather(runtime)
+        yield Evaluation(path, sums, seconds, names, notes, source, answers, preprocess)
     if source is None and damaged is not None:
         raise damaged
 

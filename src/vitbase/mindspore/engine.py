@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from vitbase.config.complete import complete
 from vitbase.config.config import Config
 from vitbase.console import say
+from vitbase.evaluation.answers import NOTHING, Keep
 from vitbase.evaluation.environment import write_environment
 from vitbase.evaluation.run import Evaluation, evaluate_on
 from vitbase.mindspore.checkpoints import (
@@ -61,7 +62,7 @@ def train(config: Config) -> TrainResult:
 
 
 def evaluate_each(
-    config: Config, on_unreadable: Callable[[str], None] = lambda line: None
+    config: Config, on_unreadable: Callable[[str], None] = lambda line: None, keep: Keep = NOTHING
 ) -> Iterator[Evaluation]:
     """Evaluate as `evaluation.run.evaluate_each` does, on MindSpore."""
     options = config.run
@@ -71,6 +72,7 @@ def evaluate_each(
             lambda model, preprocess: Twin.of(model, runtime, preprocess),
             config,
             on_unreadable,
+            keep,
         )
 
 
