@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import vitbase
-from vitbase.cli import data, weights
+from vitbase.cli import data, report, weights
 from vitbase.cli.arguments import LaunchOptions, TableOptions
 from vitbase.cli.verify import VerifyOptions
 from vitbase.config.config import FIELDS, recipe_names
@@ -24,6 +24,7 @@ OPTIONS = {
     *weights._ConvertOptions.__annotations__,
     *data._CheckOptions.__annotations__,
     *data._PackOptions.__annotations__,
+    *report._ReportOptions.__annotations__,
     "json",
 }
 OPTIONS |= {*LaunchOptions.__annotations__, *TableOptions.__annotations__}

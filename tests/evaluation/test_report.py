@@ -340,7 +340,9 @@ def test_training_writes_it_by_option_and_again_when_it_is_finished(tiny_config,
     out = config.output_dir / "report" / "report.html"
     assert f"Report: {out}" in capsys.readouterr().out
     page = Page(out.read_text("utf-8"))
-    assert {"summary", "run0-environment", "run0-config"} <= set(page.ids)
+    parts = ("classes", "confusion", "images", "calibration", "config", "environment")
+    assert {"summary", *(f"run0-{part}" for part in parts)} <= set(page.ids)
+    assert "run0-missing" not in page.ids
     assert rows_of(config.output_dir)[-1]["eval_top1"] >= 0
     out.unlink()
     vitbase.train(config)

@@ -88,6 +88,7 @@ def _evaluate(config: Config, asked: _Asked) -> None:
     from vitbase.evaluation.calibration import write_calibration
     from vitbase.evaluation.predictions import write_predictions
     from vitbase.evaluation.record import Record
+    from vitbase.evaluation.shown import write_shown
     from vitbase.runs.checkpoints import is_own_weights
     from vitbase.runtime import is_first_rank
 
@@ -111,6 +112,9 @@ def _evaluate(config: Config, asked: _Asked) -> None:
             say(f"{name}: {printable(record.describe())}  ({result.seconds:.1f} s)")
         if asked.out is not None:
             tell(printable(f"Every figure: {record.write(asked.out)}"))
+            predictions = result.answers.predictions(result.source, record.meta())
+            for note in write_shown(asked.out, predictions, result.source):
+                warn(printable(note))
         if asked.save_predictions is not None:
             predictions = result.answers.predictions(result.source, record.meta())
             write_predictions(asked.save_predictions, predictions)

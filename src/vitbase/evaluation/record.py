@@ -22,7 +22,7 @@ from vitbase.evaluation.figures import (
 )
 from vitbase.evaluation.metrics import MultiLabelSums, describe_images
 from vitbase.evaluation.run import Evaluation
-from vitbase.files import json_line, write_whole
+from vitbase.files import json_line, read_json, write_whole
 
 RECORD_FILE = "evaluation.json"
 _MOST_UNREADABLE = 1000
@@ -185,6 +185,16 @@ class Record:
         ece = None if math.isnan(before.ece) else before.ece
         absent = {"temperature": None, "ece_after": None, "bins_after": None}
         return {"ece": ece, "bins": before.to_rows(), **absent}
+
+
+def has_record_of(folder: Path, weights: Path) -> bool:
+    """Whether a folder has a record of this weights file, and the images that go with it."""
+    try:
+        found = read_json(folder / RECORD_FILE)
+    except (OSError, ValueError):
+        return False
+    is_of = isinstance(found, dict) and found.get("weights") == str(weights)
+    return is_of and (folder / "shown" / "shown.json").is_file()
 
 
 def _plainly(figure: Figure) -> str:

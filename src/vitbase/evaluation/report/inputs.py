@@ -17,7 +17,7 @@ from vitbase.disk import find_strange, open_regular, read_regular
 from vitbase.errors import CheckpointError
 from vitbase.evaluation.report.scored import Figure, Scored, as_finite, as_scored, wilson
 from vitbase.files import read_json
-from vitbase.runs.checkpoints import BEST_FILE, CHECKPOINTS, CONFIG_FILE
+from vitbase.runs.checkpoints import BEST_FILE, CHECKPOINTS, CONFIG_FILE, list_checkpoints
 from vitbase.runs.rows import read_rows
 
 REPORT = "report"
@@ -139,7 +139,10 @@ def read_run(path: Path) -> RunData:
 
 
 def _evaluate(path: Path) -> str:
-    return f"vitbase eval --checkpoint_path {path} --out {path / REPORT}"
+    """Return the command that evaluates the last checkpoint of a run for its report."""
+    found = list_checkpoints(path / CHECKPOINTS)
+    last = found[-1].path if found else path
+    return f"vitbase eval --checkpoint_path {last} --out {path / REPORT}"
 
 
 def _missing(

@@ -14,6 +14,7 @@ _LABELS = {
     "map": "Mean average precision",
     "f1": "F1, mean over classes",
     "f1_macro": "F1, mean over classes",
+    "precision_macro": "Precision, mean over classes",
     "f1_micro": "F1 of all labels",
     "loss": "Loss",
     "nll": "Negative log-likelihood",
