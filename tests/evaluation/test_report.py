@@ -334,7 +334,9 @@ def test_a_thousand_classes_and_a_long_run_stay_small(tmp_path):
 # Training writes it.
 
 
-def test_training_writes_it_by_option_and_again_when_it_is_finished(tiny_config, capsys, no_charts):
+def test_training_writes_it_by_option_and_again_when_it_is_finished(
+    tiny_config, capsys, vitbase_command, no_charts
+):
     config = tiny_config(report=True)
     vitbase.train(config)
     out = config.output_dir / "report" / "report.html"
@@ -347,6 +349,13 @@ def test_training_writes_it_by_option_and_again_when_it_is_finished(tiny_config,
     out.unlink()
     vitbase.train(config)
     assert out.exists()
+    assert read_run(config.output_dir).missing == ()
+    newest = max((config.output_dir / "checkpoints").glob("train_vit_*"))
+    folder = config.output_dir / "again"
+    code, _, err = vitbase_command("eval", "--checkpoint_path", newest, "--out", folder)
+    assert (code, err) == (0, "")
+    for name in ("evaluation.json", "shown/shown.json", "shown/00.jpg"):
+        assert (folder / name).is_file(), name
     out.unlink()
     out.mkdir()
     (out / "in the way").touch()
