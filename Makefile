@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 VENV_MINDSPORE ?= .venv-mindspore
 
-.PHONY: demo test test-mindspore test-slow soak weights-table golden-losses lint types format clean
+.PHONY: demo test test-mindspore test-report test-slow soak weights-table golden-losses lint types format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/vitbase train fashion
@@ -20,6 +20,9 @@ test-mindspore: $(VENV_MINDSPORE)/.installed
 
 soak: $(VENV)/.installed-dev
 	$(BIN)/python tests/faults/soak.py
+
+test-report: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest tests/evaluation/test_report_page.py
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import vitbase
-from vitbase.cli import compare, data, doubts, evaluate, weights
+from vitbase.cli import compare, data, doubts, evaluate, report, weights
 from vitbase.cli.arguments import LaunchOptions, TableOptions
 from vitbase.cli.verify import VerifyOptions
 from vitbase.config.config import FIELDS, recipe_names
@@ -28,6 +28,7 @@ OPTIONS = {
     *doubts.DoubtsOptions.__annotations__,
     *evaluate._Results.__annotations__,
     *("json", "calibrate", "save_features"),
+    *report._ReportOptions.__annotations__,
 }
 OPTIONS |= {*LaunchOptions.__annotations__, *TableOptions.__annotations__}
 OPTIONS |= {*VerifyOptions.__annotations__}

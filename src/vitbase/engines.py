@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
-from vitbase.config.config import Config
+from vitbase.config.config import Config, load_config
 from vitbase.config.evaluating import EvaluationSection
-from vitbase.errors import ConfigError
+from vitbase.console import say, warn
+from vitbase.errors import ConfigError, VitbaseError
 from vitbase.evaluation.answers import NOTHING, Keep
+from vitbase.evaluation.report.inputs import REPORT
+from vitbase.evaluation.report.svg import check_charts
 from vitbase.evaluation.run import Evaluation
 from vitbase.mindspore.fits import check_installed, check_options
+from vitbase.runs.checkpoints import CHECKPOINTS, CONFIG_FILE, list_checkpoints
 from vitbase.runs.result import TrainResult
+from vitbase.runtime import is_first_rank, launched_ranks
 
 
 def train(config: Config) -> TrainResult:
@@ -24,15 +30,58 @@ def train(config: Config) -> TrainResult:
             "Options protocol, test_time_augmentation, suite and map are of `vitbase eval`; a run "
             "evaluates with the preprocessing that it trains with."
         )
+    if config.run.report:
+        check_charts()
+    result = _engine(config)(config)
+    if config.run.report and is_first_rank():
+        _write_page(result.output_dir)
+    return result
+
+
+def _engine(config: Config) -> Callable[[Config], TrainResult]:
     if config.run.engine == "torch":
         from vitbase.training.run import train as train_on_torch
 
-        return train_on_torch(config)
+        return train_on_torch
     check_options(config)
     check_installed()
     from vitbase.mindspore.engine import train as train_on_mindspore
 
-    return train_on_mindspore(config)
+    return train_on_mindspore
+
+
+def _write_page(run: Path) -> None:
+    """Write the report of a run; what hinders it is said, and no reason to lose the run."""
+    from vitbase.evaluation.report.page import write_report  # pillow and numpy's parts of it
+
+    out = run / REPORT / "report.html"
+    try:
+        if launched_ranks() in {None, 1}:  # several have gone their ways by now
+            _evaluate_last(run)
+    except VitbaseError as error:
+        warn(f"WARNING: the report has no evaluation: {error}")
+    try:
+        write_report([run], out)
+    except VitbaseError as error:
+        warn(f"WARNING: no report was written: {error}")
+    else:
+        say(f"Report: {out}")
+
+
+def _evaluate_last(run: Path) -> None:
+    """Leave an evaluation of the last checkpoint in the report folder, if it is not there yet."""
+    from vitbase.evaluation.record import Record, has_record_of
+    from vitbase.evaluation.shown import write_shown
+
+    last = list_checkpoints(run / CHECKPOINTS)[-1]
+    if has_record_of(run / REPORT, last.weights):
+        return
+    config = load_config(str(run / CONFIG_FILE)).replace(checkpoint_path=str(last.path))
+    for result in evaluate_each(config, warn, Keep(temperatures=True)):
+        record = Record(result, config.data.val_data_path or config.data.data_path or "")
+        record.write(run / REPORT)
+        for note in write_shown(run / REPORT, record.predictions(), record.kept.source):
+            warn(note)
 
 
 def evaluate(config: Config) -> list[Evaluation]:

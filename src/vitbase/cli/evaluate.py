@@ -92,6 +92,7 @@ def _evaluate(config: Config, asked: _Asked) -> None:
     from vitbase.evaluation.calibration import write_calibration
     from vitbase.evaluation.predictions import write_predictions
     from vitbase.evaluation.record import Record
+    from vitbase.evaluation.shown import write_shown
     from vitbase.runs.checkpoints import is_own_weights
     from vitbase.runtime import is_first_rank
 
@@ -122,9 +123,10 @@ def _evaluate(config: Config, asked: _Asked) -> None:
             say(f"{whose}: {printable(record.describe())}  ({speed})")
         if asked.out is not None:
             tell(printable(f"Every figure: {record.write(asked.out)}"))
+            for note in write_shown(asked.out, record.predictions(), record.kept.source):
+                warn(printable(note))
         if asked.save_predictions is not None:
-            predictions = result.kept.answers.predictions(result.kept.source, record.meta())
-            write_predictions(asked.save_predictions, predictions)
+            write_predictions(asked.save_predictions, record.predictions())
             tell(printable(f"A row for each image: {asked.save_predictions}"))
         if asked.calibrate:
             if record.calibration is None:

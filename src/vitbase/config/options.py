@@ -67,6 +67,7 @@ class RunSection(Section):
     )
     log_every_steps: int = free_on_resume(50, "steps between two log lines", ge=1)
     tensorboard: bool = free_on_resume(False, "also write the metrics for TensorBoard")
+    report: bool = free_on_resume(False, "at the end, write the page report/report.html")
 
     @field_validator("device_target", mode="before")
     @classmethod

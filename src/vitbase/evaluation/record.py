@@ -21,8 +21,9 @@ from vitbase.evaluation.figures import (
     plain_figures,
 )
 from vitbase.evaluation.metrics import MultiLabelSums, describe_images, describe_least
+from vitbase.evaluation.predictions import Predictions
 from vitbase.evaluation.run import Evaluation, Kept
-from vitbase.files import json_line, write_whole
+from vitbase.files import json_line, read_json, write_whole
 
 RECORD_FILE = "evaluation.json"
 _MOST_UNREADABLE = 1000
@@ -158,6 +159,10 @@ class Record:
             "preprocess": self.kept.preprocess.model_dump(mode="json"),
         }
 
+    def predictions(self) -> Predictions:
+        """Return a row for each image, to be kept in a file."""
+        return self.kept.answers.predictions(self.kept.source, self.meta())
+
     def write(self, folder: Path) -> Path:
         """Write `evaluation.json` into a folder, which is made. Returns: the file.
 
@@ -191,6 +196,16 @@ class Record:
         ece = None if math.isnan(before.ece) else before.ece
         absent = {"temperature": None, "ece_after": None, "bins_after": None}
         return {"ece": ece, "bins": before.to_rows(), **absent}
+
+
+def has_record_of(folder: Path, weights: Path) -> bool:
+    """Whether a folder has a record of this weights file, and the images that go with it."""
+    try:
+        found = read_json(folder / RECORD_FILE)
+    except (OSError, ValueError):
+        return False
+    is_of = isinstance(found, dict) and found.get("weights") == str(weights)
+    return is_of and (folder / "shown" / "shown.json").is_file()
 
 
 def _plainly(figure: Figure) -> str:

@@ -20,7 +20,7 @@ READ = frozenset(
     {
         # of the run, and its folder
         *("engine", "name", "output_dir", "seed", "device_id", "num_devices", "resume"),
-        "hang_minutes",
+        *("hang_minutes", "report"),
         *("log_every_steps", "keep_checkpoint_max", "checkpoint_every_steps", "checkpoint_format"),
         "checkpoint_every_minutes",
         # images, their order and augmentation: the code of both engines

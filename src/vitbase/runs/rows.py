@@ -107,3 +107,34 @@ def _are_numbers(row: dict[str, Any]) -> bool:
         for name, value in row.items()
         if name.startswith("eval_")
     )
+
+
+def read_rows(metrics_file: Path, most: int = 64 << 20) -> tuple[list[dict[str, Any]], list[str]]:
+    """Read all rows, up to so many bytes of them.
+
+    Returns: the rows; a line for each thing that was passed over. Without a file there are none.
+    Raises: CheckpointError if there is something else than a file, or it cannot be read.
+    """
+    rows: list[dict[str, Any]] = []
+    notes: list[str] = []
+    lost, first, size = 0, 0, 0
+    try:
+        if _is_missing(metrics_file):
+            return rows, notes
+        with open(metrics_file, "rb", opener=open_regular) as file:
+            for number, line in enumerate(_lines(file), 1):
+                size += len(line) + 1
+                if size > most:
+                    notes.append(f"{metrics_file}: what comes after {most:,} bytes is not read.")
+                    break
+                row = _as_row(line)
+                if row is None:
+                    lost, first = lost + 1, first or number
+                else:
+                    rows.append(row)
+    except OSError as error:
+        raise CheckpointError(f"Cannot read {metrics_file}: {error.strerror}.") from None
+    if lost:
+        of = "1 line" if lost == 1 else f"{lost} lines"
+        notes.append(f"{metrics_file}: {of} passed over that hold no row, the first is {first}.")
+    return rows, notes

@@ -13,6 +13,7 @@ from vitbase.config.config import Config
 from vitbase.console import say
 from vitbase.data.augment import TrainTransform
 from vitbase.data.loader import TrainLoader
+from vitbase.evaluation.environment import write_environment
 from vitbase.evaluation.features import FeatureLoader, FeatureStore
 from vitbase.evaluation.run import Sums
 from vitbase.pulse import stands_at
@@ -71,6 +72,8 @@ class Prepared:
           notes: of the model, for the log.
         """
         runtime.from_first(lambda: folder.start(self.config))
+        if self.config.run.report:
+            runtime.from_first(lambda: write_environment(folder.path, runtime.describe()))
         board = open_board(folder.path) if open_board and runtime.is_first else None
         journal = Journal(folder.metrics_file, rank=runtime.rank, board=board)
         for line in (*self.notes, *notes, *self.found.warnings):
