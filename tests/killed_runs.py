@@ -12,6 +12,7 @@ import pytest
 import vitbase
 from vitbase.config.config import Config, load_config
 from vitbase.runs import lock
+from vitbase.training import prepare
 from vitbase.training import run as training
 from vitbase.training.schedule import Place
 from vitbase.training.step import Learner
@@ -88,8 +89,12 @@ def goes_on(config: Config, patch: pytest.MonkeyPatch) -> str:
         raise ReachedError(place)
 
     patch.setattr(training, "fit", reached)
-    for name in ("describe", "estimate_run", "check_agreement"):  # they take time, and read nothing
-        patch.setattr(training, name, lambda *given: [])
+    for room, name in (
+        (training, "describe"),
+        (training, "estimate_run"),
+        (prepare, "check_agreement"),
+    ):
+        patch.setattr(room, name, lambda *given: [])  # they take time, and read nothing
     patch.setattr(os, "fsync", lambda descriptor: None)
     try:
         vitbase.train(config)

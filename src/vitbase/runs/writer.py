@@ -43,6 +43,7 @@ _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_BETWEEN_PARTS = 0.05
 _NICENESS = 10
 _DIGEST = ".sha256"
+_GIVEN_UP = "another rank could not write its part"  # and has removed the folder of all parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,7 +233,12 @@ def carry_out(job: Job, memory: mmap.mmap) -> None:
     if job.log.is_file():
         sync(job.log)
     needed = sum(part.size for part in (*job.parts, *job.beside))
-    write_checkpoint(job.folder, write_parts, job.progress, needed, job.shared)
+    try:
+        write_checkpoint(job.folder, write_parts, job.progress, needed, job.shared)
+    except FileNotFoundError:
+        if job.shared is not None and job.folder.parent.is_dir():
+            raise OSError(errno.EIO, _GIVEN_UP) from None
+        raise
     best = job.progress["best"]
     prune_checkpoints(job.folder, job.keep, best and best["checkpoint"])
     for part in job.beside:
@@ -265,7 +271,7 @@ def _digest_of(name: str, folder: Path) -> str:
     said = folder / f"{name}{_DIGEST}"
     while not said.exists():
         if not folder.exists():
-            raise OSError(errno.EIO, "another rank could not write its part")
+            raise OSError(errno.EIO, _GIVEN_UP)
         time.sleep(_SECONDS_BETWEEN_PARTS)
     digest = said.read_text(encoding="ascii")
     said.unlink()
