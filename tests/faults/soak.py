@@ -233,7 +233,7 @@ def main() -> None:
     computed = soak.ended * EPOCHS * STEPS * BATCH
     lines = [
         f"{minutes:.0f} minutes, {RANKS} ranks: {soak.injected.total()} faults, all survived:",
-        *(f"  {count:4} {fault}" for fault, count in sorted(soak.injected.items())),
+        *(f"  {count:4} {fault}" for fault, count in sorted(soak.injected.items()) if count),
         f"{soak.starts} starts; {soak.ended} runs of {EPOCHS * STEPS} updates ended, each equal to "
         "the undisturbed one byte for byte",
         f"samples lost: {soak.lost}; computed twice, as the last checkpoint was from before: "
