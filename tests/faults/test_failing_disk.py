@@ -197,6 +197,7 @@ def may_mount() -> bool:
     return unshare is not None and subprocess.run(words, check=False).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not may_mount(), reason="no user namespaces with mounts here")
 def test_a_disk_that_is_full_and_then_read_only(tiny_idx, tmp_path):
     """A real one: a file system in memory, enlarged, then mounted read-only."""
