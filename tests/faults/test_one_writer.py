@@ -15,6 +15,7 @@ from made_runs import TINY, rows_of
 
 import vitbase
 from vitbase.errors import CheckpointError
+from vitbase.runs import lock
 from vitbase.runs.folder import RunFolder
 from vitbase.runs.lock import LOCK_FILE, RunLock, _this_process
 
@@ -49,9 +50,9 @@ def test_a_writer_that_was_killed_is_no_writer(tiny_idx, tmp_path):
         next(line for line in first.stdout if "epoch   2/300" in line)
         first.kill()
     assert (run / LOCK_FILE).exists()
-    lock = RunLock(run)
-    lock.take()
-    lock.release()
+    held = RunLock(run)
+    held.take()
+    held.release()
     assert not (run / LOCK_FILE).exists()
 
 
@@ -75,10 +76,10 @@ def write(folder, **facts):
 def test_a_process_that_is_gone_or_another_by_now_is_no_writer(tmp_path, facts):
     other = {"process": os.getppid(), **facts}
     write(tmp_path, **other)
-    lock = RunLock(tmp_path)
-    lock.take()
+    held = RunLock(tmp_path)
+    held.take()
     assert json.loads((tmp_path / LOCK_FILE).read_text())["process"] == os.getpid()
-    lock.release()
+    held.release()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -94,16 +95,16 @@ def test_a_writer_elsewhere_lives_while_it_touches_its_file(tmp_path, content):
         assert "process 12 on node07, since today" in str(told.value)
     long_ago = time.time() - 61
     os.utime(tmp_path / LOCK_FILE, (long_ago, long_ago))
-    lock = RunLock(tmp_path)
-    lock.take()
-    lock.release()
+    held = RunLock(tmp_path)
+    held.take()
+    held.release()
 
 
 def _try(folder, ready, taken):
     ready.wait()
-    lock = RunLock(folder)
+    held = RunLock(folder)
     try:
-        lock.take()
+        held.take()
     except CheckpointError:
         return
     with taken.get_lock():
@@ -127,6 +128,58 @@ def test_of_many_at_once_one_gets_it(tmp_path, dead):
         for process in others:
             process.join()
         assert taken.value == 1
+        assert [found.name for found in folder.iterdir()] == [LOCK_FILE]
+
+
+def test_who_found_it_dead_does_not_remove_the_new_one_of_a_faster_one(tmp_path, monkeypatch):
+    write(tmp_path, process=2**22 + 7)
+    slow, fast = RunLock(tmp_path), RunLock(tmp_path)
+    read = lock._read
+    faster_one = iter([fast.take])
+
+    def read_and_wait(path):
+        content = read(path)
+        for take in faster_one:
+            take()
+        return content
+
+    monkeypatch.setattr(lock, "_read", read_and_wait)
+    with pytest.raises(CheckpointError, match=f"written by process {os.getpid()} "):
+        slow.take()
+    assert json.loads((tmp_path / LOCK_FILE).read_text())["token"]
+    fast.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_who_died_while_removing_a_dead_one_is_no_writer_either(tmp_path, monkeypatch):
+    write(tmp_path, process=2**22 + 7)
+    dead = RunLock(tmp_path)
+
+    def die(path):
+        raise SystemExit
+
+    with monkeypatch.context() as patched:
+        patched.setattr(lock.RunLock, "release", lambda self: None)
+        patched.setattr(lock.Path, "unlink", die)
+        with pytest.raises(SystemExit):
+            dead.take()
+    (remover,) = (found for found in tmp_path.iterdir() if found.name != LOCK_FILE)
+    remover.write_text(json.dumps({**_this_process(), "process": 2**22 + 9}))
+    taken = RunLock(tmp_path)
+    taken.take()
+    assert [found.name for found in tmp_path.iterdir()] == [LOCK_FILE]
+    taken.release()
+
+
+def test_who_was_taken_for_dead_leaves_the_next_one_its_file(tmp_path):
+    first, second = RunLock(tmp_path), RunLock(tmp_path)
+    first.take()
+    (tmp_path / LOCK_FILE).unlink()
+    second.take()
+    first.release()
+    assert (tmp_path / LOCK_FILE).exists()
+    second.release()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_that_has_moved_on_meanwhile_is_not_started_from_where_it_was(tiny_config):

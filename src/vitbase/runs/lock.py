@@ -7,22 +7,25 @@ on this machine it is known whether it lives; of one elsewhere, its file tells b
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import secrets
 import socket
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
-from vitbase.disk import find_strange
+from vitbase.disk import find_strange, open_regular
 from vitbase.errors import CheckpointError
-from vitbase.files import read_json
+from vitbase.files import parse_json
 
 LOCK_FILE = "run.lock"
 _BEAT_SECONDS = 10.0
 _STALE_SECONDS = 60.0
 """After so long without a beat a writer on another machine is taken for dead."""
+_LONGEST = 10_000
 _LONGEST_SHOWN = 100
 """Letters of what a file says of its writer."""
 
@@ -30,8 +33,9 @@ _LONGEST_SHOWN = 100
 class RunLock:
     """The right to write into a folder, from :meth:`take` until :meth:`release`."""
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / LOCK_FILE
+    def __init__(self, folder: Path, name: str = LOCK_FILE) -> None:
+        self.path = folder / name
+        self._content = b""  # of the file, while the right is held
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -40,27 +44,35 @@ class RunLock:
 
         Raises: CheckpointError naming who has it; OSError if the folder cannot be written.
         """
+        self._make()
+        self._thread = threading.Thread(target=self._beat, name="vitbase-lock", daemon=True)
+        self._thread.start()
+
+    def release(self) -> None:
+        """Give the right back, if it was taken, and nobody took it for a dead one's since."""
+        if self._thread is not None:
+            self._ended.set()
+            self._thread.join()
+            self._thread = None
+        if self._content:
+            with contextlib.suppress(OSError):
+                if _read(self.path) == self._content:
+                    self.path.unlink()
+            self._content = b""
+
+    def _make(self) -> None:
+        content = (json.dumps(_this_process()) + "\n").encode()
         for _ in range(10):  # others may take and give it back meanwhile
             try:
                 descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
             except FileExistsError:
                 self._remove_if_dead()
                 continue
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(json.dumps(_this_process()) + "\n")
-            self._thread = threading.Thread(target=self._beat, name="vitbase-lock", daemon=True)
-            self._thread.start()
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+            self._content = content
             return
         raise CheckpointError(f"Another command keeps taking {self.path}: try again.")
-
-    def release(self) -> None:
-        """Give the right back, if it was taken."""
-        if self._thread is not None:
-            self._ended.set()
-            self._thread.join()
-            self._thread = None
-            with contextlib.suppress(OSError):
-                self.path.unlink()
 
     def _beat(self) -> None:
         while not self._ended.wait(_BEAT_SECONDS):
@@ -78,12 +90,13 @@ class RunLock:
                 f"{self.path} {strange}, where a run says who writes it: remove it."
             )
         try:
-            owner, age = _read_owner(self.path), self._age()
+            content = _read(self.path)
+            owner = _parse_owner(content)
+            lives = self._lives(owner)
         except FileNotFoundError:
             return
-        here = owner.get("machine") == _machine()
-        lives = _lives(owner) if here else age < _STALE_SECONDS
         if lives:
+            here = owner.get("machine") == _machine()
             since = str(owner.get("since", "an unknown time"))[:_LONGEST_SHOWN]
             wait = "" if here else f", wait {_STALE_SECONDS:.0f} s if that machine is gone"
             raise CheckpointError(
@@ -93,18 +106,27 @@ class RunLock:
                 f"Stop that one "
                 f"first{wait}, or give another --output_dir."
             )
-        # Of two who find it dead, one moves it away; the other finds nothing, or a new one.
-        aside = self.path.with_name(f".{LOCK_FILE}-{os.getpid()}")
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(self.path, aside)
-            if _read_owner(aside) != owner:  # a new one: put it back, unless there is one again
-                with contextlib.suppress(FileExistsError):
-                    os.link(aside, self.path)
-            aside.unlink()
+        # Only who holds the right to remove this very content may remove it: of two who found it
+        # dead, the slower one would otherwise remove the new one of the faster. Whoever dies
+        # holding that right leaves a file that is dead in turn, and is removed in the same way.
+        remover = RunLock(self.path.parent, f".{LOCK_FILE}-{hashlib.sha256(content).hexdigest()}")
+        remover._make()
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                if _read(self.path) == content and not self._lives(owner):
+                    self.path.unlink()
+        finally:
+            remover.release()
+
+    def _lives(self, owner: dict[str, Any]) -> bool:
+        """Tell whether who the file is of lives. Raises: FileNotFoundError if it is gone."""
+        if owner.get("machine") == _machine():
+            return _runs(owner)
+        return self._age() < _STALE_SECONDS
 
     def _age(self) -> float:
         """Return the seconds since the last beat, by the clock of who keeps the files."""
-        probe = self.path.with_name(f".{LOCK_FILE}-{os.getpid()}")
+        probe = self.path.with_name(f".{LOCK_FILE}-{secrets.token_hex(8)}")
         try:
             probe.touch()
             now = probe.stat().st_mtime
@@ -120,24 +142,31 @@ def _this_process() -> dict[str, Any]:
         "process": os.getpid(),
         "started": _start_of(os.getpid()),
         "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "token": secrets.token_hex(8),
     }
 
 
-def _read_owner(path: Path) -> dict[str, Any]:
-    """Read who a lock file is of; one that says nothing is of nobody known.
-
-    Raises: FileNotFoundError if it is gone.
-    """
+def _read(path: Path) -> bytes:
+    """Read a lock file. Raises: FileNotFoundError if it is gone."""
     try:
-        owner = read_json(path, longest=10_000)
+        with open(path, "rb", opener=open_regular) as file:
+            return file.read(_LONGEST + 1)
     except FileNotFoundError:
         raise
-    except (OSError, ValueError):
+    except OSError:
+        return b""
+
+
+def _parse_owner(content: bytes) -> dict[str, Any]:
+    """Return who a lock file is of; one that says nothing is of nobody known."""
+    try:
+        owner = parse_json(content, longest=_LONGEST)
+    except ValueError:
         return {}
     return owner if isinstance(owner, dict) else {}
 
 
-def _lives(owner: dict[str, Any]) -> bool:
+def _runs(owner: dict[str, Any]) -> bool:
     """Tell whether the process that a lock is of is still there, and no other of its number."""
     number = owner.get("process")
     if type(number) is not int or not 1 <= number < 2**31:  # more is no process, and overflows
