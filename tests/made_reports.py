@@ -171,7 +171,8 @@ def make_run(
     write_json(run / "report" / "evaluation.json", made_evaluation(names, each, skill))
     write_json(run / "report" / "environment.json", {"torch": "2.14.1", "device": "CPU"})
     doubt = {"kind": "label", "id": "a/1.jpg", "label": names[0], "prediction": 1, "score": 0.93}
-    write_json(run / "report" / "doubts.json", [doubt] * 30)
+    (run / "report" / "doubts").mkdir()
+    write_json(run / "report" / "doubts" / "doubts.json", [doubt] * 30)
     write_shown(run / "report" / "shown", names)
     return run
 

@@ -89,12 +89,8 @@ def escape_reports() -> None:
     libraries log. They quote names from outside as they are.
     """
     sys.excepthook = _report
-    threading.excepthook = lambda given: _report(
-        given.exc_type, given.exc_value or given.exc_type(), given.exc_traceback
-    )
-    sys.unraisablehook = lambda given: _report(
-        given.exc_type, given.exc_value or given.exc_type(), given.exc_traceback
-    )
+    threading.excepthook = _report_of_thread
+    sys.unraisablehook = _report_unraisable
     warnings.showwarning = _show_warning
     logging.setLogRecordFactory(_record)
 
@@ -103,6 +99,19 @@ def _report(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None, /
 ) -> None:
     warn_text("".join(traceback.format_exception(kind, error, trace)).rstrip("\n"))
+
+
+def _report_of_thread(given: threading.ExceptHookArgs) -> None:
+    if given.exc_type is not SystemExit:  # by which a thread may end
+        _report(given.exc_type, given.exc_value or given.exc_type(), given.exc_traceback)
+
+
+def _report_unraisable(given: sys.UnraisableHookArgs) -> None:
+    what = "something"
+    with contextlib.suppress(Exception):
+        what = repr(given.object)[:300]
+    warn(f"{given.err_msg or 'Exception ignored in'}: {what}")
+    _report(given.exc_type, given.exc_value or given.exc_type(), given.exc_traceback)
 
 
 def _show_warning(

@@ -8,13 +8,13 @@ from pathlib import Path
 from vitbase.config.config import Config, load_config
 from vitbase.config.evaluating import EvaluationSection
 from vitbase.console import say, warn
-from vitbase.errors import ConfigError, VitbaseError
+from vitbase.errors import CheckpointError, ConfigError, VitbaseError
 from vitbase.evaluation.answers import NOTHING, Keep
-from vitbase.evaluation.report.inputs import REPORT
 from vitbase.evaluation.report.svg import check_charts
 from vitbase.evaluation.run import Evaluation
 from vitbase.mindspore.fits import check_installed, check_options
-from vitbase.runs.checkpoints import CHECKPOINTS, CONFIG_FILE, list_checkpoints
+from vitbase.runs.checkpoints import CONFIG_FILE, REPORT
+from vitbase.runs.folder import RunFolder
 from vitbase.runs.result import TrainResult
 from vitbase.runtime import is_first_rank, launched_ranks
 
@@ -71,16 +71,16 @@ def _write_page(run: Path) -> None:
 def _evaluate_last(run: Path) -> None:
     """Leave an evaluation of the last checkpoint in the report folder, if it is not there yet."""
     from vitbase.evaluation.record import Record, has_record_of
-    from vitbase.evaluation.shown import write_shown
 
-    last = list_checkpoints(run / CHECKPOINTS)[-1]
+    last, _ = RunFolder(run).newest_whole()
+    if last is None:
+        raise CheckpointError(f"{run} has no whole checkpoint.")
     if has_record_of(run / REPORT, last.weights):
         return
     config = load_config(str(run / CONFIG_FILE)).replace(checkpoint_path=str(last.path))
     for result in evaluate_each(config, warn, Keep(temperatures=True)):
         record = Record(result, config.data.val_data_path or config.data.data_path or "")
-        record.write(run / REPORT)
-        for note in write_shown(run / REPORT, record.predictions(), record.kept.source):
+        for note in record.keep(run / REPORT):
             warn(note)
 
 

@@ -93,6 +93,11 @@ def json_line(value: object, indent: int | None = None) -> str:
     return json.dumps(value, indent=indent).replace("\x7f", "\\u007f")
 
 
+def plain_name(name: str) -> str:
+    """Return a name as tables tell it, so that it is found again: what is no UTF-8 is escaped."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def unlisted(text: str) -> list[str]:
     """Return the names in a text, one a line, of :func:`listed` or anybody else."""
     return [_from_line(line.strip()) for line in text.split("\n") if line.strip()]

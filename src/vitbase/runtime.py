@@ -25,7 +25,6 @@ from vitbase.rendezvous import open_store
 
 T = TypeVar("T")
 
-DeviceTarget = Literal["auto", "Ascend", "GPU", "CPU"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
 _TORCH_NAMES = {"Ascend": ("npu",), "GPU": ("cuda", "xpu", "mps"), "CPU": ("cpu",)}

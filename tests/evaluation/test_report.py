@@ -189,7 +189,7 @@ def test_no_name_becomes_markup(tmp_path):
     scored["figures"][HOSTILE] = {"value": 0.5, "low": None, "high": None}
     write_json(report / "evaluation.json", scored)
     write_json(report / "environment.json", {HOSTILE: HOSTILE})
-    write_json(report / "doubts.json", [dict.fromkeys(("kind", "id", "label"), HOSTILE)])
+    write_json(report / "doubts" / "doubts.json", [dict.fromkeys(("kind", "id", "label"), HOSTILE)])
     (run / "config.toml").write_text(f"[{json.dumps(HOSTILE)}]\n{json.dumps(HOSTILE)} = 1\n")
     page = Page(build_page([read_run(run), read_run(run)]))
     scripts = [dict(e) for t, e in page.elements if t == "script"]
@@ -233,7 +233,7 @@ def test_names_in_charts_are_text_and_colours_are_the_pages():
         ("evaluation.json", '{"classes": ["a"], "per_class": {"recall": []}}', "0 entries"),
         ("evaluation.json", '{"calibration": {"bins": [{"count": 1}]}}', "is no number"),
         ("shown/shown.json", '{"images": ' + "[" * 200, "nested"),
-        ("doubts.json", "nul", "damaged"),
+        ("doubts/doubts.json", "nul", "damaged"),
         ("../config.toml", "[run", "damaged"),
     ],
 )

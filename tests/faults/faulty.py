@@ -36,8 +36,8 @@ class Plan:
 
     Attributes:
       folder: only what is touched below it counts.
-      action: "kill" (this process and all of its group), the name of a signal ("SIGTERM", to this
-        process), or the name of an error ("ENOSPC").
+      action: "kill" (this process and all of its group), "kill-self", the name of a signal
+        ("SIGTERM", to this process), or the name of an error ("ENOSPC").
       at: the number of the touch, from 1, of those that match.
       touch: a name of TOUCHES, or "" for any.
       side: "before" or "after"; an error comes before.
@@ -90,6 +90,8 @@ class Disk:
                     file.write(f"{side} {name}\n")
             if plan.action == "kill":
                 os.killpg(0, signal.SIGKILL)
+            if plan.action == "kill-self":
+                os.kill(os.getpid(), signal.SIGKILL)
             if plan.action.startswith("SIG"):
                 os.kill(os.getpid(), getattr(signal, plan.action))
                 return

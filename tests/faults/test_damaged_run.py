@@ -16,29 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from killed_runs import CHECKPOINT, EARLIER, NEWEST, STEPS, goes_on, kill_runs, options_of
+from killed_runs import CHECKPOINT, EARLIER, NEWEST, STEPS, goes_on
 from made_runs import rows_of
 
 import vitbase
-from vitbase.config.config import Config
 from vitbase.errors import VitbaseError
 from vitbase.weights.show import show_weights
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, photo_folder: Path) -> dict[str, Path]:
-    return kill_runs(tmp_path_factory.mktemp("runs"), photo_folder)
-
-
-@pytest.fixture
-def run(runs: dict[str, Path], tmp_path: Path) -> Path:
-    return Path(shutil.copytree(runs["own"], tmp_path / "run"))
-
-
-@pytest.fixture
-def config(photo_folder: Path, run: Path) -> Config:
-    return options_of(photo_folder, run)
-
 
 # ------------------------------------------------------------------------------------------ damage
 

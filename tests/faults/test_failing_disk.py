@@ -88,6 +88,31 @@ def test_whichever_touch_fails_a_whole_checkpoint_is_there(tmp_path, error, more
     assert hits > 25
 
 
+def test_a_whole_checkpoint_that_is_written_again_is_never_lost(tmp_path):
+    """As after a stop at the end of an epoch, which is evaluated, and saved once more."""
+    copies = Copies()
+    run = tmp_path / "run"
+    hits = 0
+    for at in range(1, 100):
+        shutil.rmtree(run, ignore_errors=True)
+        (run / "checkpoints").mkdir(parents=True)
+        write(run, copies, 1, best=1)
+        failed = False
+        with failing(Plan(str(run), "EIO", at)) as disk:
+            try:
+                write(run, copies, 1, best=1)
+            except OSError:
+                failed = True
+        hits += failed
+        whole, warnings = RunFolder(run).newest_whole()
+        assert whole is not None
+        assert not warnings
+        if not disk.matched >= at:
+            break
+    copies.close()
+    assert hits > 15
+
+
 def test_retention_counts_neither_damaged_ones_nor_those_to_come(tmp_path):
     copies = Copies()
     run = tmp_path / "run"

@@ -214,6 +214,11 @@ def test_asked_to_stop_at_any_point_a_run_saves(forks, tiny_idx, tmp_path):
     assert not proof.unsaved
 
 
+def show(capsys: pytest.CaptureFixture[str], what: str, *proofs: Proof) -> None:
+    with capsys.disabled():
+        sys.stdout.write("\n".join(["", *(proof.report(what) for proof in proofs), ""]))
+
+
 @pytest.mark.slow
 def test_two_hundred_kills(forks, tiny_idx, tmp_path, capsys):
     one = Proof(forks, tiny_idx, tmp_path / "one")
@@ -222,8 +227,7 @@ def test_two_hundred_kills(forks, tiny_idx, tmp_path, capsys):
     two = Proof(forks, tiny_idx, tmp_path / "two", ranks=2)
     two.disturb_until(15, two.kill_at_point(random.Random(4)))
     two.disturb_until(30, two.kill_anywhen(random.Random(5), 15.0))
-    with capsys.disabled():
-        sys.stdout.write(f"\n{one.report('kills')}\n{two.report('kills')}\n")
+    show(capsys, "kills", one, two)
 
 
 @pytest.mark.slow
@@ -233,6 +237,5 @@ def test_a_hundred_signals(forks, tiny_idx, tmp_path, capsys):
     one.disturb_until(80, one.signal_anywhen(random.Random(7), 2.5))
     two = Proof(forks, tiny_idx, tmp_path / "two", ranks=2)
     two.disturb_until(20, two.signal_anywhen(random.Random(8), 15.0))
-    with capsys.disabled():
-        sys.stdout.write(f"\n{one.report('signals')}\n{two.report('signals')}\n")
+    show(capsys, "signals", one, two)
     assert len(one.unsaved) + len(two.unsaved) <= 1

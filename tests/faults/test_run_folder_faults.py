@@ -11,33 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from killed_runs import CHECKPOINT, EARLIER, NEWEST, STEPS, goes_on, kill_runs, options_of
+from killed_runs import CHECKPOINT, EARLIER, NEWEST, STEPS, goes_on, options_of
 from made_runs import rows_of
 
 import vitbase
-from vitbase.config.config import Config
 from vitbase.errors import CheckpointError, ConfigError
 from vitbase.files import remove
 from vitbase.runs import journal, lock
 from vitbase.runs.checkpoints import find_damage, list_checkpoints, write_manifest
 from vitbase.runs.folder import RunFolder
 from vitbase.training.step import Learner
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, photo_folder: Path) -> dict[str, Path]:
-    return kill_runs(tmp_path_factory.mktemp("runs"), photo_folder)
-
-
-@pytest.fixture
-def run(runs: dict[str, Path], tmp_path: Path) -> Path:
-    return Path(shutil.copytree(runs["own"], tmp_path / "run"))
-
-
-@pytest.fixture
-def config(photo_folder: Path, run: Path) -> Config:
-    return options_of(photo_folder, run)
-
 
 # What is written, and was not to its end
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from vitbase.errors import CheckpointError
 from vitbase.runs.checkpoints import find_damage, list_checkpoints, state_files
+from vitbase.runs.writer import Copies
 from vitbase.training.state import SLICES, stored_tensors
 
 OPTIONS: dict[str, Any] = {
@@ -45,6 +46,39 @@ def with_a_full_disk(recipe: str, options: dict[str, Any]) -> None:
         plan = Plan(str(options["output_dir"]), "ENOSPC", 1, touch="write")
         plan.for_the_writer(pytest.MonkeyPatch())
     train(recipe, options)
+
+
+def with_a_lost_writer(recipe: str, options: dict[str, Any]) -> None:
+    """Train where the second rank's first writer is killed."""
+    if os.environ["RANK"] == "1":
+        plan = Plan(str(options["output_dir"]), "kill-self", 1, touch="write")
+        plan.for_the_writer(pytest.MonkeyPatch())
+    train(recipe, options)
+
+
+def without_memory(recipe: str, options: dict[str, Any]) -> None:
+    """Train where the second rank has no memory for its first copy."""
+    if os.environ["RANK"] == "1":
+        add, calls = Copies.add, []
+
+        def adding(self: Copies, *given: Any) -> Any:
+            calls.append(given)
+            if len(calls) == 1:
+                raise MemoryError("no memory")
+            return add(self, *given)
+
+        Copies.add = adding
+    train(recipe, options)
+
+
+@pytest.mark.parametrize("target", [with_a_lost_writer, without_memory])
+def test_the_first_rank_waits_for_no_part_that_never_comes(tiny_idx, tmp_path, target):
+    run = tmp_path / "run"
+    options = {**OPTIONS, "data_path": str(tiny_idx), "output_dir": str(run), "parallel": "fsdp"}
+    assert wait_for(start_ranks(tmp_path, target, [("fashion", options)] * 2)) == [0, 0]
+    first = (tmp_path / "rank-0.log").read_text()
+    assert "-1_6 could not be written: another rank could not write its part" in first
+    assert [checkpoint.epoch for checkpoint in list_checkpoints(run / "checkpoints")] == [2]
 
 
 def test_each_rank_writes_its_rows(tiny_idx, tmp_path):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, TypedDict
 
 from vitbase.cli.arguments import parse_places, take_switch
 from vitbase.cli.help import option
 from vitbase.console import printable, say, say_json
+from vitbase.disk import as_path
 from vitbase.errors import ConfigError, DataError
 
 _COMPARE = """Compare what two models predict for the same images: accuracies with intervals,
@@ -24,11 +24,12 @@ class CompareOptions(TypedDict, total=False):
 def run_compare(words: list[str]) -> None:
     words, as_json = take_switch(words, "--json")
     places, options = parse_places("eval", "compare A B", 2, words, CompareOptions, _COMPARE)
-    limit, seed, out = options.get("limit", 10), options.get("seed", 0), options.get("out")
+    limit, seed = options.get("limit", 10), options.get("seed", 0)
+    out = as_path(options["out"]) if "out" in options else None
     for name, number in (("limit", limit), ("seed", seed)):
         if number < 0:
             raise ConfigError(f"Option '{name}' should be at least 0.")
-    if out is not None and Path(out).suffix.lower() != ".csv":
+    if out is not None and out.suffix.lower() != ".csv":
         raise ConfigError(f"--out {out}: call the file .csv.")
     from vitbase.evaluation.compare import compare
     from vitbase.evaluation.predictions import read_predictions
@@ -37,7 +38,7 @@ def run_compare(words: list[str]) -> None:
     found = compare(*map(read_predictions, places), seed=seed)
     if out is not None:
         try:
-            write_whole(Path(out), found.to_csv())
+            write_whole(out, found.to_csv())
         except OSError as error:
             raise DataError(f"Cannot write {out}: {error.strerror or error}") from None
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, NamedTuple, TypedDict
 
@@ -91,8 +92,7 @@ def _evaluate(config: Config, asked: _Asked) -> None:
     from vitbase.evaluation.answers import Keep
     from vitbase.evaluation.calibration import write_calibration
     from vitbase.evaluation.predictions import write_predictions
-    from vitbase.evaluation.record import Record
-    from vitbase.evaluation.shown import write_shown
+    from vitbase.evaluation.record import RECORD_FILE, Record
     from vitbase.runs.checkpoints import is_own_weights
     from vitbase.runtime import is_first_rank
 
@@ -109,24 +109,25 @@ def _evaluate(config: Config, asked: _Asked) -> None:
         name = (place or result.weights).name
         whose = f"{name} {result.data_set}".rstrip()
         speed = result.speed.describe() if result.speed else f"{result.seconds:.1f} s"
-        row = {"checkpoint": str(place or result.weights), **result.to_row()}
+        whole_name = str(place or result.weights)
         if result.kept is None:  # means of several evaluations, or several valid labels an image
             if asked.as_json:
-                say_json(row)
+                say_json({"checkpoint": whole_name, **result.to_row()})
             else:
                 say(f"{whose}: {printable(result.sums.describe(result.class_names))}  ({speed})")
             continue
-        record = Record(result, data, config.evaluation.protocol)
+        record = Record(result, data)
         if asked.as_json:
-            say_json({**row, **record.to_dict(confusion=False)})
+            figures = record.to_dict(confusion=False)
+            say_json({"checkpoint": whole_name, **result.to_row(), **figures})
         else:
             say(f"{whose}: {printable(record.describe())}  ({speed})")
         if asked.out is not None:
-            tell(printable(f"Every figure: {record.write(asked.out)}"))
-            for note in write_shown(asked.out, record.predictions(), record.kept.source):
+            for note in record.keep(asked.out):
                 warn(printable(note))
+            tell(printable(f"Every figure: {asked.out / RECORD_FILE}"))
         if asked.save_predictions is not None:
-            write_predictions(asked.save_predictions, record.predictions())
+            write_predictions(asked.save_predictions, record.predictions)
             tell(printable(f"A row for each image: {asked.save_predictions}"))
         if asked.calibrate:
             if record.calibration is None:
@@ -138,6 +139,7 @@ def _evaluate(config: Config, asked: _Asked) -> None:
 def _check_places(config: Config, asked: _Asked) -> None:
     """Raise a ConfigError, before anything is computed, if results cannot be kept as asked."""
     from vitbase.evaluation.predictions import check_place
+    from vitbase.runs.checkpoints import is_own_weights
     from vitbase.weights.find import list_weights
 
     suite = config.evaluation.suite
@@ -146,6 +148,8 @@ def _check_places(config: Config, asked: _Asked) -> None:
             f"--out, --save_predictions and --calibrate are of one data set, and --suite {suite} "
             f"has several: evaluate that one by itself."
         )
+    if asked.out is not None and os.path.lexists(asked.out) and not asked.out.is_dir():
+        raise ConfigError(f"--out {asked.out} is no folder: give another one.")
     if asked.save_predictions is not None:
         check_place(asked.save_predictions, features=asked.save_features)
     given = config.model.checkpoint_path
@@ -153,7 +157,8 @@ def _check_places(config: Config, asked: _Asked) -> None:
         return
     found = list_weights(given)
     if len(found) > 1:
+        last = found[-1].parent if is_own_weights(found[-1]) else found[-1]
         raise ConfigError(
             f"--out and --save_predictions are of one checkpoint, and checkpoint_path {given} has "
-            f"{len(found)}: give one of them, such as {found[-1].parent}."
+            f"{len(found)}: give one of them, such as {last}."
         )

@@ -36,8 +36,8 @@ def run_report(words: list[str]) -> None:
     if not runs:
         raise ConfigError("Usage: vitbase report RUN... [--out FILE.html]")
     _refuse_repeated(runs)
-    from vitbase.evaluation.report.inputs import REPORT
     from vitbase.evaluation.report.page import write_report
+    from vitbase.runs.checkpoints import REPORT
 
     if "out" in options:
         out = _check_out(options["out"])

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Annotated, TypedDict
 
-from vitbase.cli.arguments import drop_value, has_recipe, parse_config, parse_options
+from vitbase.cli.arguments import has_recipe, parse_config, parse_options, take_options
 from vitbase.cli.help import option
 from vitbase.errors import ConfigError
 from vitbase.launch.words import find_value
@@ -32,11 +32,8 @@ class VerifyOptions(TypedDict, total=False):
 
 def run_verify(words: list[str]) -> None:
     own: list[str] = [word for word in words if word in {"-h", "--help"}]
-    for name in VerifyOptions.__annotations__:
-        value = find_value(words, name)
-        if value is not None:
-            own.append(f"--{name}={value}")
-            words = drop_value(words, name)
+    words, taken = take_options(words, VerifyOptions)
+    own += [f"--{name}={value}" for name, value in taken.items()]
     options = parse_options(VerifyOptions, own, "vitbase verify-resume [RECIPE]", _ABOUT)
     kills, seed = options.get("kills", 3), options.get("verify_seed", 0)
     devices = options.get("other_devices")

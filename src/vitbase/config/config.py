@@ -265,7 +265,8 @@ _LONGEST = 1 << 18
 _LONG_KEY = re.compile(r"""(?<![\w"'-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){50}""")
 
 
-def _parse(text: str, recipe: str) -> dict[str, Any]:
+def parse_toml(text: str, recipe: str) -> dict[str, Any]:
+    """Parse TOML from outside, bounded. Raises: ConfigError naming where it is from."""
     try:
         if _LONG_KEY.search(text):  # for each of which tomllib takes the square of its length
             raise ValueError("a key of it has more than 50 parts")
@@ -283,7 +284,7 @@ def load_config(recipe: str, **options: Any) -> Config:
     Returns: the validated configuration; see :func:`with_options`.
     Raises: ConfigError naming what is unknown, of the wrong type, or impossible.
     """
-    base = _validated(_parse(read_recipe_text(recipe), recipe), recipe)
+    base = _validated(parse_toml(read_recipe_text(recipe), recipe), recipe)
     if not recipe.endswith(".toml"):
         base._origin = Origin(recipe, base.model_copy())
     config, notes = with_options(base, options)

@@ -68,11 +68,15 @@ class Answers:
             confidence[read], right[read], columns["loss"][read], sharpness.take(read)
         )
 
+    def class_names(self, source: Source) -> tuple[str, ...]:
+        """Return the names of all outputs of the model: numbers, where the data has none."""
+        names = source.class_names
+        return (*names, *(str(number) for number in range(len(names), self.classes)))
+
     def predictions(self, source: Source, meta: dict[str, Any]) -> Predictions:
         """Return them with the images' names and labels, to be kept in a file."""
         columns, images = self.columns, len(source)
         several = source.labels.ndim == 2
-        names = source.class_names
         return Predictions(
             ids=[source.name(index) for index in range(images)],
             labels=np.full(images, -1) if several else source.labels.astype(np.int64),
@@ -82,7 +86,7 @@ class Answers:
             p_label=columns["p_label"],
             loss=columns["loss"],
             readable=columns["readable"],
-            classes=(*names, *(str(n) for n in range(len(names), self.classes))),
+            classes=self.class_names(source),
             meta=meta,
             features=columns.get("features"),
             label_sets=[tuple(np.flatnonzero(row).tolist()) for row in source.labels]

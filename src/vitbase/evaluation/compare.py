@@ -184,7 +184,7 @@ class Comparison:
     def to_csv(self) -> str:
         """Return all images that changed sides as a table."""
         text = io.StringIO()
-        table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        table = csv.DictWriter(text, COLUMNS)
         table.writeheader()
         for side in ("a", "b"):
             for row in self.rows(self.changed(side)):

@@ -10,6 +10,7 @@ Shape legend: N images, C classes, P pairs of a label and a prediction.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -111,15 +112,26 @@ class Answered:
     def __len__(self) -> int:
         return len(self.labels)
 
-    @property
+    @functools.cached_property
     def right(self) -> NDArray[np.bool_]:
         """Whether the prediction is the label."""
         return np.equal(self.labels, self.predictions)
 
+    @functools.cached_property
+    def read(self) -> NDArray[np.bool_]:
+        """Whether the image could be read."""
+        return self.predictions >= 0
+
+    @functools.cached_property
+    def _gaps(self) -> tuple[Indices, NDArray[np.float32]]:
+        """Of the images that were read: the bin of the confidence, and what it is too low by."""
+        confidence = self.confidence[self.read]
+        return bins_of(confidence), self.right[self.read] - confidence
+
     def per_class(self, times: Floats | None = None) -> PerClass:
         """Count by class, each image once or as many times as is said."""
         times = np.ones(len(self)) if times is None else times
-        read = self.predictions >= 0
+        read = self.read
 
         def count(classes_N: Indices, times_N: Floats) -> Floats:
             return np.bincount(classes_N, times_N, minlength=self.classes).astype(np.float64)
@@ -135,7 +147,7 @@ class Answered:
 
         An image that could not be read is in none.
         """
-        read = self.predictions >= 0
+        read = self.read
         keys = self.labels[read] * self.classes + self.predictions[read]
         keys_P, counts_P = np.unique(keys, return_counts=True)
         return np.stack(np.divmod(keys_P, self.classes), axis=1), counts_P.astype(np.int64)
@@ -165,14 +177,12 @@ class Answered:
 
     def _means(self, times: Floats) -> dict[str, float]:
         """Return every figure that is no share of images, each image counted so many times."""
-        read = self.predictions >= 0
+        read = self.read
         images = times[read].sum()
         loss = float((self.loss[read] * times[read]).sum() / images) if images else math.nan
         means = {"loss": loss, **self.per_class(times).means()}
-        bins = bins_of(self.confidence[read])
-        gaps = np.bincount(
-            bins, times[read] * (self.right[read] - self.confidence[read]), minlength=NUM_BINS
-        )
+        bins, too_low = self._gaps
+        gaps = np.bincount(bins, times[read] * too_low, minlength=NUM_BINS)
         means["ece"] = float(np.abs(gaps).sum() / images) if images else math.nan
         return means
 

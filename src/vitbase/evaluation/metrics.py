@@ -35,13 +35,13 @@ class RecallSums:
     images_per_class: NDArray[np.int64] = dataclasses.field(default_factory=_no_counts)
 
     @classmethod
-    def of(cls, logits_BC: torch.Tensor, labels_B: torch.Tensor, readable_B: torch.Tensor) -> Self:
-        """Count one batch; an unreadable image counts as not recognised.
+    def of(cls, hits_B: torch.Tensor, labels_B: torch.Tensor, classes: int) -> Self:
+        """Count one batch.
 
-        Args: as of :meth:`ClassificationSums.of`.
+        Args:
+          hits_B: [B] bool, whether the image was recognised; one that cannot be read was not.
+          labels_B: [B] int64 in [0, classes).
         """
-        hits_B = (rank_classes(logits_BC, 1)[:, 0] == labels_B) & readable_B
-        classes = logits_BC.shape[1]
         return cls(
             labels_B[hits_B].bincount(minlength=classes).numpy(force=True),
             labels_B.bincount(minlength=classes).numpy(force=True),
@@ -115,7 +115,7 @@ class ClassificationSums:
             top5_hits=int(hits_BK.sum()),
             loss_sum=float(losses_B[readable_B].sum(dtype=torch.float64)),
             unreadable=int((~readable_B).sum()),
-            recall=RecallSums.of(logits_BC, labels_B, readable_B),
+            recall=RecallSums.of(hits_BK[:, 0], labels_B, logits_BC.shape[1]),
         )
 
     def __add__(self, other: Self) -> Self:

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitbase.disk import open_regular
+from vitbase.disk import as_path, open_regular
 from vitbase.errors import ConfigError, DataError, shown
 from vitbase.evaluation import parquet
-from vitbase.files import json_line, read_json, write_whole, written_whole
+from vitbase.files import json_line, plain_name, read_json, write_whole, written_whole
 
 K = 5
 COLUMNS = (
@@ -130,7 +130,7 @@ def read_predictions(path: str | Path) -> Predictions:
 
     Raises: DataError naming the file and what is wrong; ConfigError if Parquet cannot be read here.
     """
-    path = Path(path)
+    path = as_path(path)
     suffix = path.suffix.lower()
     if suffix not in {".csv", ".parquet"}:
         raise DataError(f"Predictions are .parquet or .csv; {path} is called otherwise.")
@@ -155,11 +155,6 @@ def _meta_of(predictions: Predictions) -> dict[str, Any]:
     return {**facts, "several_labels": predictions.label_sets is not None}
 
 
-def _plain(text: str) -> str:
-    """Return a text as UTF-8 can hold it: a byte that was none in a name becomes its escape."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
 # Columns, from predictions and back.
 
 
@@ -167,15 +162,15 @@ def _columns(predictions: Predictions) -> dict[str, Sequence[Any]]:
     """Return every column of :data:`COLUMNS` as plain values, None where there is none."""
     p, rows = predictions, range(len(predictions))
     several = p.label_sets is not None
-    names = [[_plain(p.class_name(label)) for label in p._labels_of(row)] for row in rows]
+    names = [[plain_name(p.class_name(label)) for label in p._labels_of(row)] for row in rows]
     return {
-        "id": [_plain(name) for name in p.ids],
+        "id": [plain_name(name) for name in p.ids],
         "label": [" ".join(map(str, p._labels_of(row))) for row in rows]
         if several
         else _indices(p.labels),
         "label_name": [" ".join(found) for found in names],
         "prediction": _indices(p.predictions),
-        "prediction_name": [_plain(p.class_name(index)) for index in p.predictions.tolist()],
+        "prediction_name": [plain_name(p.class_name(index)) for index in p.predictions.tolist()],
         **{f"top{k + 1}": _indices(p.top_K[:, k]) for k in range(K)},
         **{f"p{k + 1}": _numbers(p.p_K[:, k]) for k in range(K)},
         "p_label": _numbers(p.p_label),

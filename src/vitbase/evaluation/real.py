@@ -18,6 +18,7 @@ import torch
 
 from vitbase.disk import list_folder
 from vitbase.errors import DataError
+from vitbase.evaluation.metrics import describe_images
 from vitbase.files import read_json
 from vitbase.sources.imagenet.classes import NUM_CLASSES, imagenet_synsets
 from vitbase.sources.source import Source
@@ -57,11 +58,6 @@ class ValidLabelSums:
         )
 
     @property
-    def score(self) -> tuple[str, float]:
-        """What tells two checkpoints apart: its name, and how high it is."""
-        return "eval_real_accuracy", self.accuracy
-
-    @property
     def accuracy(self) -> float:
         return self.hits / self.images
 
@@ -73,10 +69,9 @@ class ValidLabelSums:
         }
 
     def describe(self, class_names: object = ()) -> str:
-        wrong = f", {self.unreadable} unreadable counted as wrong" if self.unreadable else ""
         error = math.sqrt(self.accuracy * (1 - self.accuracy) / self.images)
         return (
-            f"evaluated {self.images} of {self.images}, each once{wrong}: "
+            f"{describe_images(self.images, self.unreadable)}: "
             f"ReaL accuracy {self.accuracy:.2%} (standard error {error:.2%})"
         )
 

@@ -23,6 +23,7 @@ from vitbase.evaluation.figures import (
 from vitbase.evaluation.metrics import MultiLabelSums, describe_images, describe_least
 from vitbase.evaluation.predictions import Predictions
 from vitbase.evaluation.run import Evaluation, Kept
+from vitbase.evaluation.shown import write_shown
 from vitbase.files import json_line, read_json, write_whole
 
 RECORD_FILE = "evaluation.json"
@@ -46,12 +47,10 @@ class Record:
 
     Attributes:
       data: where the images are, as it was given.
-      protocol: whose way of preparing images, if one was asked for.
     """
 
     evaluation: Evaluation
     data: str
-    protocol: str | None = None
 
     @property
     def kept(self) -> Kept:
@@ -94,8 +93,7 @@ class Record:
     @property
     def class_names(self) -> tuple[str, ...]:
         """Of all outputs of the model: by its number, where the data has no name for it."""
-        names, count = self.evaluation.class_names, self.kept.answers.classes
-        return (*names, *(str(number) for number in range(len(names), count)))
+        return self.kept.answers.class_names(self.kept.source)
 
     def describe(self) -> str:
         """Say the headline figures in a line."""
@@ -144,7 +142,7 @@ class Record:
             "calibration": self._calibration(),
             "seconds": seconds,
             "images_per_second": sums.images / seconds if seconds else None,
-            "protocol": self.protocol,
+            "protocol": found.how.get("protocol"),
         }
         if not confusion:
             del content["confusion"]
@@ -159,9 +157,19 @@ class Record:
             "preprocess": self.kept.preprocess.model_dump(mode="json"),
         }
 
+    @functools.cached_property
     def predictions(self) -> Predictions:
-        """Return a row for each image, to be kept in a file."""
+        """A row for each image, to be kept in a file."""
         return self.kept.answers.predictions(self.kept.source, self.meta())
+
+    def keep(self, folder: Path) -> list[str]:
+        """Leave every figure in a folder, and images to look at, for a report.
+
+        Returns: what is remarkable.
+        Raises: DataError if it cannot be written.
+        """
+        self.write(folder)
+        return write_shown(folder, self.predictions, self.kept.source)
 
     def write(self, folder: Path) -> Path:
         """Write `evaluation.json` into a folder, which is made. Returns: the file.

@@ -17,7 +17,7 @@ from PIL import Image
 
 from vitbase.data.decode import decode, to_channels
 from vitbase.errors import DataError, ImageError
-from vitbase.files import json_line, remove, write_whole, written_whole
+from vitbase.files import json_line, plain_name, remove, write_whole, written_whole
 from vitbase.sources.source import Source
 
 EACH = 12
@@ -184,4 +184,4 @@ def _class(predicted: Predicted, number: int) -> str:
 
 
 def _text(name: str) -> str:
-    return name.encode("utf-8", "backslashreplace").decode()[:_LONGEST_NAME]
+    return plain_name(name)[:_LONGEST_NAME]

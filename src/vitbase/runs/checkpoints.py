@@ -25,6 +25,8 @@ from vitbase.files import WRITING, read_json, sha256_of
 
 CONFIG_FILE = "config.toml"
 CHECKPOINTS = "checkpoints"
+REPORT = "report"
+"""The folder of a run that holds what its report is made of."""
 PREFIX = "train_vit"
 WEIGHTS_FILE = "weights.safetensors"
 CKPT_SUFFIX = ".ckpt"

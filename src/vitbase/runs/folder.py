@@ -25,6 +25,7 @@ from vitbase.runs.identity import (
     run_id_text,
 )
 from vitbase.runs.lock import RunLock
+from vitbase.runs.passed_over import PASSED_OVER_FILE
 from vitbase.runs.places import check_place
 from vitbase.runs.progress import read_progress
 from vitbase.runs.rows import cut_rows_back, find_evaluation
@@ -122,9 +123,11 @@ class RunFolder:
     def _list(self) -> list[Checkpoint]:
         return checkpoints.list_checkpoints(self.checkpoints)
 
-    def newest_whole(self) -> tuple[Checkpoint | None, list[str]]:
+    def newest_whole(self, most_updates: int | None = None) -> tuple[Checkpoint | None, list[str]]:
         """Return the newest checkpoint that can be continued, and a line per one passed over.
 
+        Args:
+          most_updates: later ones do not count, sound as they may be.
         Raises: CheckpointError if it cannot be told which checkpoints are this run's.
         """
         found = self._list()
@@ -138,7 +141,9 @@ class RunFolder:
         for checkpoint in reversed(found):
             fault = self._find_fault(checkpoint, run_id)
             if fault is None:
-                return checkpoint, warnings
+                if most_updates is None or read_progress(checkpoint.path).updates <= most_updates:
+                    return checkpoint, warnings
+                continue
             warnings.append(f"Checkpoint {checkpoint.path.name} {fault}; using an earlier one.")
         return None, warnings
 
@@ -164,6 +169,11 @@ class RunFolder:
         """List the images that were taken out of training. Returns: the file."""
         write_whole(self.held_out_file, listed(names))
         return self.held_out_file
+
+    @naming
+    def forget_passed_over(self) -> None:
+        """Remove what a run before this one, which begins anew, has passed over."""
+        (self.path / PASSED_OVER_FILE).unlink(missing_ok=True)
 
     @naming
     def cut_metrics_back(self, updates: int) -> list[str]:

@@ -88,11 +88,6 @@ def read_passed_over(run: Path) -> PassedOver:
         ) from None
 
 
-def forget_passed_over(run: Path) -> None:
-    """Remove what a run has left in the folder that begins anew now. Raises: OSError."""
-    (run / PASSED_OVER_FILE).unlink(missing_ok=True)
-
-
 def _counted(number: object) -> int:
     if type(number) is not int or number < 1:
         raise ValueError(f"{number!r} is no number of updates")

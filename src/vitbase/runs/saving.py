@@ -5,11 +5,12 @@ Nothing here loads torch or the options, since the process that writes starts wi
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ def write_checkpoint(
     """Write a checkpoint beside its place, sync it, and rename it into place.
 
     Args:
-      final: its folder. One that is there, damaged, which the run has passed again, is replaced.
+      final: its folder. One that is there is replaced: it is damaged, and the run has come here
+        again; or it was written before the evaluation that is due at its place.
       write_tensors: writes weights and training state into the folder that it is given.
       progress: of the run, at this place.
       needed: bytes that must be free before the first is written.
@@ -50,19 +52,22 @@ def write_checkpoint(
     """
     checkpoints_folder = final.parent
     if writing is None:
-        remove_unfinished(checkpoints_folder)
+        with contextlib.suppress(OSError):  # tried again next time
+            remove_unfinished(checkpoints_folder)
     free = shutil.disk_usage(checkpoints_folder).free
     if free < needed + _SPARE_BYTES:
         cause = f"it needs {needed:,} bytes, of which {free:,} are free"
         raise OSError(errno.ENOSPC, cause, str(checkpoints_folder))
-    with written_whole(final, writing) as place:
+    with replacing(final) as make_way, written_whole(final, writing) as place:
         if writing is None:
             place.mkdir()
         digests = write_tensors(place)
         numbers = json.dumps(progress, indent=1, sort_keys=True)
         (place / PROGRESS_FILE).write_text(numbers + "\n", encoding="utf-8")
         checkpoints.write_manifest(place, digests)
-        remove_at_once(final)
+        for inside in place.iterdir():
+            sync(inside)
+        make_way()
     best = progress["best"]
     if best is not None:
         line = json.dumps({"checkpoint": best["checkpoint"], best["score_name"]: best["score"]})
@@ -82,7 +87,9 @@ def prune_checkpoints(newest: Path, keep: int, best: str | None) -> None:
     Raises: OSError.
     """
     found = checkpoints.list_checkpoints(newest.parent)
-    place = next(checkpoint for checkpoint in found if checkpoint.path.name == newest.name)
+    place = next((known for known in found if known.path.name == newest.name), None)
+    if place is None:
+        return
     for checkpoint in [older for older in found if older <= place][:-keep]:
         if checkpoint.path.name != best:
             remove_at_once(checkpoint.path)
@@ -91,9 +98,28 @@ def prune_checkpoints(newest: Path, keep: int, best: str | None) -> None:
 def prune_files(newest: Path, keep: int) -> None:
     """Keep of the files beside one that are named as checkpoints only the newest, as above."""
     found = checkpoints.list_checkpoints(newest.parent, newest.suffix)
-    place = next(checkpoint for checkpoint in found if checkpoint.path.name == newest.name)
+    place = next((known for known in found if known.path.name == newest.name), None)
+    if place is None:
+        return
     for checkpoint in [older for older in found if older <= place][:-keep]:
         checkpoint.path.unlink()
+
+
+@contextlib.contextmanager
+def replacing(final: Path) -> Iterator[Callable[[], None]]:
+    """Give what moves a folder out of the way, if it is there; it comes back if the block raises.
+
+    Only in between, for the time of two renames, is there none.
+    """
+    aside = place_beside(final)
+    try:
+        yield lambda: os.rename(final, aside) if os.path.lexists(final) else None
+    except BaseException:
+        if os.path.lexists(aside) and not os.path.lexists(final):
+            os.rename(aside, final)
+        raise
+    with contextlib.suppress(OSError):  # tried again next time, as all that is not whole
+        remove(aside)
 
 
 def remove_at_once(folder: Path) -> None:

@@ -28,7 +28,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from vitbase.files import parse_json, remove_unfinished, sync, write_whole, written_whole
+from vitbase.errors import VitbaseError
+from vitbase.files import parse_json, place_beside, remove_unfinished, sync, written_whole
 from vitbase.runs.saving import (
     Digests,
     prune_checkpoints,
@@ -202,12 +203,14 @@ def _started(memory: int) -> subprocess.Popen[str]:
     # What is asked to stop is the run: this process is not to be hit before it can say so.
     with _blocked():
         return subprocess.Popen(
-            [sys.executable, "-m", "vitbase.runs.writer", str(memory), str(os.getpid())],
+            # -P: what lies where the run was started is no module of ours.
+            [sys.executable, "-P", "-m", "vitbase.runs.writer", str(memory), str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             pass_fds=(memory,),
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env=os.environ
+            | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
         )
 
 
@@ -240,13 +243,16 @@ def carry_out(job: Job, memory: mmap.mmap) -> None:
             raise OSError(errno.EIO, _GIVEN_UP) from None
         raise
     best = job.progress["best"]
-    prune_checkpoints(job.folder, job.keep, best and best["checkpoint"])
+    with contextlib.suppress(OSError, VitbaseError):  # it is whole; they go with the next one
+        prune_checkpoints(job.folder, job.keep, best and best["checkpoint"])
     for part in job.beside:
         path = job.folder.parent.parent / part.name
-        remove_unfinished(path.parent, path.suffix)
+        with contextlib.suppress(OSError):
+            remove_unfinished(path.parent, path.suffix)
         with written_whole(path) as place:
             _write(part, memory, place)
-        prune_files(path, job.keep)
+        with contextlib.suppress(OSError, VitbaseError):
+            prune_files(path, job.keep)
 
 
 def _write_for_first(job: Job, memory: mmap.mmap) -> None:
@@ -259,7 +265,11 @@ def _write_for_first(job: Job, memory: mmap.mmap) -> None:
         for part in job.parts:
             digest = _write(part, memory, job.shared / part.name)
             sync(job.shared / part.name)
-            write_whole(job.shared / f"{part.name}{_DIGEST}", digest)
+            # A message, which the first takes away, and the folder with it: not to be synced.
+            said = job.shared / f"{part.name}{_DIGEST}"
+            beside = place_beside(said)
+            beside.write_text(digest, encoding="ascii")
+            os.replace(beside, said)
     except OSError:
         with contextlib.suppress(OSError):
             remove_at_once(job.shared)
@@ -307,6 +317,8 @@ def main() -> None:
                 carry_out(Job.from_line(line), content)
         except OSError as error:
             cause = error.strerror or str(error)
+        except VitbaseError as error:
+            cause = str(error)
         sys.stdout.write(json.dumps(cause) + "\n")
         sys.stdout.flush()
 

@@ -29,8 +29,8 @@ IDX_IMAGES = re.compile(
 )
 _IDX_USUAL: dict[Split, str] = {"train": "train", "val": "t10k"}
 Archive = Literal["idx", "cifar10", "cifar100", "cifar10 pickles", "cifar100 pickles"]
-# Bytes that come out of a packed file: twice those of the largest that is published; of a small
-# one, a few hundred times its own at most, which images are far from.
+# Bytes that come out of a packed file: twice those of the largest that is published, and no more
+# than 256 MiB beyond a hundred times its own, which images are far from.
 _LONGEST_UNPACKED, _MOST_INFLATION, _FREE_INFLATION = 1 << 30, 100, 1 << 28
 _LONGEST_NAMES = 1 << 24  # bytes of a list of class names
 CIFAR_SIDE = 32

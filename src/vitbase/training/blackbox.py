@@ -56,7 +56,10 @@ def place_for(run: Path, update: int) -> tuple[Path | None, Path | None]:
     The first ones tell most of what went wrong, so they stay; and a run that fails at every other
     update shall not spend its time on boxes.
     """
-    found = boxes_in(run)
+    try:
+        found = boxes_in(run)
+    except OSError:  # of a disk that fails: no box; the other ranks wait to hear of it
+        return None, None
     place = run / FOLDER / f"update-{update + 1}"
     if place in found:  # of a run that was continued from before
         return place, place

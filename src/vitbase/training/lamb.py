@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitbase.training.foreach import ForeachOptimizer
 from vitbase.training.sharded import local_parts, whole_norms, zero_where
 
 
-class Lamb(torch.optim.Optimizer):
+class Lamb(ForeachOptimizer):
     """LAMB with bias correction, over many tensors at once.
 
     Of a parameter that FSDP2 shards, each rank updates its shard, by the norm of the whole. Where
@@ -34,8 +35,6 @@ class Lamb(torch.optim.Optimizer):
         not zero.
     """
 
-    _step_supports_amp_scaling = True
-
     def __init__(
         self,
         params: Iterable[Any],
@@ -49,19 +48,10 @@ class Lamb(torch.optim.Optimizer):
         )
         self._counted: list[Tensor] = []
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one update. Returns: what `closure`, which computes the loss, returns."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
         self._counted = []
-        for group in self.param_groups:
-            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if parameters:
-                self._update(parameters, group)
-        return loss
+        return super().step(closure)
 
     def take_back(self) -> None:
         """Count the last step, which `found_inf` has kept from changing anything, no longer."""
@@ -69,9 +59,10 @@ class Lamb(torch.optim.Optimizer):
             step.sub_(1)
         self._counted = []
 
-    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+    def _update(
+        self, parameters: list[Tensor], group: dict[str, Any], found_inf: Tensor | None
+    ) -> None:
         states = [self._state_of(parameter) for parameter in parameters]
-        found_inf = getattr(self, "found_inf", None)
         for state in states:
             state["step"] += 1
             self._counted.append(state["step"])

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from vitbase.training.foreach import ForeachOptimizer
 from vitbase.training.sharded import local_parts, zero_where
 
 
-class Momentum(torch.optim.Optimizer):
+class Momentum(ForeachOptimizer):
     """v = momentum * v + (gradient + weight_decay * p); p = p - lr * v, over many tensors at once.
 
     Of a parameter that FSDP2 shards, each rank updates its shard. Where the attribute `found_inf`
@@ -18,8 +20,6 @@ class Momentum(torch.optim.Optimizer):
 
     Args: as of ``torch.optim.SGD``, whose numbers these are.
     """
-
-    _step_supports_amp_scaling = True
 
     def __init__(
         self,
@@ -30,36 +30,26 @@ class Momentum(torch.optim.Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one update. Returns: what `closure`, which computes the loss, returns."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        found_inf = getattr(self, "found_inf", None)
-        for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            if not parameters:
-                continue
-            weights = local_parts(parameters)
-            changes = local_parts(p.grad for p in parameters)
-            if group["weight_decay"]:
-                changes = list(torch._foreach_add(changes, weights, alpha=group["weight_decay"]))
-            factor = group["momentum"]
-            if found_inf is not None:  # what was kept times 1, and no change
+    def _update(
+        self, parameters: list[Tensor], group: dict[str, Any], found_inf: Tensor | None
+    ) -> None:
+        weights = local_parts(parameters)
+        changes = local_parts(p.grad for p in parameters if p.grad is not None)
+        if group["weight_decay"]:
+            changes = list(torch._foreach_add(changes, weights, alpha=group["weight_decay"]))
+        factor = group["momentum"]
+        if found_inf is not None:  # what was kept times 1, and no change
+            zero_where(found_inf, changes)
+            factor = torch.where(found_inf == 0, factor, 1.0)
+        if group["momentum"]:
+            buffers = local_parts([with_velocity(self, p) for p in parameters])
+            torch._foreach_mul_(buffers, factor)
+            torch._foreach_add_(buffers, changes)
+            changes = buffers
+            if found_inf is not None:
+                changes = [buffer.clone() for buffer in buffers]
                 zero_where(found_inf, changes)
-                factor = torch.where(found_inf == 0, factor, 1.0)
-            if group["momentum"]:
-                buffers = local_parts([with_velocity(self, p) for p in parameters])
-                torch._foreach_mul_(buffers, factor)
-                torch._foreach_add_(buffers, changes)
-                changes = buffers
-                if found_inf is not None:
-                    changes = [buffer.clone() for buffer in buffers]
-                    zero_where(found_inf, changes)
-            torch._foreach_add_(weights, changes, alpha=-group["lr"])
-        return loss
+        torch._foreach_add_(weights, changes, alpha=-group["lr"])
 
 
 def with_velocity(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> torch.Tensor:

@@ -20,6 +20,7 @@ from vitbase.errors import CheckpointError, WeightsError
 from vitbase.runs import checkpoints
 from vitbase.runs.checkpoints import Checkpoint
 from vitbase.runs.folder import RunFolder
+from vitbase.runs.identity import find_stranger
 from vitbase.runs.journal import Journal
 from vitbase.runs.passed_over import PassedOver
 from vitbase.runs.progress import Progress, read_progress
@@ -173,12 +174,8 @@ class PassingGuard(Guard):
         """Go back to the last checkpoint before an update (collective). Raises: Jump."""
 
         def find() -> tuple[Checkpoint, Progress] | None:
-            for checkpoint in reversed(checkpoints.list_checkpoints(self.folder.checkpoints)):
-                if checkpoints.find_damage(checkpoint.path) is None:
-                    progress = read_progress(checkpoint.path)
-                    if progress.updates <= first:
-                        return checkpoint, progress
-            return None
+            checkpoint, _ = self.folder.newest_whole(first)
+            return (checkpoint, read_progress(checkpoint.path)) if checkpoint else None
 
         self.wait()
         found = self.runtime.from_first(find)
@@ -199,12 +196,17 @@ class PassingGuard(Guard):
             # In this order: killed in between, the run comes here again by the same way.
             self.folder.cut_metrics_back(back)
             for checkpoint in checkpoints.list_checkpoints(self.folder.checkpoints):
-                if checkpoint > kept:
+                stranger = find_stranger(checkpoint.path, self.folder.run_id)
+                if checkpoint > kept and stranger is None:
                     remove_at_once(checkpoint.path)
                     # The next one to be written names the best of those that are left.
                     (self.folder.checkpoints / checkpoints.BEST_FILE).unlink(missing_ok=True)
 
-        self.runtime.from_first(cut_back)
+        def cut_back_or_say() -> None:
+            with self.folder.naming_faults():
+                cut_back()
+
+        self.runtime.from_first(cut_back_or_say)
         self._keep(self.known.with_rewind(back, to))
         self._first = ""
         self.journal.say(

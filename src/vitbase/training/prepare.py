@@ -10,13 +10,12 @@ from pathlib import Path
 from vitbase.config.batch import BatchLayout, PeakRate
 from vitbase.config.complete import complete
 from vitbase.config.config import Config
-from vitbase.console import say
 from vitbase.data.augment import TrainTransform
 from vitbase.data.loader import TrainLoader
-from vitbase.evaluation.environment import write_environment
 from vitbase.evaluation.features import FeatureLoader, FeatureStore
 from vitbase.evaluation.run import Sums
 from vitbase.pulse import stands_at
+from vitbase.runs.environment import write_environment
 from vitbase.runs.folder import RunFolder
 from vitbase.runs.journal import Board, Journal
 from vitbase.runs.result import TrainResult, report_finished, result_of, say_result
@@ -74,12 +73,16 @@ class Prepared:
         runtime.from_first(lambda: folder.start(self.config))
         if self.config.run.report:
             runtime.from_first(lambda: write_environment(folder.path, runtime.describe()))
-        board = open_board(folder.path) if open_board and runtime.is_first else None
+        boards: list[Board] = []
+        if open_board is not None:
+            runtime.from_first(lambda: boards.append(open_board(folder.path)))
+        board = boards[0] if boards else None
         journal = Journal(folder.metrics_file, rank=runtime.rank, board=board)
         for line in (*self.notes, *notes, *self.found.warnings):
             journal.say(line)
-        if self.data.held_out and runtime.is_first:
-            say(f"The held-out images are listed in {folder.write_held_out(self.data.held_out)}")
+        if self.data.held_out:
+            place = runtime.from_first(lambda: folder.write_held_out(self.data.held_out))
+            journal.say(f"The held-out images are listed in {place}")
         return journal
 
 

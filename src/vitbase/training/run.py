@@ -11,7 +11,7 @@ from vitbase.pulse import stands_at
 from vitbase.runs.checkpoints import CKPT_SUFFIX
 from vitbase.runs.folder import RunFolder
 from vitbase.runs.journal import Board
-from vitbase.runs.passed_over import forget_passed_over, read_passed_over
+from vitbase.runs.passed_over import read_passed_over
 from vitbase.runs.result import TrainResult
 from vitbase.runtime import Runtime, joined_runtime, launched_ranks
 from vitbase.training.estimate import describe, estimate_run
@@ -90,7 +90,7 @@ def _train(config: Config, runtime: Runtime, folder: RunFolder) -> TrainResult:
         updates, continued = made.begun.updates, made.begun.path
     place = Place(updates, loader.steps_per_epoch, schedule.total_steps)
     if checkpoint is None:
-        runtime.from_first(lambda: forget_passed_over(folder.path))
+        runtime.from_first(folder.forget_passed_over)
     passed_over = runtime.from_first(lambda: read_passed_over(folder.path)).cut_back(updates)
     guard = PassingGuard(
         learner,

@@ -12,7 +12,8 @@ import torch
 
 from vitbase.errors import CheckpointError, first_few
 from vitbase.files import parse_json
-from vitbase.runs.checkpoints import CKPT_SUFFIX, Checkpoint, find_damage, list_checkpoints
+from vitbase.runs.checkpoints import CKPT_SUFFIX, Checkpoint
+from vitbase.runs.folder import RunFolder
 from vitbase.runs.progress import read_progress
 from vitbase.training.state import Readers, stored_tensors
 from vitbase.weights.files.safetensors import read_safetensors
@@ -37,8 +38,7 @@ class Finding:
 
 def last_checkpoint(run: Path) -> Checkpoint | None:
     """Return the newest whole checkpoint of a run folder, if it has any."""
-    whole = (c for c in reversed(list_checkpoints(run / "checkpoints")) if not find_damage(c.path))
-    return next(whole, None)
+    return RunFolder(run).newest_whole()[0]
 
 
 def updates_of(run: Path) -> int:

@@ -24,6 +24,7 @@ from vitbase.runs.checkpoints import (
 from vitbase.runs.folder import RunFolder
 from vitbase.runs.journal import Journal
 from vitbase.runs.progress import Best, Progress
+from vitbase.runs.saving import remove_at_once
 from vitbase.runs.writer import Copies, Job, Writer
 from vitbase.training.guard import Guard
 from vitbase.training.schedule import Place
@@ -62,6 +63,7 @@ class Saver:
         self.config, self.labels, self.best = config, labels, best
         self.stops = config.checkpoint.on_failed_save == "stop"
         self._writer = Writer()
+        self._shared: Path | None = None  # where the ranks write their parts of it
         self._name = ""  # of the checkpoint handed over last
         self._failure: str | None = None  # of that one; of the first rank
         self._best_before = best  # should it fail
@@ -174,7 +176,8 @@ class Saver:
             return place
 
         place = runtime.from_first(make)
-        return place if all(runtime.all_gather(place.is_dir())) else None
+        self._shared = place if all(runtime.all_gather(place.is_dir())) else None
+        return self._shared
 
     def look(self) -> bool:
         """Warn of a checkpoint that could not be written, on the first rank, as soon as known.
@@ -225,12 +228,18 @@ class Saver:
     def _note(self, result: str | None) -> None:
         if result:
             self._failure = result
+            if self._shared is not None:  # the first rank may be waiting for this one's part
+                with contextlib.suppress(OSError):
+                    remove_at_once(self._shared)
             self.journal.warn(
                 f"WARNING: checkpoint {self._name} could not be written: {result}. {self._kept()}"
             )
 
     def _kept(self) -> str:
-        whole = self.folder.newest_whole()[0]
+        try:
+            whole = self.folder.newest_whole()[0]
+        except (CheckpointError, OSError):  # of a disk that fails, which is why we are asked
+            return ""
         return f"The last whole one is {whole.path}." if whole else "There is none before it."
 
     def advice(self) -> str:

@@ -64,7 +64,7 @@ def save_weights(
             write_npz(place, tensors)
         elif path.suffix in {".ckpt", ".safetensors"}:
             with place.open("wb") as file:
-                _stream(file, path.suffix, tensors, write_metadata(spec, preprocess, labels))
+                _stream(file, path.suffix, tensors, spec, preprocess, labels)
         else:
             write_torch(place, tensors)
 
@@ -82,17 +82,21 @@ def stream_weights(
     Raises: WeightsError if the dialect cannot express the model; OSError of the file.
     """
     state, spec = expressible_state(model, table := choose_dialect(dialect, model.spec, suffix))
-    metadata = write_metadata(spec, preprocess, labels)
-    _stream(file, suffix, rename(table, state, spec), metadata)
+    _stream(file, suffix, rename(table, state, spec), spec, preprocess, labels)
 
 
 def _stream(
-    file: BinaryIO, suffix: str, tensors: dict[str, Tensor], metadata: dict[str, str]
+    file: BinaryIO,
+    suffix: str,
+    tensors: dict[str, Tensor],
+    spec: ViTSpec,
+    preprocess: Preprocess | None,
+    labels: tuple[str, ...] | None,
 ) -> None:
     if suffix == ".ckpt":
         stream_mindspore(file, tensors)
     else:
-        stream_safetensors(file, tensors, metadata)
+        stream_safetensors(file, tensors, write_metadata(spec, preprocess, labels))
 
 
 def _write_folder(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,10 +9,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitbase.config.options import Reading
-from vitbase.curation.packing.leave_out import plain_name
 from vitbase.data.decode import Pixels, decode, to_channels
 from vitbase.errors import DataError, ImageError, first_few
 from vitbase.evaluation.predictions import Predictions
+from vitbase.files import plain_name
 from vitbase.sources.layouts import Beside, Given, HeldOut, Layout, find_val, recognise
 from vitbase.sources.source import Source
 from vitbase.sources.splits import Split
@@ -114,8 +113,3 @@ def thumbnail(source: Source, index: int, side: int) -> Pixels | None:
     scale = side / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
-
-
-def thumbnails(found: Found, wanted: Sequence[int], side: int) -> list[Pixels | None]:
-    """Return thumbnails of some images of predictions; None for one that cannot be read."""
-    return [thumbnail(found.source, int(found.indices[index]), side) for index in wanted]

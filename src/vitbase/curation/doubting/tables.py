@@ -88,10 +88,25 @@ def leave_out_rows(doubts: Doubts, splits: Splits) -> Iterator[dict[str, Any]]:
         yield {"id": name, "split": splits.get(item.file, ""), "reason": reason}
 
 
+def report_rows(doubts: Doubts) -> Iterator[dict[str, Any]]:
+    """Yield what the page of `vitbase report` lists, the worst of each kind first."""
+    for row in label_rows(doubts, {}):
+        yield _doubt("label likely wrong", row, row["likely"], row["p_likely"])
+    for row in duplicate_rows(doubts, {}):
+        yield _doubt(f"near-duplicate, group {row['group']}", row, "", row["distance"])
+    for row in outlier_rows(doubts, {}):
+        yield _doubt("far from all others", row, row["prediction"], row["distance"])
+
+
+def _doubt(kind: str, row: Mapping[str, Any], prediction: str, score: float) -> dict[str, Any]:
+    known = {"id": row["id"], "label": row["label"]}
+    return {"kind": kind, **known, "prediction": prediction, "score": score}
+
+
 def write_table(name: str, rows: Iterable[Mapping[str, Any]]) -> str:
     """Return a table as CSV."""
     text = io.StringIO()
-    table = csv.DictWriter(text, _COLUMNS[name], lineterminator="\n")
+    table = csv.DictWriter(text, _COLUMNS[name])
     table.writeheader()
     table.writerows(rows)
     return text.getvalue()

@@ -16,10 +16,11 @@ from vitbase.curation.doubting.tables import (
     label_rows,
     leave_out_rows,
     outlier_rows,
+    report_rows,
     write_table,
 )
 from vitbase.errors import DataError
-from vitbase.files import write_whole, written_whole
+from vitbase.files import json_line, write_whole, written_whole
 
 SHEET_ROWS = 10
 """Of a contact sheet: 60 images, or 10 groups of near-duplicates."""
@@ -47,6 +48,7 @@ def write_doubts(doubts: Doubts, out: Path, found: Mapping[str, Found]) -> list[
     if doubts.outliers is not None:
         files["outliers.csv"] = write_table("outliers", outlier_rows(doubts, splits))
     files["leave_out.csv"] = write_table("leave_out", leave_out_rows(doubts, splits))
+    files["doubts.json"] = json_line([*report_rows(doubts)]) + "\n"
     if found:
         files |= dict(_sheets(doubts, found))
     try:

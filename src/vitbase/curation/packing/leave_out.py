@@ -12,6 +12,7 @@ import numpy as np
 
 from vitbase.disk import as_path, open_regular
 from vitbase.errors import DataError, first_few
+from vitbase.files import plain_name
 from vitbase.sources.source import Source
 from vitbase.sources.splits import SPLIT_NAMES, Split
 
@@ -69,15 +70,10 @@ def _without(source: Source, names: set[str], table: str, split: Split) -> Sourc
     return dataclasses.replace(source.take(kept), notes=(*source.notes, note))
 
 
-def plain_name(name: str) -> str:
-    """Return an image's name as tables and predictions tell it: what is no UTF-8 is escaped."""
-    return name.encode("utf-8", "backslashreplace").decode()
-
-
 def _rows(path: Path) -> Iterator[tuple[str, Split | None]]:
     """Yield each image's name and split. Raises: DataError."""
     try:
-        with open(path, encoding="utf-8", newline="", opener=open_regular) as file:
+        with open(path, encoding="utf-8-sig", newline="", opener=open_regular) as file:
             if os.fstat(file.fileno()).st_size > _LONGEST:
                 raise DataError(f"--leave_out {path}: it has more than {_LONGEST:,} bytes.")
             rows = csv.DictReader(file)

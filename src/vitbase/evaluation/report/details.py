@@ -12,6 +12,7 @@ from vitbase.evaluation.report.inputs import RunData, Shown
 from vitbase.evaluation.report.markup import Child, Markup, data, number, table, tag
 from vitbase.evaluation.report.scored import Scored, most_confused
 from vitbase.evaluation.report.summary import option_text
+from vitbase.evaluation.report.svg import shortened
 from vitbase.evaluation.report.words import NONE, count_text, number_text, percent_text
 
 _COLUMNS = ("recall", "precision", "f1", "average_precision")
@@ -32,7 +33,7 @@ def details(run: RunData, place: str) -> list[Child]:
     sections: list[tuple[str, str, Child]] = [
         ("missing", "Not in this report", _missing(run)),
         ("classes", "Classes", _classes(run.scored)),
-        ("confusion", "Confusion matrix", _confusion(run.scored, place)),
+        ("confusion", "Confusion matrix", _confusion(run.scored)),
         ("images", "Images", _images(run.shown)),
         ("calibration", "Calibration", _calibration(run.scored)),
         ("doubts", "Data findings", _doubts(run)),
@@ -122,7 +123,7 @@ def _taken_for(scored: Scored) -> dict[int, list[str]]:
     return found
 
 
-def _confusion(scored: Scored | None, place: str) -> Child:
+def _confusion(scored: Scored | None) -> Child:
     if scored is None or not len(scored.confusion):
         return None
     matrix = draw_confusion(scored)
@@ -146,7 +147,7 @@ def _confusion(scored: Scored | None, place: str) -> Child:
             f" Each cell is {len(scored.classes) / matrix.cells:.3g} classes wide: green is their "
             f"mean, orange the worst mix-up inside."
         )
-    names = [name[:60] for name in scored.classes]
+    names = [shortened(name, 60) for name in scored.classes]
     inside = {
         "classes": names,
         "cells": matrix.cells,
@@ -162,7 +163,7 @@ def _confusion(scored: Scored | None, place: str) -> Child:
         tag(
             "div",
             tag("p", "", class_="reading", aria_live="polite"),
-            tag("figure", Markup(matrix.svg), data(place, inside), class_="matrix"),
+            tag("figure", Markup(matrix.svg), data(inside), class_="matrix"),
             class_="confusable",
         ),
         tag("h4", "Most often mixed up") if rows else None,

@@ -6,24 +6,27 @@ import base64
 import dataclasses
 import io
 import re
-import tomllib
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
 
-from vitbase.disk import find_strange, open_regular, read_regular
-from vitbase.errors import CheckpointError
+from vitbase.config.config import parse_toml, read_recipe_text
+from vitbase.disk import find_strange, open_regular
+from vitbase.errors import CheckpointError, ConfigError
 from vitbase.evaluation.report.scored import Figure, Scored, as_finite, as_scored, wilson
 from vitbase.files import read_json
-from vitbase.runs.checkpoints import BEST_FILE, CHECKPOINTS, CONFIG_FILE, list_checkpoints
+from vitbase.runs.checkpoints import (
+    BEST_FILE,
+    CHECKPOINTS,
+    CONFIG_FILE,
+    REPORT,
+    list_checkpoints,
+)
 from vitbase.runs.rows import read_rows
 
-REPORT = "report"
-"""The folder of a run that holds what its report is made of."""
-
-_LONGEST_CONFIG = 1 << 20
 _LONGEST_THUMBNAIL = 1 << 18
 _WIDEST_THUMBNAIL = 512
 _MOST_SHOWN = 200
@@ -43,7 +46,7 @@ class Shown(NamedTuple):
 
 
 class Doubt(NamedTuple):
-    """An image that somebody should look at, as `vitbase data check` or an evaluation found it."""
+    """An image that somebody should look at, as `vitbase data doubts` found it."""
 
     kind: str
     id: str
@@ -119,7 +122,9 @@ def read_run(path: Path) -> RunData:
             f"evaluation. Train it, or evaluate it with: {_evaluate(path)}"
         )
     shown = _read_shown(folder, notes, () if scored is None else scored.classes)
-    doubts = _read_doubts(folder / "doubts.json", () if scored is None else scored.classes)
+    doubts = _read_doubts(
+        folder / "doubts" / "doubts.json", () if scored is None else scored.classes
+    )
     environment = _read_environment(folder / "environment.json")
     config = _read_config(path / CONFIG_FILE)
     return RunData(
@@ -142,7 +147,9 @@ def _evaluate(path: Path) -> str:
     """Return the command that evaluates the last checkpoint of a run for its report."""
     found = list_checkpoints(path / CHECKPOINTS)
     last = found[-1].path if found else path
-    return f"vitbase eval --checkpoint_path {last} --out {path / REPORT}"
+    return shlex.join(
+        ["vitbase", "eval", "--checkpoint_path", str(last), "--out", str(path / REPORT)]
+    )
 
 
 def _missing(
@@ -155,7 +162,9 @@ def _missing(
 ) -> list[Missing]:
     found = []
     if not training:
-        found.append(Missing("learning curves", f"vitbase train … --output_dir {path}"))
+        found.append(
+            Missing("learning curves", f"vitbase train … --output_dir {shlex.quote(str(path))}")
+        )
     parts = {
         "intervals of all figures": scored is not None and scored.figures,
         "classes": scored is not None and scored.per_class,
@@ -167,7 +176,9 @@ def _missing(
     if absent:
         found.append(Missing(", ".join(absent), _evaluate(path)))
     if not environment:
-        found.append(Missing("environment", f"vitbase train … --output_dir {path} --report True"))
+        # It is written while training, so that a run that has ended gets none any more.
+        place = shlex.quote(str(path))
+        found.append(Missing("environment", f"vitbase train … --output_dir {place} --report True"))
     if not config:
         found.append(Missing("configuration", f"none: {CONFIG_FILE} is not there"))
     return found
@@ -215,9 +226,9 @@ def _read_config(path: Path) -> Mapping[str, Mapping[str, Any]]:
     if not _is_there(path):
         return {}
     try:
-        found = tomllib.loads(read_regular(path, _LONGEST_CONFIG).decode())
-    except (OSError, ValueError, RecursionError) as error:
-        raise _damaged(path, getattr(error, "strerror", None) or error) from None
+        found = parse_toml(read_recipe_text(str(path)), "it")
+    except ConfigError as error:
+        raise _damaged(path, error) from None
     return {name: section for name, section in found.items() if isinstance(section, dict)}
 
 
@@ -230,8 +241,6 @@ def _read_environment(path: Path) -> Mapping[str, str]:
 
 def _read_doubts(path: Path, classes: tuple[str, ...]) -> tuple[Doubt, ...]:
     found = _read(path)
-    if isinstance(found, dict):
-        found = found.get("doubts")
     if not isinstance(found, list):
         return ()
     return tuple(
@@ -256,7 +265,7 @@ def _name(value: Any, classes: tuple[str, ...]) -> str:
 
 def _read_shown(folder: Path, notes: list[str], classes: tuple[str, ...]) -> tuple[Shown, ...]:
     found = _read(folder / "shown" / "shown.json")
-    entries = found.get("images") if isinstance(found, dict) else found
+    entries = found.get("images") if isinstance(found, dict) else None
     shown, damaged = [], 0
     for entry in entries[:_MOST_SHOWN] if isinstance(entries, list) else ():
         if not isinstance(entry, dict):

@@ -58,10 +58,10 @@ def escaped(text: str) -> str:
     return html.escape(printable(text))
 
 
-def data(name: str, value: object) -> Markup:
+def data(value: object) -> Markup:
     """Return JSON inside the page, for its script: no text in it can end the element."""
     text = json.dumps(value, separators=(",", ":")).replace("<", "\\u003c").replace("&", "\\u0026")
-    return Markup(f'<script type="application/json" data-of="{escaped(name)}">{text}</script>')
+    return Markup(f'<script type="application/json">{text}</script>')
 
 
 def table(head: Iterable[Child], rows: Iterable[Iterable[Child]], class_: str = "") -> Markup:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from vitbase.errors import shown
 from vitbase.evaluation.report.charts import Line, draw_curves, draw_intervals, with_places
 from vitbase.evaluation.report.inputs import RunData
 from vitbase.evaluation.report.markup import Child, Markup, table, tag
@@ -144,7 +145,7 @@ def _differences(runs: Sequence[RunData], names: Sequence[str]) -> Markup | None
     """Return the options in which the runs differ: what an answer to "why" begins with."""
     flat = [{k: v for part in run.config.values() for k, v in part.items()} for run in runs]
     keys = list(dict.fromkeys(key for options in flat for key in options))
-    differ = [k for k in keys if len({repr(options.get(k)) for options in flat}) > 1]
+    differ = [k for k in keys if len({shown(options.get(k), 10_000) for options in flat}) > 1]
     if not differ or not all(flat):
         return None
     rows = [[k, *(option_text(options.get(k)) for options in flat)] for k in differ]
@@ -156,7 +157,9 @@ def _differences(runs: Sequence[RunData], names: Sequence[str]) -> Markup | None
 
 
 def option_text(value: object) -> str:
-    return NONE if value is None else str(value)[:300]
+    if value is None:
+        return NONE
+    return value[:300] if isinstance(value, str) else shown(value)
 
 
 def curves(runs: Sequence[RunData], names: Sequence[str]) -> Markup | None:

@@ -140,7 +140,7 @@ def decode_index(content: bytes) -> list[Shard]:
         for described in parse_json(bytes(body[8:at]))["shards"]:
             shard, at = _decode_shard(described, body, at)
             shards.append(shard)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"it is not as expected ({error})") from None
     return shards
 

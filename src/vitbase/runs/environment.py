@@ -9,6 +9,7 @@ from pathlib import Path
 from vitbase._version import __version__
 from vitbase.errors import CheckpointError
 from vitbase.files import json_line, write_whole
+from vitbase.runs.checkpoints import REPORT
 
 _PACKAGES = ("torch", "mindspore", "numpy", "pillow", "simplejpeg")
 
@@ -22,7 +23,7 @@ def write_environment(run: Path, device: str) -> None:
         except importlib.metadata.PackageNotFoundError:
             continue
     found |= {"system": f"{platform.system()} {platform.machine()}", "device": device}
-    place = run / "report" / "environment.json"
+    place = run / REPORT / "environment.json"
     try:
         place.parent.mkdir(exist_ok=True)
         write_whole(place, json_line(found, indent=1) + "\n")
