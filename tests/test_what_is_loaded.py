@@ -9,8 +9,10 @@ import sys
 import pytest
 from commands import environment_of_commands
 from import_graph import MODULES, room_of
+from made_runs import TINY
 
 HEAVY = ("torch", "numpy", "safetensors", "PIL", "simplejpeg")
+LATE = {"torch._dynamo", "torch.distributed.tensor", "torch.utils.flop_counter"}
 
 
 def run_python(program: str, *words: str) -> str:
@@ -58,3 +60,19 @@ def test_what_is_not_there_cannot_be_imported():
     """What the test before rests on."""
     with pytest.raises(AssertionError, match="import of torch halted"):
         run_python("import sys; sys.modules['torch'] = None; import vitbase.runtime")
+
+
+def test_a_run_on_one_device_loads_neither_torchs_compiler_nor_what_shards(tiny_idx, tmp_path):
+    """They take twice as long as all the rest, at the start of every run, and at the first save."""
+    options = {**TINY, "epoch_size": 1, "data_path": str(tiny_idx)}
+    program = f"""
+import json, sys
+import vitbase
+options, folder = json.loads(sys.argv[1]), sys.argv[2]
+for optimizer in ("momentum", "adamw"):
+    options |= {{"optimizer": optimizer, "output_dir": f"{{folder}}/{{optimizer}}"}}
+    vitbase.train(vitbase.load_config("fashion", **options))
+print(json.dumps(sorted({LATE} & set(sys.modules))))
+"""
+    *_, loaded = run_python(program, json.dumps(options), str(tmp_path)).splitlines()
+    assert json.loads(loaded) == []

@@ -15,7 +15,7 @@ from vitbase.config.options import EMBEDDED
 from vitbase.errors import ConfigError, DeviceError
 from vitbase.model.cost import count_flops
 from vitbase.model.spec import ViTSpec
-from vitbase.model.zoo import build_model
+from vitbase.model.zoo import build_model, build_unfilled
 from vitbase.runtime import local_runtime
 from vitbase.training.architecture import load_for_training, preprocess_of_weights, spec_of
 from vitbase.training.optim import decay_groups
@@ -83,8 +83,7 @@ def explain(config: Config) -> Explanation:
             f"Give a smaller --batch_size."
         )
     spec, spec_source = _find_spec(config)
-    with torch.device("meta"):
-        model = build_model(spec)
+    model = build_unfilled(spec)
     head_only = config.model.freeze_backbone
     if head_only:
         freeze_backbone(model)

@@ -97,7 +97,7 @@ def test_without_features_labels_alone_are_doubted(vitbase_command, made, tmp_pa
     assert code == 0
     found = json.loads(told)
     assert found["labels"]["likely_wrong"] == found["leave_out"] == 1
-    assert found["files"] == ["labels.csv", "leave_out.csv"]
+    assert found["files"] == ["labels.csv", "leave_out.csv", "doubts.json"]
     assert "have no features" in found["notes"][0]
 
 

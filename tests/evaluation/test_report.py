@@ -206,7 +206,7 @@ def test_text_is_escaped_wherever_it_stands():
     )
     assert tag("p", ["a", None, tag("b", "&")]) == "<p>a<b>&amp;</b></p>"
     assert escaped("a\x00\u202e") == "a\\x00\\u202e"
-    assert "</script>" not in data("x", "</script>")[:-9]
+    assert "</script>" not in data("</script>")[:-9]
 
 
 def test_names_in_charts_are_text_and_colours_are_the_pages():

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from faulty import Plan
+from faulty import PLAN, Plan
 from made_runs import TINY
 from ranks import start_ranks, train, train_on, wait_for
 from safetensors.torch import load_file, save_file
 
 from vitbase.errors import CheckpointError
+from vitbase.runs import writer
 from vitbase.runs.checkpoints import find_damage, list_checkpoints, state_files
 from vitbase.runs.writer import Copies
 from vitbase.training.state import SLICES, stored_tensors
@@ -53,6 +54,14 @@ def with_a_lost_writer(recipe: str, options: dict[str, Any]) -> None:
     if os.environ["RANK"] == "1":
         plan = Plan(str(options["output_dir"]), "kill-self", 1, touch="write")
         plan.for_the_writer(pytest.MonkeyPatch())
+        start = writer._started
+
+        def start_once(memory: int) -> Any:
+            process = start(memory)
+            os.environ.pop(PLAN, None)  # the writer after it lives
+            return process
+
+        writer._started = start_once
     train(recipe, options)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from vitbase.model.spec import ViTSpec
 from vitbase.model.zoo import build_unfilled
@@ -29,6 +28,8 @@ def count_flops(spec: ViTSpec, *, head_only: bool = False) -> Flops:
       head_only: whether training is that of the head alone, which needs no gradient below it.
     Source: torch's FLOP counter, over matrix products, convolutions and attention.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # takes half a second to load
+
     if spec.pool == "token":
         spec = spec.replace(pool="gap")  # as large a head, on the mean of all rows
     model = build_unfilled(spec).train()

@@ -13,6 +13,7 @@ import re
 from typing import Any, TypedDict
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from vitbase.errors import ConfigError
 from vitbase.model.layers import sincos_pos_embed
@@ -234,8 +235,19 @@ def build_model(spec: ViTSpec) -> VisionTransformer:
 
 def build_unfilled(spec: ViTSpec) -> VisionTransformer:
     """Build a model on the meta device: every parameter has a shape, none has memory or a value."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Undrawn():
         return VisionTransformer(spec)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Draws no values: there is no place for them, and to say so torch loads its compiler."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in {"normal_", "uniform_", "trunc_normal_"}:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **kwargs or {})
 
 
 def allocate(model: VisionTransformer) -> None:

@@ -12,11 +12,9 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 from vitbase.errors import CheckpointError
-from vitbase.training.sharded import like, local_parts
+from vitbase.training.sharded import is_sharded, like, local_parts, shards_itself
 
 
 class ExponentialMovingAverage:
@@ -130,7 +128,7 @@ class ExponentialMovingAverage:
                 )
         for name, average in self._averages.items():
             value = state[name]
-            average.copy_(value if isinstance(value, DTensor) else like(value, average))
+            average.copy_(value if is_sharded(value) else like(value, average))
 
     def _fill(self, parameters: list[Tensor], values: list[Tensor]) -> None:
         self._reshard()
@@ -139,5 +137,5 @@ class ExponentialMovingAverage:
     def _reshard(self) -> None:
         """Drop what FSDP2 still holds gathered: it would outlive a change of the shards."""
         for module in self._model.modules():
-            if isinstance(module, FSDPModule):
+            if shards_itself(module):
                 module.reshard()

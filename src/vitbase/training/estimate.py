@@ -82,7 +82,7 @@ def estimate_run(
       place: where the run stands.
       frozen: the features that are to be computed first, if the backbone is frozen.
     """
-    runtime, spec, layout = learner.runtime, learner.model.spec, learner.layout
+    runtime, layout = learner.runtime, learner.layout
     ranks = runtime.num_ranks
     overlaps = runtime.device.type != "cpu"
     reading = max(runtime.all_gather(_reading_seconds(loader)))
@@ -93,13 +93,13 @@ def estimate_run(
         evaluating = _seconds_an_image(frozen.rehearse, frozen.batch_size, learner, config)
         return Estimate(0.0, evaluating, reading, overlaps, 0.0, images)
     training = _seconds_an_image(learner.rehearse, layout.batch_size, learner, config)
-    flops = count_flops(spec, head_only=config.model.freeze_backbone)
     updates = place.total_steps - place.updates
     every = config.schedule.eval_every_epochs * place.steps_per_epoch
     evaluations = max(1, round(updates / every))
     return Estimate(
         training,
-        training * flops.forward / flops.training,
+        # A backward pass takes twice what a forward pass does; that of a head, next to nothing.
+        training if config.model.freeze_backbone else training / 3,
         reading,
         overlaps,
         updates * layout.global_batch / ranks,

@@ -1,4 +1,8 @@
-"""Optimizers of our own: each group's parameters at once, whether they are whole or shards."""
+"""Optimizers: torch's own, and a base of others that take each group's parameters at once.
+
+torch marks methods of its optimizers as not to be compiled, and loads its compiler to say so, which
+takes more than a second at the start of every run. Here they are as they were before that mark.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,30 @@ import torch
 from torch import Tensor
 
 
-class ForeachOptimizer(torch.optim.Optimizer):
+def _unmarked(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what a decorator of functools' kind was given."""
+    inside: Callable[..., Any] = getattr(method, "__wrapped__", method)
+    return inside
+
+
+class _Uncompiled(torch.optim.Optimizer):
+    add_param_group = _unmarked(torch.optim.Optimizer.add_param_group)
+    zero_grad = _unmarked(torch.optim.Optimizer.zero_grad)
+
+
+class SGD(_Uncompiled, torch.optim.SGD):
+    """torch's."""
+
+    step = torch.no_grad()(_unmarked(torch.optim.SGD.step))
+
+
+class AdamW(_Uncompiled, torch.optim.AdamW):
+    """torch's."""
+
+    step = torch.no_grad()(_unmarked(torch.optim.AdamW.step))
+
+
+class ForeachOptimizer(_Uncompiled):
     """Takes a step group by group; what it is, `_update` says.
 
     Where the attribute `found_inf` is 1, as torch's fused optimizers have it, nothing may change.

@@ -8,13 +8,14 @@ from typing import Literal
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from vitbase.config.learning import OptimizerSection
 from vitbase.errors import ConfigError
 from vitbase.runtime import Runtime
+from vitbase.training.foreach import SGD, AdamW
 from vitbase.training.lamb import Lamb
 from vitbase.training.momentum import Momentum, with_velocity
+from vitbase.training.sharded import is_sharded
 
 NORM_LAYERS = (nn.LayerNorm, nn.GroupNorm)
 DecayRule = Literal["all", "all_but_norms", "kernels"]
@@ -184,9 +185,9 @@ def build_update_rule(
     ]
     if rule == "momentum":
         # torch's one-kernel SGD does not take sharded parameters; its AdamW does.
-        if not fused or any(isinstance(p, DTensor) for p in parameters.values()):
+        if not fused or any(is_sharded(p) for p in parameters.values()):
             return Momentum(as_torch, lr=lr, momentum=momentum)
-        sgd = torch.optim.SGD(as_torch, lr=lr, momentum=momentum, fused=True)
+        sgd = SGD(as_torch, lr=lr, momentum=momentum, fused=True)
         if momentum:  # left to its first step, they would be undefined where that is passed over
             for group in sgd.param_groups:
                 for parameter in group["params"]:
@@ -194,7 +195,7 @@ def build_update_rule(
         return sgd
     if rule == "lamb":
         return Lamb(as_torch, lr=lr, betas=betas, eps=eps)
-    return torch.optim.AdamW(as_torch, lr=lr, betas=betas, eps=eps, fused=fused)
+    return AdamW(as_torch, lr=lr, betas=betas, eps=eps, fused=fused)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -15,14 +15,12 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.distributed import device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from vitbase.model.vit import VisionTransformer
 from vitbase.runtime import Runtime, local_ranks
-from vitbase.training.sharded import whole
+from vitbase.training.sharded import shards_itself, whole
 
 # Weights, gradients and two moments in float32: above this, auto shards them.
 _SHARDED_FROM_PARAMETERS = 1_000_000_000
@@ -75,7 +73,7 @@ class Replicas:
         """Context of a micro-batch: only the last one of an update exchanges gradients."""
         if isinstance(self._forward, DistributedDataParallel):
             return contextlib.nullcontext() if last else self._forward.no_sync()
-        if isinstance(self.model, FSDPModule):
+        if shards_itself(self.model):
             self.model.set_requires_gradient_sync(last)
         return contextlib.nullcontext()
 
@@ -119,6 +117,9 @@ def _shard(model: VisionTransformer, runtime: Runtime) -> None:
     Servers then hold copies of each other's shards: weights are gathered over the fast links
     inside a server, and only gradients cross between servers (hybrid sharding).
     """
+    from torch.distributed import device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     servers = runtime.num_ranks // local_ranks()
     if servers > 1 and local_ranks() > 1:
         mesh = device_mesh.init_device_mesh(

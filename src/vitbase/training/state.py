@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from vitbase.errors import CheckpointError
 from vitbase.files import parse_json
@@ -25,7 +24,7 @@ from vitbase.runs.checkpoints import state_files
 from vitbase.runtime import Runtime
 from vitbase.training.ema import ExponentialMovingAverage
 from vitbase.training.mindspore_state import MindSporeState
-from vitbase.training.sharded import like, own_rows, whole
+from vitbase.training.sharded import is_sharded, like, own_rows, whole
 from vitbase.weights.files.safetensors import read_safetensors
 
 TRAINED = "weights"
@@ -93,7 +92,7 @@ class RunState:
         for name, tensor in kept:
             if (found := own_rows(tensor.detach())) is not None:
                 state.tensors[name], start = found
-                if isinstance(tensor, DTensor):
+                if is_sharded(tensor):
                     state.slices[name] = (start, len(tensor))
         return weights, state
 
@@ -172,7 +171,7 @@ class RunState:
         for name, tensor in tensors:
             all_of_it = whole(tensor.detach())  # one after the other: the device need not hold all
             if self.runtime.is_first:
-                found[name] = all_of_it.cpu() if isinstance(tensor, DTensor) else all_of_it
+                found[name] = all_of_it.cpu() if is_sharded(tensor) else all_of_it
         return found
 
     def _delivered(self, read: Callable[[], Readers]) -> Iterator[tuple[str, torch.Tensor]]:
