@@ -203,14 +203,14 @@ class Proof:
 
 def test_killed_at_any_point_a_run_ends_the_same(forks, tiny_idx, tmp_path):
     proof = Proof(forks, tiny_idx, tmp_path)
-    proof.disturb_until(8, proof.kill_at_point(random.Random(1)))
-    proof.disturb_until(11, proof.kill_anywhen(random.Random(1), 2.0))
+    proof.disturb_until(5, proof.kill_at_point(random.Random(1)))
+    proof.disturb_until(7, proof.kill_anywhen(random.Random(1), 2.0))
 
 
 def test_asked_to_stop_at_any_point_a_run_saves(forks, tiny_idx, tmp_path):
     proof = Proof(forks, tiny_idx, tmp_path)
-    proof.disturb_until(5, proof.signal_at_point(random.Random(1)))
-    proof.disturb_until(8, proof.signal_anywhen(random.Random(1), 2.0))
+    proof.disturb_until(4, proof.signal_at_point(random.Random(1)))
+    proof.disturb_until(6, proof.signal_anywhen(random.Random(1), 2.0))
     assert not proof.unsaved
 
 

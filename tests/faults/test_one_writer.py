@@ -100,16 +100,17 @@ def test_a_writer_elsewhere_lives_while_it_touches_its_file(tmp_path, content):
     held.release()
 
 
-def _try(folder, ready, taken):
-    ready.wait()
+def _try(folder, together, taken):
+    together.wait()
     held = RunLock(folder)
     try:
         held.take()
     except CheckpointError:
-        return
-    with taken.get_lock():
-        taken.value += 1
-    time.sleep(2)  # holds it until all have tried
+        pass
+    else:
+        with taken.get_lock():
+            taken.value += 1
+    together.wait()  # who has it holds it until all have tried
 
 
 @pytest.mark.parametrize("dead", [False, True])
@@ -120,11 +121,10 @@ def test_of_many_at_once_one_gets_it(tmp_path, dead):
         folder.mkdir()
         if dead:
             write(folder, process=2**22 + 7)
-        ready, taken = context.Event(), context.Value("i", 0)
-        others = [context.Process(target=_try, args=(folder, ready, taken)) for _ in range(6)]
+        together, taken = context.Barrier(6), context.Value("i", 0)
+        others = [context.Process(target=_try, args=(folder, together, taken)) for _ in range(6)]
         for process in others:
             process.start()
-        ready.set()
         for process in others:
             process.join()
         assert taken.value == 1

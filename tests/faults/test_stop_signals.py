@@ -219,6 +219,8 @@ def test_ranks_stop_together(to, tiny_idx, tmp_path):
     assert code == STOPPED, said
     assert "which is saved: the same command goes on from there" in said
     assert "Traceback" not in said
+    if to == "one rank":
+        return
     updates = int(said.split(" after update ")[1].split(",")[0])
     process = start(tiny_idx, run, "launch", "--num_devices", "2", "--", **options)
     said = read_until(process, "Continuing from")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -140,10 +141,12 @@ def test_stochastic_depth_may_be_the_same_in_every_block():
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
-def test_compiled_blocks_change_no_loss(tiny_config, tmp_path):
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_blocks_change_no_loss(tiny_config, tmp_path, monkeypatch, backend):
     options: dict[str, Any] = {"stochastic_depth": 0.3, "total_steps": 4, "log_every_steps": 1}
     # Without vectors and optimisation the C++ compiler is done in little more than half the time.
     plain = {"cpp.simdlen": 1, "aot_inductor.debug_compile": True, "compile_threads": 1}
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     for name, compiled in (("eager", False), ("compiled", True)):
         config = tiny_config(output_dir=str(tmp_path / name), compile=compiled, **options)
         with inductor_config.patch(plain):

@@ -56,10 +56,13 @@ def assert_same_run(folder: Path, other: Path) -> None:
 
 @pytest.mark.parametrize(
     ("num_ranks", "parallel", "servers"),
-    [(2, "ddp", 1), (4, "ddp", 2), (2, "fsdp", 1), (4, "fsdp", 1), (4, "fsdp", 2)],
+    [
+        *((2, "ddp", 1), (4, "ddp", 2), (2, "fsdp", 1), (4, "fsdp", 2)),
+        pytest.param(4, "fsdp", 1, marks=pytest.mark.slow),
+    ],
 )
 def test_ranks_change_no_loss(alone, tiny_idx, tmp_path, num_ranks, parallel, servers):
-    """The last is hybrid: shards within each of two servers, copies on both."""
+    """Of FSDP on two servers: shards within each of two servers, copies on both."""
     folder = tmp_path / "run"
     options = {**OPTIONS, "data_path": str(tiny_idx), "parallel": parallel}
     train_on(folder, num_ranks, "fashion", servers=servers, **options)
