@@ -70,7 +70,7 @@ def answering() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _requests.asked = None
+    _requests.asked, _requests.will_look = None, False
     before = {
         number: signal.signal(number, _requests.take)
         for number in SIGNALS
@@ -118,9 +118,16 @@ _SECONDS_TO_SAVE = 600.0
 
 @contextlib.contextmanager
 def looking() -> Iterator[None]:
-    """Promise to look at :func:`asked` often in here, and to raise :class:`Stopped` then."""
+    """Promise to look at :func:`asked` often in here, and to raise :class:`Stopped` then.
+
+    Once that is raised, be it that another rank was asked, a signal asks for nothing new.
+    """
     _requests.will_look = True
     try:
         yield
-    finally:
+    except Stopped:
+        raise
+    except BaseException:
         _requests.will_look = False
+        raise
+    _requests.will_look = False

@@ -14,7 +14,7 @@ from made_runs import TINY, losses_of, rows_of
 from safetensors.torch import load_file
 
 import vitbase
-from vitbase.stopping import STOPPED
+from vitbase.stopping import STOPPED, Stopped, answering, looking
 
 WORDS = {"epoch_size": 6, "log_every_steps": 1, "keep_checkpoint_max": 2, "eval_batch_size": 2}
 
@@ -229,6 +229,17 @@ def test_ranks_stop_together(to, tiny_idx, tmp_path):
     process.kill()  # nobody is told; but ranks do not go on without who started them
     _, said = end_of(process)
     assert "which is saved: the same command goes on from there" in said
+
+
+def test_a_signal_to_a_rank_that_stops_for_another_takes_nothing_back():
+    with pytest.raises(Stopped, match="is saved"), answering():
+        try:
+            with looking():
+                raise Stopped("another rank was asked; update 5 is saved")
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(Stopped, match="nothing was to be saved"), answering():
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_minutes_save_inside_an_epoch(tiny_idx, tmp_path):
