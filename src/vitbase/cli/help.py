@@ -56,7 +56,7 @@ def options_type(command: str, base: Config, others: Any = None) -> Any:
     for name, (section, _) in FIELDS.items():
         if name not in first and section != EVALUATION:
             sections.setdefault(section, {})[name] = shown[name]
-    types: dict[str, Any] = {} if others is None else {others.__name__: others}
+    types: dict[str, Any] = {} if others is None else {others.__name__.strip("_").lower(): others}
     for section, options in sections.items():
         types[section] = TypedDict(section, options, total=False)  # type: ignore[operator]
         if section in Config.model_fields:
