@@ -37,7 +37,6 @@ MODELS: dict[str, dict[str, Any]] = {
         "resnet_layers": (1, 1),
         "resnet_width_factor": 0.5,
         "patch_size": 16,
-        "image_size": 64,
     },
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from made_looks import build
+from made_looks import build, images_for
 
 from vitbase.errors import ConfigError
 from vitbase.inspection.components import (
@@ -105,6 +105,18 @@ def test_maps_are_scaled_and_enlarged():
     assert (large[:, :2] == 0).all()
     assert (large[:, -2:] == 1).all()
     assert heat(np.array([[0.0, 1.0]])).tolist() == [[[0, 0, 4], [252, 255, 164]]]
+
+
+def test_integrated_gradients_add_up_to_the_difference_of_the_logits():
+    model = build()
+    images, classes = images_for(model), torch.tensor([4, 0])
+    attributions, missing = integrated_gradients(model, images, classes)
+    with torch.no_grad():
+        change = model(images) - model(torch.zeros_like(images))
+    expected = change[[0, 1], classes]
+    assert expected.abs().min() > 0.05
+    torch.testing.assert_close(attributions.sum((1, 2, 3)), expected, rtol=0, atol=1e-3)
+    torch.testing.assert_close(attributions.sum((1, 2, 3)) - missing, expected)
 
 
 def test_looking_leaves_the_model_as_it_was():

@@ -41,7 +41,8 @@ def recompute_attention(attention: Attention, x_BND: Tensor) -> Tensor:
     qk_BN2HK = qk_BND.view(batch, tokens, 2, attention.num_heads, -1)
     q_BHNK, k_BHNK = (part.transpose(1, 2) for part in qk_BN2HK.unbind(2))
     scores_BHNN = (q_BHNK * q_BHNK.shape[-1] ** -0.5) @ k_BHNK.transpose(2, 3)
-    return scores_BHNN.softmax(dim=-1)
+    p_BHNN: Tensor = scores_BHNN.softmax(dim=-1)
+    return p_BHNN
 
 
 @contextlib.contextmanager
@@ -62,10 +63,8 @@ def attending(model: VisionTransformer, visit: Visit) -> Iterator[None]:
 
         return before
 
-    handles = [
-        block.attn.register_forward_pre_hook(hook(number))
-        for number, block in enumerate(model.blocks)
-    ]
+    parts = [part for part in model.blocks.modules() if isinstance(part, Attention)]
+    handles = [part.register_forward_pre_hook(hook(block)) for block, part in enumerate(parts)]
     try:
         yield
     finally:
@@ -97,4 +96,4 @@ def rows_of_query(p_HNN: Tensor, spec: ViTSpec) -> Tensor:
 def on_grid(values_xn: Tensor, spec: ViTSpec) -> Tensor:
     """Return values of patches, [..., n], as rows and columns, [..., h, w]."""
     assert values_xn.shape[-1] == math.prod(spec.grid_hw)
-    return values_xn.unflatten(-1, spec.grid_hw)
+    return values_xn.reshape(*values_xn.shape[:-1], *spec.grid_hw)

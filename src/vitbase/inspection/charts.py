@@ -5,10 +5,15 @@ Shape legend: I images, L blocks, H heads, h and w rows and columns of patches, 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from vitbase.inspection.looked import Array
 from vitbase.inspection.paper import DPI, Drawn, Paper, drawing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _MOST_TILES = 14
 """Rows and columns of tiles of similarities; of more patches, as many are chosen evenly."""
@@ -28,9 +33,9 @@ def draw_positions(paper: Paper, similarity_hwhw: Array, title: str) -> Drawn:
             mosaic[down * step_y :, across * step_x :][:rows, :columns] = tile
     mosaic = mosaic[: -_gap(rows), : -_gap(columns)]
     aspect = mosaic.shape[0] / mosaic.shape[1]
-    width = 7.2 if aspect <= 1.2 else 7.2 / aspect + 1.4
+    width, height = (5.6, 5.6 * aspect) if aspect <= 1.2 else (6.7 / aspect, 6.7)
     with drawing(paper):
-        size = (width, max(2.6, (width - 1.6) * aspect + 1.2))
+        size = (max(3.8, width + 1.7), max(2.4, height + 1.0))
         figure = Figure(figsize=size, dpi=DPI, layout="constrained")
         axes = figure.add_subplot()
         image = axes.imshow(mosaic, cmap="viridis", vmin=-1, vmax=1, interpolation="nearest")
@@ -46,7 +51,7 @@ def draw_positions(paper: Paper, similarity_hwhw: Array, title: str) -> Drawn:
         axes.set_title(title)
         bar = figure.colorbar(image, ax=axes, shrink=0.8, ticks=[-1, 0, 1])
         bar.set_label("cosine similarity")
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
     return Drawn(figure, paper)
 
 
@@ -86,6 +91,18 @@ def draw_distance(paper: Paper, pixels_ILH: Array, diagonal: float) -> Drawn:
     return Drawn(figure, paper)
 
 
+def _scale_lengths(axes: Axes, low: float, high: float) -> None:
+    """Let an axis show lengths of a tenth and of ten times: artifacts are so much longer."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    if low > 0 and high / low > 10:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.set_ylim(bottom=0)
+
+
 def draw_norms(paper: Paper, patches_ILhw: Array, prefix_ILR: Array, names: list[str]) -> Drawn:
     """Draw the lengths of tokens over the depth, and how patches spread at the end.
 
@@ -119,16 +136,15 @@ def draw_norms(paper: Paper, patches_ILhw: Array, prefix_ILR: Array, names: list
                 left.plot(at, mean_L, color=colour, marker=marker, label=kind)
         ticks = list(range(1, depth + 1, max(1, depth // 12)))
         left.set_xticks(ticks, [str(tick) for tick in ticks])
-        left.set_yscale("log")
+        _scale_lengths(left, float(values_LM.min()), float(values_LM.max()))
         left.grid(visible=True, axis="y")
         left.set_xlabel("block")
         left.set_ylabel("length of the token")
         left.set_title("Lengths of tokens by depth")
         right.hist(values_LM[-1], bins=40, color=paper.series[0])
-        right.set_yscale("log")
-        right.set_xlabel("length after the last block")
-        right.set_ylabel("patches")
+        right.set_xlabel("length of the token")
         count = "1 image" if images == 1 else f"{images} images"
-        right.set_title(f"All patches of {count}")
+        right.set_ylabel(f"patches of {count}")
+        right.set_title("After the last block")
         figure.legend(loc="outside lower left", ncols=4, fontsize=8.5)
     return Drawn(figure, paper)

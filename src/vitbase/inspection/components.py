@@ -64,12 +64,11 @@ def read_filters(model: VisionTransformer) -> dict[str, Array]:
 
     Source: ViT (arXiv 2010.11929) section 4.5 and figure 7, left.
     """
-    stem = model.stem
+    first = next(part for part in model.stem.modules() if isinstance(part, torch.nn.Conv2d))
     if model.spec.stem != "patch":
-        first = next(part for part in stem.modules() if isinstance(part, torch.nn.Conv2d))
         filters_FCHW = first.weight.detach().cpu().float()
         return {"filters": filters_FCHW.permute(0, 2, 3, 1).numpy()}
-    weight_DCPP = stem.proj.weight.detach().cpu()  # type: ignore[union-attr]
+    weight_DCPP = first.weight.detach().cpu()
     found = principal_components(weight_DCPP.flatten(1), MOST_FILTERS)
     components_kCPP = found.axes.unflatten(1, weight_DCPP.shape[1:])
     return {

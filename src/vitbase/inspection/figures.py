@@ -41,7 +41,8 @@ def _draw_filters(looked: Looked, arrays: dict[str, Array], paper: Paper) -> Fig
     else:
         shown = arrays["filters"]
         title = "Filters of the first convolution"
-        note = f"{min(len(shown), _MOST_FILTERS)} of {len(shown)}; a patch embedding has components"
+        few = min(len(shown), _MOST_FILTERS)
+        note = f"all {few}" if few == len(shown) else f"the first {few} of {len(shown)}"
     tiles = [Tile(_as_picture(one)) for one in shown[:_MOST_FILTERS]]
     columns = 7 if len(tiles) <= 28 else 16
     side = 84 if len(tiles) <= 28 else 48
@@ -76,7 +77,10 @@ def _draw_distance(looked: Looked, arrays: dict[str, Array], paper: Paper) -> Fi
 def _draw_attention(looked: Looked, arrays: dict[str, Array], paper: Paper) -> Figures:
     spec, layer = looked.spec, looked.layer
     heads = range(spec.num_heads) if looked.head is None else (looked.head,)
-    query = query_of(spec)
+    note = f"of the {query_of(spec)}; percent: what patches get"
+    others = ["class token"] * spec.class_token + ["registers"] * bool(spec.num_registers)
+    if others:
+        note += f", the rest goes to {' and '.join(others)}"
     for number, image in enumerate(looked.images, 1):
         maps_Hhw = arrays["maps"][number - 1, layer]
         tiles = [Tile(_shown(image), "image")]
@@ -85,7 +89,6 @@ def _draw_attention(looked: Looked, arrays: dict[str, Array], paper: Paper) -> F
         for head in heads:
             share = float(maps_Hhw[head].sum())
             tiles.append(Tile(_laid(image, maps_Hhw[head]), f"head {head + 1}: {share:.0%}"))
-        rest = "; the rest goes to class token and registers" if spec.num_prefix else ""
         yield (
             f"attention-{number:02}",
             draw_sheet(
@@ -94,7 +97,7 @@ def _draw_attention(looked: Looked, arrays: dict[str, Array], paper: Paper) -> F
                 tiles,
                 columns=max(3, math.ceil(math.sqrt(len(tiles) * 1.4))),
                 side=SIDE if looked.head is None else 320,
-                note=f"of the {query}; percent: what the patches get{rest}",
+                note=note,
                 scale=_HEAT,
             ),
         )
@@ -126,7 +129,7 @@ def _draw_norms(looked: Looked, arrays: dict[str, Array], paper: Paper) -> Figur
     span = max(high - low, 1e-30)
     maps = [_in_blocks(heat((one - low) / span), SIDE) for one in norms_Ihw]
     scale = Scale("length of the token, in all pictures alike", f"{low:.3g}", f"{high:.3g}")
-    note = f"after block {layer + 1} of {spec.depth}; single bright patches are artifacts"
+    note = f"after block {layer + 1} of {spec.depth}; a few far brighter ones are artifacts"
     yield "norms", _pairs(looked, paper, "Lengths of patch tokens", maps, note, scale)
     names = ["class token"] * spec.class_token + ["register"] * spec.num_registers
     yield "norms-by-block", draw_norms(paper, arrays["patches"], arrays["prefix"], names)

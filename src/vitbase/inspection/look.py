@@ -277,7 +277,7 @@ def _over_images(
                     model,
                     images_BCyx,
                     classes_B,
-                    lambda done, start=start: progress("gradients", start + done, len(looked)),
+                    functools.partial(_tell, progress, start, len(looked)),
                 )
             for kind in needs_class:
                 part[kind]["classes"] = classes_B.cpu()
@@ -311,6 +311,10 @@ def _classify(
     else:
         classes_B = torch.full_like(probabilities_BC[:, 0], chosen, dtype=torch.long)
     return classes_B, probabilities_BC.gather(1, classes_B[:, None])[:, 0]
+
+
+def _tell(progress: Callable[[str, int, int], None], start: int, images: int, done: int) -> None:
+    progress("gradients", start + done, images)
 
 
 def _integrate(

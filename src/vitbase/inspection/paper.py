@@ -92,15 +92,17 @@ class Drawn:
         self.figure, self.paper = figure, paper
 
     def to_png(self) -> bytes:
-        return self._save("png", None)
+        # The strongest compression takes four times as long, and saves a twentieth.
+        return self._save(format="png", pil_kwargs={"compress_level": 4})
 
     def to_svg(self) -> bytes:
-        return self._save("svg", {"Date": None})
+        return self._save(format="svg", metadata={"Date": None})
 
-    def _save(self, form: str, metadata: dict[str, str | None] | None) -> bytes:
+    def _save(self, **options: Any) -> bytes:
         out = io.BytesIO()
         with drawing(self.paper):
-            self.figure.savefig(out, format=form, dpi=DPI, metadata=metadata)
+            self.figure.savefig(out, dpi=DPI, **options)
+            self.figure.set_layout_engine("none")  # all has its place now, for the next one too
         return out.getvalue()
 
     def _repr_png_(self) -> bytes:

@@ -17,6 +17,8 @@ from vitbase.inspection.overlay import HEAT, resized
 from vitbase.inspection.paper import DPI, Drawn, Paper, drawing
 
 _GAP, _LABEL, _MARGIN, _TITLE, _LINE, _BAR = 8, 18, 16, 40, 18, 44
+_NARROWEST = 440
+"""Pixels: so wide is the line below the scale."""
 _LETTER = 6.6
 """Pixels of a letter of a label, which is at most so wide on average."""
 
@@ -87,10 +89,10 @@ def _on_paper(
 ) -> Drawn:
     from matplotlib.figure import Figure
 
-    note_lines = _wrapped(note, max(sheet.shape[1], 360) - 4)
+    note_lines = _wrapped(note, max(sheet.shape[1], _NARROWEST - 2 * _MARGIN) - 4)
     head = _MARGIN // 2 + _TITLE - 8 + len(note_lines) * _LINE
     foot = _MARGIN + (_BAR if scale else 0)
-    width = max(sheet.shape[1] + 2 * _MARGIN, 392)
+    width = max(sheet.shape[1] + 2 * _MARGIN, _NARROWEST)
     height = head + sheet.shape[0] + foot
     with drawing(paper):
         figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
