@@ -27,7 +27,8 @@ def test_grad_cam_is_that_of_pytorch_grad_cam(name: str) -> None:
 
     with GradCAM(model, [model.blocks[-1].norm1], reshape) as theirs:
         expected = theirs(images, [ClassifierOutputTarget(int(index)) for index in classes])
-    maps = grad_cam(model, images, classes)
+    maps, logits = grad_cam(model, images, classes)
+    torch.testing.assert_close(logits, model(images))
     assert maps.shape == (3, *spec.grid_hw)
     ours = [scaled(enlarge(scaled(one), spec.image_size)) for one in maps.numpy()]
     assert np.stack(expected).max() > 0.9

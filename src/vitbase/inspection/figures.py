@@ -15,7 +15,7 @@ from vitbase.inspection.attention import query_of
 from vitbase.inspection.charts import draw_distance, draw_norms, draw_positions
 from vitbase.inspection.kinds import Kind
 from vitbase.inspection.looked import Array, Looked, LookedAt, Pixels
-from vitbase.inspection.overlay import heat, overlay, resized, scaled
+from vitbase.inspection.overlay import heat, overlay, resized
 from vitbase.inspection.paper import Drawn, Paper
 from vitbase.inspection.sheet import Scale, Tile, draw_sheet
 
@@ -77,18 +77,18 @@ def _draw_distance(looked: Looked, arrays: dict[str, Array], paper: Paper) -> Fi
 def _draw_attention(looked: Looked, arrays: dict[str, Array], paper: Paper) -> Figures:
     spec, layer = looked.spec, looked.layer
     heads = range(spec.num_heads) if looked.head is None else (looked.head,)
-    note = f"of the {query_of(spec)}; percent: what patches get"
+    note = f"of the {query_of(spec)}"
     others = ["class token"] * spec.class_token + ["registers"] * bool(spec.num_registers)
     if others:
-        note += f", the rest goes to {' and '.join(others)}"
+        note += f"; percent: what patches get, the rest goes to {' and '.join(others)}"
     for number, image in enumerate(looked.images, 1):
         maps_Hhw = arrays["maps"][number - 1, layer]
         tiles = [Tile(_shown(image), "image")]
         if looked.head is None:
             tiles.append(Tile(_laid(image, maps_Hhw.mean(0)), "mean of heads"))
         for head in heads:
-            share = float(maps_Hhw[head].sum())
-            tiles.append(Tile(_laid(image, maps_Hhw[head]), f"head {head + 1}: {share:.0%}"))
+            share = f": {float(maps_Hhw[head].sum()):.0%}" if others else ""
+            tiles.append(Tile(_laid(image, maps_Hhw[head]), f"head {head + 1}{share}"))
         yield (
             f"attention-{number:02}",
             draw_sheet(
@@ -193,7 +193,7 @@ def _shown(image: LookedAt) -> Pixels:
 
 
 def _laid(image: LookedAt, map_hw: Array) -> Pixels:
-    return overlay(image.pixels, scaled(map_hw), _size(image))
+    return overlay(_shown(image), map_hw, _size(image))
 
 
 _DRAWN: dict[Kind, Callable[[Looked, dict[str, Array], Paper], Figures]] = {

@@ -20,7 +20,9 @@ STEPS = 50
 """Points on the way of integrated gradients, as captum's default."""
 
 
-def grad_cam(model: VisionTransformer, images_BCHW: Tensor, classes_B: Tensor) -> Tensor:
+def grad_cam(
+    model: VisionTransformer, images_BCHW: Tensor, classes_B: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Weigh the features that the last block attends to by their gradient.
 
     Taken at the first norm of the last block, as pytorch-grad-cam advises for a ViT: behind it the
@@ -28,8 +30,9 @@ def grad_cam(model: VisionTransformer, images_BCHW: Tensor, classes_B: Tensor) -
 
     Args:
       images_BCHW: normalised.
-      classes_B: the class whose logit is explained, of each image.
+      classes_B: the class whose logit is explained, of each image; None: that of the largest.
     Returns: [B, h, w], not negative; the mean over the patches of the gradient weighs a feature.
+      And the logits, [B, C].
     Source: Grad-CAM (arXiv 1610.02391) section 3, equations 1 and 2.
     """
     seen: list[Tensor] = []
@@ -42,7 +45,9 @@ def grad_cam(model: VisionTransformer, images_BCHW: Tensor, classes_B: Tensor) -
     handle = model.blocks[-1].norm1.register_forward_hook(hook)  # type: ignore[union-attr]
     try:
         with _frozen(model), torch.enable_grad():
-            _of_classes(model(images_BCHW), classes_B).backward()
+            logits_BC = model(images_BCHW)
+            chosen_B = logits_BC.argmax(1) if classes_B is None else classes_B
+            _of_classes(logits_BC, chosen_B).backward()
     finally:
         handle.remove()
     (y_BND,) = seen
@@ -50,7 +55,7 @@ def grad_cam(model: VisionTransformer, images_BCHW: Tensor, classes_B: Tensor) -
     patches = slice(model.spec.num_prefix, None)
     weights_BD = y_BND.grad[:, patches].mean(1)
     map_Bn = torch.einsum("bnd,bd->bn", y_BND.detach()[:, patches], weights_BD)
-    return on_grid(map_Bn.relu(), model.spec)
+    return on_grid(map_Bn.relu(), model.spec), logits_BC.detach()
 
 
 def integrated_gradients(

@@ -269,9 +269,17 @@ def _over_images(
         images_BCyx = normalize(pixels_ByxC, loaded.preprocess).clone()
         part = pass_through(model, images_BCyx, passes) if passes else {}
         if needs_class:
-            classes_B, shares_B = _classify(model, images_BCyx, chosen)
+            asked_B = None
+            if chosen is not None:
+                asked_B = torch.full((len(batch),), chosen, device=device)
             if "gradcam" in kinds:
-                part["gradcam"] = {"maps": grad_cam(model, images_BCyx, classes_B).cpu()}
+                maps_Bhw, logits_BC = grad_cam(model, images_BCyx, asked_B)
+                part["gradcam"] = {"maps": maps_Bhw.cpu()}
+            else:
+                with torch.no_grad():
+                    logits_BC = model(images_BCyx)
+            classes_B = logits_BC.argmax(1) if asked_B is None else asked_B
+            shares_B = logits_BC.float().softmax(1).gather(1, classes_B[:, None])[:, 0]
             if "gradients" in kinds:
                 part["gradients"] = _integrate(
                     model,
@@ -298,19 +306,6 @@ def _over_images(
         else:
             found[kind] = {name: value.detach().numpy() for name, value in values.items()}
     return found, named
-
-
-def _classify(
-    model: torch.nn.Module, images_BCyx: Tensor, chosen: int | None
-) -> tuple[Tensor, Tensor]:
-    """Return [B], the class to explain, and [B], its probability."""
-    with torch.no_grad():
-        probabilities_BC = model(images_BCyx).float().softmax(1)
-    if chosen is None:
-        classes_B = probabilities_BC.argmax(1)
-    else:
-        classes_B = torch.full_like(probabilities_BC[:, 0], chosen, dtype=torch.long)
-    return classes_B, probabilities_BC.gather(1, classes_B[:, None])[:, 0]
 
 
 def _tell(progress: Callable[[str, int, int], None], start: int, images: int, done: int) -> None:

@@ -5,6 +5,8 @@ Shape legend: h and w rows and columns of a map, y and x pixels.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -40,8 +42,14 @@ def enlarge(map_hw: Array, size_yx: tuple[int, int]) -> Array:
 
 def heat(map_yx: Array) -> Pixels:
     """Return the colours of values from 0 (black) to 1 (yellow), uint8 [y, x, 3]."""
-    at = np.linspace(0, 1, len(HEAT))
-    channels = [np.interp(map_yx, at, column) for column in zip(*HEAT, strict=True)]
+    return _table()[(255 * map_yx).round().astype(np.uint8)]
+
+
+@functools.cache
+def _table() -> Pixels:
+    """Return the colours of 256 values, [256, 3]."""
+    at, to = np.linspace(0, 1, len(HEAT)), np.linspace(0, 1, 256)
+    channels = [np.interp(to, at, column) for column in zip(*HEAT, strict=True)]
     return np.stack(channels, -1).round().astype(np.uint8)
 
 
