@@ -34,10 +34,10 @@ def draw_positions(paper: Paper, similarity_hwhw: Array, title: str) -> Drawn:
     mosaic = mosaic[: -_gap(rows), : -_gap(columns)]
     aspect = mosaic.shape[0] / mosaic.shape[1]
     width, height = (5.6, 5.6 * aspect) if aspect <= 1.2 else (6.7 / aspect, 6.7)
+    size = max(3.8, width + 1.8), height + 1.15
     with drawing(paper):
-        size = (max(3.8, width + 1.7), max(2.4, height + 1.0))
-        figure = Figure(figsize=size, dpi=DPI, layout="constrained")
-        axes = figure.add_subplot()
+        figure = Figure(figsize=size, dpi=DPI)
+        axes = figure.add_axes(_box(size, 0.7, 0.65, width, height))
         image = axes.imshow(mosaic, cmap="viridis", vmin=-1, vmax=1, interpolation="nearest")
         middle_y = [down * step_y + (rows - 1) / 2 for down in range(len(chosen_y))]
         middle_x = [across * step_x + (columns - 1) / 2 for across in range(len(chosen_x))]
@@ -49,10 +49,18 @@ def draw_positions(paper: Paper, similarity_hwhw: Array, title: str) -> Drawn:
         axes.set_ylabel("row of the patch")
         axes.set_xlabel("column of the patch")
         axes.set_title(title)
-        bar = figure.colorbar(image, ax=axes, shrink=0.8, ticks=[-1, 0, 1])
+        place = figure.add_axes(_box(size, 0.9 + width, 0.65 + 0.1 * height, 0.16, 0.8 * height))
+        bar = figure.colorbar(image, cax=place, ticks=[-1, 0, 1])
         bar.set_label("cosine similarity")
         bar.outline.set_visible(False)
     return Drawn(figure, paper)
+
+
+def _box(
+    size: tuple[float, float], left: float, bottom: float, width: float, height: float
+) -> tuple[float, float, float, float]:
+    """Return a place as fractions of a figure; all in inches."""
+    return left / size[0], bottom / size[1], width / size[0], height / size[1]
 
 
 def _gap(count: int) -> int:
@@ -72,8 +80,9 @@ def draw_distance(paper: Paper, pixels_ILH: Array, diagonal: float) -> Drawn:
     mean_LH = pixels_ILH.mean(0)
     depth = len(mean_LH)
     with drawing(paper):
-        figure = Figure(figsize=(max(5.0, 2.2 + 0.34 * depth), 3.6), dpi=DPI, layout="constrained")
-        axes = figure.add_subplot()
+        size = max(5.6, 2.2 + 0.34 * depth), 3.8
+        figure = Figure(figsize=size, dpi=DPI)
+        axes = figure.add_axes(_box(size, 0.75, 0.85, size[0] - 0.95, 2.5))
         axes.grid(visible=True, axis="y")
         at_LH = np.arange(1, depth + 1)[:, None] + np.zeros_like(mean_LH)
         axes.scatter(at_LH, mean_LH, s=22, color=paper.series[0], alpha=0.75, linewidths=0)
@@ -87,7 +96,7 @@ def draw_distance(paper: Paper, pixels_ILH: Array, diagonal: float) -> Drawn:
         axes.set_ylabel("mean attention distance, pixels")
         images = "1 image" if len(pixels_ILH) == 1 else f"{len(pixels_ILH)} images"
         axes.set_title(f"How far heads look ({images}; the diagonal is {diagonal:.0f} px)")
-        figure.legend(loc="outside lower right", ncols=2, fontsize=8.5)
+        figure.legend(loc="lower right", ncols=2, fontsize=8.5)
     return Drawn(figure, paper)
 
 
@@ -116,8 +125,10 @@ def draw_norms(paper: Paper, patches_ILhw: Array, prefix_ILR: Array, names: list
     at = np.arange(1, depth + 1)
     marker = "o" if depth < 3 else None
     with drawing(paper):
-        figure = Figure(figsize=(9, 3.6), dpi=DPI, layout="constrained")
-        left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+        size = 9.0, 3.8
+        figure = Figure(figsize=size, dpi=DPI)
+        left = figure.add_axes(_box(size, 0.75, 0.85, 4.5, 2.5))
+        right = figure.add_axes(_box(size, 6.05, 0.85, 2.75, 2.5))
         low, middle, high = np.quantile(values_LM, [0.05, 0.5, 0.95], axis=1)
         left.fill_between(at, low, high, color=paper.series[0], alpha=0.25, linewidth=0)
         left.plot(at, middle, color=paper.series[0], marker=marker, label="patches: median, 90%")
@@ -146,5 +157,5 @@ def draw_norms(paper: Paper, patches_ILhw: Array, prefix_ILR: Array, names: list
         count = "1 image" if images == 1 else f"{images} images"
         right.set_ylabel(f"patches of {count}")
         right.set_title("After the last block")
-        figure.legend(loc="outside lower left", ncols=4, fontsize=8.5)
+        figure.legend(loc="lower left", ncols=4, fontsize=8.5)
     return Drawn(figure, paper)

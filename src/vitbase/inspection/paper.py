@@ -102,7 +102,6 @@ class Drawn:
         out = io.BytesIO()
         with drawing(self.paper):
             self.figure.savefig(out, dpi=DPI, **options)
-            self.figure.set_layout_engine("none")  # all has its place now, for the next one too
         return out.getvalue()
 
     def _repr_png_(self) -> bytes:
