@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vitbase.errors import VitbaseError
     from vitbase.evaluation.run import Evaluation
     from vitbase.explanation import explain
+    from vitbase.inspection.look import Inspection, inspect
     from vitbase.model.zoo import create_model, list_variants
     from vitbase.runs.result import TrainResult
     from vitbase.shipping.predict import Prediction, predict
@@ -28,6 +29,7 @@ _HOMES = {
     "Config": "vitbase.config.config",
     "Conversion": "vitbase.weights.convert",
     "Evaluation": "vitbase.evaluation.run",
+    "Inspection": "vitbase.inspection.look",
     "LoadedModel": "vitbase.weights.load",
     "Prediction": "vitbase.shipping.predict",
     "TrainResult": "vitbase.runs.result",
@@ -36,6 +38,7 @@ _HOMES = {
     "create_model": "vitbase.model.zoo",
     "evaluate": "vitbase.engines",
     "explain": "vitbase.explanation",
+    "inspect": "vitbase.inspection.look",
     "list_variants": "vitbase.model.zoo",
     "load_config": "vitbase.config.config",
     "load_model": "vitbase.weights.load",
@@ -49,6 +52,7 @@ __all__ = [
     "Config",
     "Conversion",
     "Evaluation",
+    "Inspection",
     "LoadedModel",
     "Prediction",
     "TrainResult",
@@ -57,6 +61,7 @@ __all__ = [
     "create_model",
     "evaluate",
     "explain",
+    "inspect",
     "list_variants",
     "load_config",
     "load_model",

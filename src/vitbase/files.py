@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vitbase.disk import as_path, open_regular
+from vitbase.errors import DataError
 
 WRITING = ".writing-"
 """What the names of files begin with that are not whole yet."""
@@ -64,6 +65,18 @@ def write_whole(path: Path, content: bytes | str) -> None:
     data = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
     with written_whole(path) as beside:
         beside.write_bytes(data)
+
+
+def refuse_full(out: Path) -> None:
+    """Raise a DataError if a path is no folder to write to: a file, or one with content."""
+    try:
+        if out.is_dir() and next(out.iterdir(), None) is None:
+            return
+        if out.is_dir() or out.exists() or out.is_symlink():
+            what = "a folder that is not empty" if out.is_dir() else "there, and no folder"
+            raise DataError(f"--out {out} is {what}: give a new one.")
+    except OSError as error:
+        raise DataError(f"--out {out}: {error.strerror or error}") from None
 
 
 @contextlib.contextmanager

@@ -49,11 +49,11 @@ def run_doubts(words: list[str]) -> None:
     from vitbase.curation.doubting.write import (
         doubt_lines,
         doubts_to_dict,
-        refuse_full,
         write_doubts,
     )
     from vitbase.disk import as_path
     from vitbase.evaluation.predictions import read_predictions
+    from vitbase.files import refuse_full
 
     refuse_full(as_path(out))
     predictions = read_predictions(place)

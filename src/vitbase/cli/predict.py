@@ -50,7 +50,8 @@ def run_predict(words: list[str]) -> None:
     image_size = take_image_size(options)
     device = Config().replace(device_target=options.get("device_target", "auto")).run.device_target
     from vitbase.evaluation.calibration import read_temperature
-    from vitbase.shipping.predict import expand, predict_each
+    from vitbase.shipping.predict import predict_each
+    from vitbase.sources.named import expand
     from vitbase.weights.load import load_model
 
     images = expand(images, recursive=recursive, tell=lambda line: warn(printable(line)))

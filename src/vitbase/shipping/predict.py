@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,11 @@ import torch
 
 from vitbase.data.augment import EvalTransform
 from vitbase.data.normalize import normalize
-from vitbase.disk import LONGEST_IMAGE, list_folder, read_regular, tell_passed_over
-from vitbase.errors import DataError, ImageError, first_few
+from vitbase.disk import LONGEST_IMAGE, read_regular
+from vitbase.errors import ImageError
 from vitbase.evaluation.calibration import read_temperature
 from vitbase.runtime import local_runtime
-from vitbase.sources.folders import Walk
+from vitbase.sources.named import expand
 from vitbase.weights.load import LoadedModel, load_model
 
 
@@ -79,49 +78,6 @@ def predict(
             temperature=read_temperature(loaded.path) or 1.0,
         )
     )
-
-
-def expand(
-    paths: Sequence[str | Path],
-    *,
-    recursive: bool = False,
-    tell: Callable[[str], None] = lambda line: None,
-) -> list[Path]:
-    """Replace each folder by the images inside it, listed as in training, sorted by name.
-
-    Args:
-      recursive: whether to go into the folders inside.
-      tell: gets a line about what is passed over.
-    Raises: DataError for a path that does not exist or a folder without images.
-    """
-    images: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            inside = [*_list_images(path, recursive, tell)]
-            if not inside:
-                deeper = not recursive and list_folder(path).folders
-                hint = f" Those in '{deeper[0]}' and the like: --recursive." if deeper else ""
-                raise DataError(f"There are no images in the folder {path}.{hint}")
-            images += inside
-        elif os.path.lexists(path):
-            images.append(path)
-        else:
-            raise DataError(f"The image {path} does not exist.")
-    return images
-
-
-def _list_images(folder: Path, recursive: bool, tell: Callable[[str], None]) -> list[Path]:
-    walk = Walk(folder)
-    found = sorted(walk.images("", recursive=recursive), key=os.fsencode)
-    for names, what in (
-        (walk.left_out, "not called like an image"),
-        (walk.not_entered, "being folders; --recursive goes into them"),
-    ):
-        if names:
-            tell(f"{folder}: {len(names)} passed over, {what}: {first_few(names, count=False)}.")
-    for note in tell_passed_over(folder, walk.passed_over):
-        tell(note)
-    return [folder / name for name in found]
 
 
 def predict_each(

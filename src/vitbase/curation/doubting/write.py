@@ -20,7 +20,7 @@ from vitbase.curation.doubting.tables import (
     write_table,
 )
 from vitbase.errors import DataError
-from vitbase.files import json_line, write_whole, written_whole
+from vitbase.files import json_line, refuse_full, write_whole, written_whole
 
 SHEET_ROWS = 10
 """Of a contact sheet: 60 images, or 10 groups of near-duplicates."""
@@ -60,18 +60,6 @@ def write_doubts(doubts: Doubts, out: Path, found: Mapping[str, Found]) -> list[
     except OSError as error:
         raise DataError(f"Cannot write --out {out}: {error.strerror or error}") from None
     return [*files]
-
-
-def refuse_full(out: Path) -> None:
-    """Raise a DataError if a path is no folder to write to: a file, or one with content."""
-    try:
-        if out.is_dir() and next(out.iterdir(), None) is None:
-            return
-        if out.is_dir() or out.exists() or out.is_symlink():
-            what = "a folder that is not empty" if out.is_dir() else "there, and no folder"
-            raise DataError(f"--out {out} is {what}: give a new one.")
-    except OSError as error:
-        raise DataError(f"--out {out}: {error.strerror or error}") from None
 
 
 def _sheets(doubts: Doubts, found: Mapping[str, Found]) -> Iterator[tuple[str, bytes]]:
