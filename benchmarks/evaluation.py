@@ -55,15 +55,17 @@ def make_weights(name: str, path: Path) -> None:
 def of_vitbase(args: argparse.Namespace) -> dict[str, float]:
     import vitbase
 
-    result = vitbase.evaluate(
+    config = vitbase.load_config(
         "imagenet",
-        model=args.models[0],
         checkpoint_path=args.weights,
+        model=None,
         val_data_path=args.images,
         eval_batch_size=args.batch,
         protocol="timm",
         device_target="CPU",
+        precision="fp32",
     )
+    (result,) = vitbase.evaluate(config)
     assert result.speed is not None
     row = result.to_row()
     return {"seconds": result.speed.seconds, "loss": row["eval_loss"], "top1": row["eval_top1"]}
