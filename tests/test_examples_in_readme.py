@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import vitbase
-from vitbase.cli import compare, data, doubts, evaluate, report, weights
+from vitbase.cli import compare, data, doubts, evaluate, probe, report, weights
 from vitbase.cli.arguments import LaunchOptions, TableOptions
 from vitbase.cli.verify import VerifyOptions
 from vitbase.config.config import FIELDS, recipe_names
@@ -29,6 +29,7 @@ OPTIONS = {
     *evaluate._Results.__annotations__,
     *("json", "calibrate", "save_features"),
     *report._ReportOptions.__annotations__,
+    *probe.ProbeOptions.__annotations__,
 }
 OPTIONS |= {*LaunchOptions.__annotations__, *TableOptions.__annotations__}
 OPTIONS |= {*VerifyOptions.__annotations__}
