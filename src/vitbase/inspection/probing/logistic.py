@@ -19,7 +19,7 @@ import torch
 from vitbase.inspection.probing.shots import draw_evenly, place_in_class
 from vitbase.inspection.probing.standard import Linear, Standard
 
-_STRENGTHS = tuple(10.0**-exponent for exponent in range(7))
+_STRENGTHS = tuple(10.0**-exponent for exponent in range(1, 6))
 """Per image, of standardised features; the strongest first."""
 _SOLUTIONS = 2
 """At each strength; as the next begins where the one before ended, more gain nothing."""

@@ -22,6 +22,8 @@ from vitbase.inspection.probing.shots import FewShot
 
 SURE = 0.05
 """The p value up to which two weights are told apart."""
+_SQUARES = "least squares"
+"""The accuracy that the table has no room for."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,7 +98,7 @@ class Probed:
     def figures(self) -> dict[str, Figure]:
         """Return every accuracy by its name."""
         few = {f"{each.shots}-shot": each.figure for each in self.few_shot}
-        return {"kNN": self.knn, "squares": self.squares, "linear": self.linear, **few}
+        return {"kNN": self.knn, "linear": self.linear, **few, _SQUARES: self.squares}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -159,7 +161,7 @@ class Probe:
     def to_csv(self) -> str:
         """Return a row for each weights file; accuracies are fractions."""
         text = io.StringIO()
-        names = list(dict.fromkeys(name for row in self.rows for name in row.figures()))
+        names = self._names()
         ends = [f"{name}{end}" for name in names for end in ("", " low", " high")]
         times = ["features_seconds", "classifiers_seconds"]
         table = csv.writer(text)
@@ -174,7 +176,7 @@ class Probe:
 
     def lines(self) -> Iterator[str]:
         """Yield the table, and what it tells."""
-        names = list(dict.fromkeys(name for row in self.rows for name in row.figures()))
+        names = [name for name in self._names() if name != _SQUARES]
         table = [["weights", "width", *names, "features", "classifiers"]]
         for row in self.rows:
             figures = row.figures()
@@ -192,6 +194,9 @@ class Probe:
         )
         if len(self.rows) > 1:
             yield self._tell_verdict()
+
+    def _names(self) -> list[str]:
+        return list(dict.fromkeys(name for row in self.rows for name in row.figures()))
 
     def _tell_verdict(self) -> str:
         verdict = self.verdict()
