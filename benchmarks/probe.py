@@ -181,7 +181,8 @@ def main() -> None:
     if args.models:
         print(f"{args.images} JPEGs of {args.kilobytes} KB, batches of {args.batch}\n")
         print(
-            "| model | features alone, s | probe, s | of it classifiers | ratio (rounds) | of processor time |"
+            "| model | features alone, s | probe, s | of it classifiers | ratio (rounds) | "
+            "of processor time |"
         )
         print("|---|---|---|---|---|---|", flush=True)
         with tempfile.TemporaryDirectory() as temporary:
