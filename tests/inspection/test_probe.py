@@ -269,7 +269,7 @@ def test_the_logistic_classifier_is_where_its_loss_is_least():
     features, labels = of_clusters(600)
     found = fit_logistic(features, labels, 4)
     scale = features.double().std(0, correction=0)
-    weight = (found.weight_DC * scale[:, None]).requires_grad_()
+    weight = (found.weight_DC * scale[:, None]).contiguous().requires_grad_()
     bias = (found.bias_C + features.double().mean(0) @ found.weight_DC).requires_grad_()
     x = (features.double() - features.double().mean(0)) / scale
 
