@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import vitbase
-from vitbase.cli import compare, data, doubts, evaluate, inspect, report, weights
+from vitbase.cli import compare, data, doubts, evaluate, inspect, probe, report, weights
 from vitbase.cli.arguments import LaunchOptions, TableOptions
 from vitbase.cli.verify import VerifyOptions
 from vitbase.config.config import FIELDS, recipe_names
@@ -31,6 +31,7 @@ OPTIONS = {
     *report._ReportOptions.__annotations__,
     *inspect.InspectOptions.__annotations__,
     "recursive",
+    *probe.ProbeOptions.__annotations__,
 }
 OPTIONS |= {*LaunchOptions.__annotations__, *TableOptions.__annotations__}
 OPTIONS |= {*VerifyOptions.__annotations__}

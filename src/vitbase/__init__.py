@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vitbase.evaluation.run import Evaluation
     from vitbase.explanation import explain
     from vitbase.inspection.look import Inspection, inspect
+    from vitbase.inspection.probing.probe import probe
     from vitbase.model.zoo import create_model, list_variants
     from vitbase.runs.result import TrainResult
     from vitbase.shipping.predict import Prediction, predict
@@ -43,6 +44,7 @@ _HOMES = {
     "load_config": "vitbase.config.config",
     "load_model": "vitbase.weights.load",
     "predict": "vitbase.shipping.predict",
+    "probe": "vitbase.inspection.probing.probe",
     "save_weights": "vitbase.weights.save",
     "show_weights": "vitbase.weights.show",
     "train": "vitbase.engines",
@@ -66,6 +68,7 @@ __all__ = [
     "load_config",
     "load_model",
     "predict",
+    "probe",
     "save_weights",
     "show_weights",
     "train",

@@ -14,6 +14,7 @@ from vitbase.cli.debug import run_debug
 from vitbase.cli.evaluate import run_eval
 from vitbase.cli.inspect import run_inspect
 from vitbase.cli.predict import run_predict
+from vitbase.cli.probe import run_probe
 from vitbase.cli.report import run_report
 from vitbase.cli.train import run_explain, run_recipes, run_train
 from vitbase.cli.verify import run_verify
@@ -30,6 +31,7 @@ _USAGE = """usage: vitbase COMMAND [...]
   eval compare A B                         two models on the same images, by their predictions
   predict IMAGE... --checkpoint_path PATH  the classes a model sees in images
   inspect CHECKPOINT [IMAGE...] --out DIR  what it looks at: attention, features, gradients
+  probe WEIGHTS... --data_path PATH        how good features are for images, before training
   report RUN... [--out FILE.html]          a page that shows runs, offline and on paper
   weights show FILE                        what a weights file of any origin holds
   weights convert IN OUT --dialect NAME    rewrite it for another system, and prove it equal
@@ -143,6 +145,7 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "eval": run_eval,
     "predict": run_predict,
     "inspect": run_inspect,
+    "probe": run_probe,
     "report": run_report,
     "weights": run_weights,
     "data": run_data,

@@ -1,0 +1,1 @@
+"""How good the features of weights are, before anything is trained."""
