@@ -91,8 +91,8 @@ def probe(
 ) -> Probe:
     """Measure how good the features of weights are for some images: kNN, linear and few-shot.
 
-    Nothing is trained: the classifiers are in closed form. Features are kept in the cache folder,
-    where a later call and `vitbase train linear_probe` find them.
+    No weights are trained: classifiers are solved for. Features are kept in the cache folder, where
+    a later call and `vitbase train linear_probe` find them.
 
     Args:
       weights: anything `checkpoint_path` takes, one or several; they need no head.
