@@ -43,6 +43,7 @@ def heard(count: int, *, seconds_ago: float = 0.0, quiet: float = 61.0) -> Heard
 def cause_of(watch: Watch, others: dict[int, Heard], count: int = 7) -> str:
     assert watch._hearts is not None
     watch._hearts.heard = others
+    watch._hearts.since = time.monotonic() - 31.0  # when this rank began to wonder
     return str(watch.cause(pulse.Standing(PLACE, count), 61.0))
 
 
@@ -55,6 +56,16 @@ def test_a_rank_that_is_not_heard_of_is_named_and_where_it_was(watch):
     assert f"Rank 1 waits in {PLACE}, for 61 s." in said
     said = cause_of(watch, {1: heard(7)})
     assert said.startswith("Ranks 0, 2 stand still: nothing was ever heard of them.")
+
+
+def test_a_rank_is_silent_when_beats_are_missing_for_as_long_as_it_matters(watch):
+    """One that loads a library leaves out a few: what may take longer is not cut short by that."""
+    assert watch._hearts is not None
+    watch._hearts.heard = {1: heard(7), 2: heard(7, seconds_ago=40)}
+    assert [*watch._silent(15)] == [2]  # nothing was heard of rank 0, but who knows for how long
+    watch._hearts.since = time.monotonic() - 31.0
+    assert [*watch._silent(15)] == [0, 2]
+    assert watch._silent(60) == {}
 
 
 def test_a_rank_that_has_come_less_far_is_named_by_itself_too(watch):

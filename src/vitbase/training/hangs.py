@@ -104,8 +104,9 @@ class Watch:
             quiet = now - here.moment
             if self._hearts is not None:
                 self._hearts.hear(quiet > self.patience / 2)
-            # A rank that is silent does nothing that may take longer.
-            longer = SELDOM if here.seldom and not self._silent() else 1
+            # A rank that is silent for so long does nothing that may take longer; one that loads
+            # or compiles may well leave out a few beats.
+            longer = SELDOM if here.seldom and not self._silent(self.patience) else 1
             if quiet > self.patience * longer and not self._another_works():
                 self._end(here, quiet)
 
@@ -147,23 +148,22 @@ class Watch:
                 elif names:
                     yield f"{title}: {names}"
 
-    def _silent(self) -> dict[int, Heard | None]:
-        """Return the ranks that do not answer, and what was last heard of them."""
+    def _silent(self, limit: float) -> dict[int, Heard | None]:
+        """Return the ranks that do not answer for so many seconds, and what was last heard."""
         hearts, now = self._hearts, time.monotonic()
         if hearts is None or not hearts.heard:
             return {}
         others = {rank: hearts.heard.get(rank) for rank in range(self.num_ranks)}
-        limit = self.patience / 4
         return {
             rank: heard
             for rank, heard in others.items()
-            if rank != self.rank and (heard is None or now - heard.moment > limit)
+            if rank != self.rank and now - (heard.moment if heard else hearts.since) > limit
         }
 
     def _another_works(self) -> bool:
         """Whether this rank waits for one that goes on, as the first one may for all of them."""
         heard = dict(self._hearts.heard) if self._hearts is not None else {}
-        silent = self._silent()
+        silent = self._silent(self.patience / 4)
         return any(
             rank not in {*silent, self.rank} and other.quiet < self.patience / 4
             for rank, other in heard.items()
@@ -182,7 +182,7 @@ class Watch:
             if self.rank and is_with_first_rank():
                 return HungError("rank 0", f" stands still: it does not answer. {waits}")
             return self._unknown(own, "where they met does not answer")
-        if silent := self._silent():
+        if silent := self._silent(self.patience / 4):
             return HungError(_named(silent), f" {_describe_silence(silent)} {waits}")
         heard = dict(hearts.heard)  # which its thread adds to
         heard.pop(self.rank, None)

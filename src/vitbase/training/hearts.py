@@ -57,6 +57,8 @@ class Hearts:
         self.heard: dict[int, Heard] = {}
         self.answered = time.monotonic()
         """When the store last answered."""
+        self.since = time.monotonic()
+        """Since when the others are heard."""
         self._store, self._beats = beside(store, 10 * every), 0
         self._listens, self._ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="vitbase-heart", daemon=True)
@@ -73,7 +75,7 @@ class Hearts:
         """Begin, or stop, to hear the others."""
         if whether != self._listens.is_set():
             (self._listens.set if whether else self._listens.clear)()
-            self.heard = {}
+            self.heard, self.since = {}, time.monotonic()
 
     def _run(self) -> None:
         while True:
