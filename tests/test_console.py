@@ -22,6 +22,7 @@ from vitbase.console import (
     warn_text,
 )
 from vitbase.errors import DataError, tell_launcher
+from vitbase.training import outside
 
 
 @pytest.mark.parametrize(
@@ -138,3 +139,23 @@ def test_what_a_rank_tells_its_launcher_has_no_line_of_its_own(tmp_path, monkeyp
     ):
         tell_launcher(error)
         assert json.loads((tmp_path / "error").read_text())["message"]["message"] == told
+
+
+@pytest.mark.parametrize(
+    "tell", [lambda: tell_launcher(DataError("bad")), lambda: outside._tell_launcher("x", " bad")]
+)
+def test_a_launcher_reads_what_a_rank_tells_whole_or_not_at_all(tmp_path, monkeypatch, tell):
+    """The rank may be killed while it writes, and the launcher looks when any rank has ended."""
+    place = tmp_path / "error"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(place))
+    dump = json.dump
+
+    def dump_and_look(*given):
+        assert not place.exists()
+        dump(*given)
+        assert not place.exists()
+
+    monkeypatch.setattr(json, "dump", dump_and_look)
+    tell()
+    assert "bad" in json.loads(place.read_text())["message"]["message"]
+    assert [found.name for found in tmp_path.iterdir()] == ["error"]

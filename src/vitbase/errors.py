@@ -124,7 +124,11 @@ def tell_launcher(error: BaseException) -> bool:
     }
     if isinstance(error, HungError):  # another than the one that tells it, perhaps
         told |= {"who": error.who, "what": error.what}
-    with contextlib.suppress(OSError), open(place, "w", encoding="utf-8") as file:
-        json.dump({"message": told}, file)
+    # Whole or not at all: torchrun reads it when any rank has ended, and fails over half of one.
+    beside = f"{place}.{os.getpid()}"
+    with contextlib.suppress(OSError):
+        with open(beside, "w", encoding="utf-8") as file:
+            json.dump({"message": told}, file)
+        os.replace(beside, place)
         return LAUNCHED in os.environ
     return False

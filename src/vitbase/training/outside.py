@@ -110,8 +110,10 @@ def _tell_launcher(who: str, what: str) -> None:
             "extraInfo": {"py_callstack": "", "timestamp": str(int(now))},
             **{"time": now, "is_mistake": False, "who": who, "what": what},
         }
-        with open(place, "w", encoding="utf-8") as file:
+        beside = f"{place}.{os.getpid()}"
+        with open(beside, "w", encoding="utf-8") as file:
             json.dump({"message": told}, file)
+        os.replace(beside, place)
 
 
 if __name__ == "__main__":
