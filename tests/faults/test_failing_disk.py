@@ -54,6 +54,25 @@ def epochs_in(run: Path) -> list[int]:
     return [checkpoint.epoch for checkpoint in list_checkpoints(run / "checkpoints")]
 
 
+def write_and_fail(
+    run: Path, copies: Copies, epoch: int, best: int, plan: Plan
+) -> tuple[bool, bool, int]:
+    """Write a checkpoint on a failing disk, and look what is whole then.
+
+    Returns: whether the plan came to its touch; whether writing failed; the newest whole epoch.
+    """
+    failed = False
+    with failing(plan) as disk:
+        try:
+            write(run, copies, epoch, best)
+        except OSError:
+            failed = True
+    whole, warnings = RunFolder(run).newest_whole()
+    assert whole is not None
+    assert not warnings
+    return disk.matched >= plan.at, failed, whole.epoch
+
+
 @pytest.mark.parametrize(("error", "more"), [("EIO", False), ("ENOSPC", True), ("EROFS", True)])
 def test_whichever_touch_fails_a_whole_checkpoint_is_there(tmp_path, error, more):
     copies = Copies()
@@ -66,23 +85,16 @@ def test_whichever_touch_fails_a_whole_checkpoint_is_there(tmp_path, error, more
         write(run, copies, 1, best=1)
         write(run, copies, 2, best=2)
         assert epochs_in(run) == [2]
-        failed = False
-        with failing(Plan(str(run), error, at, more=more)) as disk:
-            try:
-                write(run, copies, 3, best=2)
-            except OSError:
-                failed = True
+        plan = Plan(str(run), error, at, more=more)
+        reached, failed, whole = write_and_fail(run, copies, 3, 2, plan)
         hits += failed
-        whole, warnings = RunFolder(run).newest_whole()
-        assert whole is not None
-        assert whole.epoch in ({2, 3} if failed else {3})
-        assert not warnings
+        assert whole in ({2, 3} if failed else {3})
         assert find_damage(run / "checkpoints" / NAME.format(2)) is None  # the best one
         # The next one is as if nothing had been, whatever lay around.
         write(run, copies, 4, best=4)
         assert epochs_in(run) == [4]
         assert [path.name for path in run.glob("*.ckpt")] == [f"{NAME.format(4)}.ckpt"]
-        if not disk.matched >= at:
+        if not reached:
             break
     copies.close()
     assert hits > 25
@@ -97,17 +109,10 @@ def test_a_whole_checkpoint_that_is_written_again_is_never_lost(tmp_path):
         shutil.rmtree(run, ignore_errors=True)
         (run / "checkpoints").mkdir(parents=True)
         write(run, copies, 1, best=1)
-        failed = False
-        with failing(Plan(str(run), "EIO", at)) as disk:
-            try:
-                write(run, copies, 1, best=1)
-            except OSError:
-                failed = True
+        reached, failed, whole = write_and_fail(run, copies, 1, 1, Plan(str(run), "EIO", at))
         hits += failed
-        whole, warnings = RunFolder(run).newest_whole()
-        assert whole is not None
-        assert not warnings
-        if not disk.matched >= at:
+        assert whole == 1
+        if not reached:
             break
     copies.close()
     assert hits > 15

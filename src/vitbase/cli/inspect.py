@@ -11,6 +11,7 @@ from vitbase.cli.help import ImageSize, option
 from vitbase.config.config import Config
 from vitbase.console import counting, printable, say, say_json, warn
 from vitbase.errors import ConfigError, VitbaseError
+from vitbase.inspection.kinds import Asked
 
 _USAGE = "vitbase inspect CHECKPOINT [IMAGE...] --out FOLDER"
 _INSPECT = """What a model looks at, as PNG, SVG and arrays: filters and positions of the weights;
@@ -30,21 +31,7 @@ class InspectOptions(TypedDict, total=False):
     ]
     out: Annotated[str, option("the folder that is written; new or empty")]
     figures: Annotated[
-        tuple[
-            Literal[
-                "filters",
-                "positions",
-                "distance",
-                "attention",
-                "rollout",
-                "features",
-                "norms",
-                "gradcam",
-                "gradients",
-                "all",
-            ],
-            ...,
-        ],
+        tuple[Asked, ...],
         option("which to make; none: all but gradients, which take minutes"),
     ]
     layer: Annotated[int, option("block of attention and norms, from 1; none: the last")]

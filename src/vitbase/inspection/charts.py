@@ -116,7 +116,7 @@ def draw_norms(paper: Paper, patches_ILhw: Array, prefix_ILR: Array, names: list
     """Draw the lengths of tokens over the depth, and how patches spread at the end.
 
     Args:
-      names: of the prefix tokens.
+      names: of each prefix token, what it is: "class token" or "registers".
     """
     from matplotlib.figure import Figure
 
@@ -141,7 +141,7 @@ def draw_norms(paper: Paper, patches_ILhw: Array, prefix_ILR: Array, names: list
             label="longest patch",
         )
         for kind, colour in (("class token", paper.series[1]), ("registers", paper.series[2])):
-            which = [n for n, name in enumerate(names) if (name == kind) or kind == name + "s"]
+            which = [n for n, name in enumerate(names) if name == kind]
             if which:
                 mean_L = prefix_ILR[..., which].mean((0, 2))
                 left.plot(at, mean_L, color=colour, marker=marker, label=kind)

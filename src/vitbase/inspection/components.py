@@ -10,15 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from vitbase.inspection.looked import Array
 from vitbase.model.vit import VisionTransformer
 
 MOST_FILTERS = 28
 """Components that are kept: as many as the paper's figure shows."""
-
-Array = NDArray[np.float32]
 
 
 class Components(NamedTuple):

@@ -105,9 +105,7 @@ def _draw_attention(looked: Looked, arrays: dict[str, Array], paper: Paper) -> F
 
 def _draw_rollout(looked: Looked, arrays: dict[str, Array], paper: Paper) -> Figures:
     by = "class token" if looked.spec.pool in ("token", "token_gap") else "mean of the patches"
-    maps = [
-        _laid(image, map_hw) for image, map_hw in zip(looked.images, arrays["maps"], strict=True)
-    ]
+    maps = _laid_each(looked, arrays["maps"])
     note = f"what each patch gives to what the head reads, the {by}, through all blocks"
     yield "rollout", _pairs(looked, paper, "Attention rollout", maps, note, _HEAT)
 
@@ -131,14 +129,12 @@ def _draw_norms(looked: Looked, arrays: dict[str, Array], paper: Paper) -> Figur
     scale = Scale("length of the token, in all pictures alike", f"{low:.3g}", f"{high:.3g}")
     note = f"after block {layer + 1} of {spec.depth}; a few far brighter ones are artifacts"
     yield "norms", _pairs(looked, paper, "Lengths of patch tokens", maps, note, scale)
-    names = ["class token"] * spec.class_token + ["register"] * spec.num_registers
+    names = ["class token"] * spec.class_token + ["registers"] * spec.num_registers
     yield "norms-by-block", draw_norms(paper, arrays["patches"], arrays["prefix"], names)
 
 
 def _draw_gradcam(looked: Looked, arrays: dict[str, Array], paper: Paper) -> Figures:
-    maps = [
-        _laid(image, map_hw) for image, map_hw in zip(looked.images, arrays["maps"], strict=True)
-    ]
+    maps = _laid_each(looked, arrays["maps"])
     note = "what speaks for the class above each picture, at the last block's first norm"
     yield "gradcam", _pairs(looked, paper, "Grad-CAM", maps, note, _HEAT, _class_of)
 
@@ -194,6 +190,10 @@ def _shown(image: LookedAt) -> Pixels:
 
 def _laid(image: LookedAt, map_hw: Array) -> Pixels:
     return overlay(_shown(image), map_hw, _size(image))
+
+
+def _laid_each(looked: Looked, maps_Ihw: Array) -> list[Pixels]:
+    return [_laid(image, map_hw) for image, map_hw in zip(looked.images, maps_Ihw, strict=True)]
 
 
 _DRAWN: dict[Kind, Callable[[Looked, dict[str, Array], Paper], Figures]] = {

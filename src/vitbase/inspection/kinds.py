@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from vitbase.errors import ConfigError, nearest
-from vitbase.weights.load import LoadedModel
+
+if TYPE_CHECKING:
+    from vitbase.weights.load import LoadedModel
 
 Kind = Literal[
     "filters",
@@ -19,6 +21,7 @@ Kind = Literal[
     "gradcam",
     "gradients",
 ]
+Asked = Literal[Kind, "all"]
 
 
 class Needs(NamedTuple):
@@ -43,7 +46,7 @@ KINDS: dict[Kind, Needs] = {
 
 
 def choose_kinds(
-    asked: Sequence[Kind | Literal["all"]] | None, loaded: LoadedModel, *, images: bool
+    asked: Sequence[Asked] | None, loaded: LoadedModel, *, images: bool
 ) -> tuple[list[Kind], list[str]]:
     """Choose what is made, and say what is not.
 

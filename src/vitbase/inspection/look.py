@@ -10,7 +10,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from vitbase.inspection.attention import refuse_too_many
 from vitbase.inspection.components import colour_features, read_filters, read_positions
 from vitbase.inspection.figures import draw_kind
 from vitbase.inspection.gradients import grad_cam, integrated_gradients
-from vitbase.inspection.kinds import KINDS, Kind, choose_kinds, choose_number, choose_target
+from vitbase.inspection.kinds import KINDS, Asked, Kind, choose_kinds, choose_number, choose_target
 from vitbase.inspection.looked import Array, Looked, LookedAt, Pixels
 from vitbase.inspection.overlay import overlay
 from vitbase.inspection.paper import PAPERS, Drawn, Theme, check_matplotlib
@@ -133,7 +133,7 @@ def inspect(
     weights: str | Path | LoadedModel,
     images: Sequence[str | Path] | str | Path = (),
     *,
-    figures: Sequence[Kind | Literal["all"]] | None = None,
+    figures: Sequence[Asked] | None = None,
     layer: int | None = None,
     head: int | None = None,
     target: str | int | None = None,
