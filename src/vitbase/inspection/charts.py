@@ -137,7 +137,7 @@ def draw_norms(paper: Paper, patches_ILhw: Array, prefix_ILR: Array, names: list
             values_LM.max(1),
             color=paper.series[0],
             linestyle=":",
-            marker=marker,
+            marker=marker and "^",
             label="longest patch",
         )
         for kind, colour in (("class token", paper.series[1]), ("registers", paper.series[2])):
