@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from vitbase.data.order import sample_generator
 from vitbase.errors import ImageError, WeightsError
 from vitbase.evaluation.run import EachOnce, Sums
 from vitbase.files import cache_folder, parse_json, written_whole
+from vitbase.model.packing import packed
 from vitbase.model.vit import VisionTransformer
 from vitbase.pulse import is_alive
 from vitbase.runtime import Runtime
@@ -136,7 +137,9 @@ class FeatureStore:
         was_training = self.model.training
         self.model.eval()
         causes: dict[int, str] = {}
-        with counting() as show, torch.no_grad():
+        # The packed layers are of float32.
+        packing = packed(self.model) if self.runtime.precision == "fp32" else nullcontext()
+        with counting() as show, torch.no_grad(), packing:
             values = [self._compute(view, causes, show) for view in range(self.views.count)]
         self.model.train(was_training)
         for others in self.runtime.all_gather(causes):

@@ -31,6 +31,7 @@ from vitbase.evaluation.real import ValidLabelSums
 from vitbase.evaluation.speed import Speed
 from vitbase.evaluation.suite import Task, find_tasks, summaries
 from vitbase.evaluation.views import VIEWS, average_logits
+from vitbase.model.packing import packed
 from vitbase.model.vit import VisionTransformer
 from vitbase.runs.checkpoints import is_own_weights
 from vitbase.runtime import Runtime, joined_runtime
@@ -189,7 +190,10 @@ def evaluate_model(
     model.eval()
     goes_on = True
     watching = contextlib.nullcontext() if keeper is None else keeper.watching(model)
-    with watching, torch.inference_mode(), contextlib.closing(iter(loader)) as batches:
+    # The packed layers are of float32.
+    packing = packed(model) if runtime.precision == "fp32" else contextlib.nullcontext()
+    computing = torch.inference_mode()
+    with watching, computing, packing, contextlib.closing(iter(loader)) as batches:
         for _ in range(loader.most_batches):
             batch = next(batches, None)
             if batch is not None:

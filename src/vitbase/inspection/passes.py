@@ -17,6 +17,7 @@ from vitbase.inspection.attention import attending, on_grid, rows_of_query
 from vitbase.inspection.distance import mean_distance, patch_distances
 from vitbase.inspection.kinds import Kind
 from vitbase.inspection.rollout import read_by_head, roll
+from vitbase.model.packing import packed
 from vitbase.model.vit import VisionTransformer
 
 Found = dict[str, Tensor]
@@ -94,7 +95,7 @@ def pass_through(
     spec = model.spec
     attended = _Attended(model, kinds, len(images_BCHW))
     norms: list[Tensor] = []
-    with torch.inference_mode(), contextlib.ExitStack() as hooks:
+    with torch.inference_mode(), packed(model), contextlib.ExitStack() as hooks:
         if ATTENTION & {*kinds}:
             hooks.enter_context(attending(model, attended.visit))
         if "norms" in kinds:
