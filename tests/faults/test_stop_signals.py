@@ -14,6 +14,7 @@ from made_runs import TINY, losses_of, rows_of
 from safetensors.torch import load_file
 
 import vitbase
+from vitbase.launch.ranks import code_when_stopped
 from vitbase.stopping import STOPPED, Stopped, answering, looking
 
 WORDS = {"epoch_size": 6, "log_every_steps": 1, "keep_checkpoint_max": 2, "eval_batch_size": 2}
@@ -243,6 +244,27 @@ def test_a_signal_to_a_rank_that_stops_for_another_takes_nothing_back():
         stop()
     with pytest.raises(Stopped, match="nothing was to be saved"), answering():
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("codes", "own", "code"),
+    [
+        ([STOPPED, STOPPED], True, STOPPED),
+        ([STOPPED, STOPPED], False, STOPPED),
+        ([], True, STOPPED),  # they had not begun
+        ([], False, 128 + signal.SIGINT),
+        ([-signal.SIGTERM, STOPPED], True, STOPPED),  # one did not listen yet
+        ([-signal.SIGTERM, STOPPED], False, 128 + signal.SIGINT),
+        ([0, 0], True, 0),  # the run was just done
+        ([0, -signal.SIGTERM], True, 0),  # and one was closing down
+        ([0, STOPPED], True, 0),
+        ([0, 0], False, 128 + signal.SIGINT),  # whether it was done, only its author knows
+        ([0, 1], True, 128 + signal.SIGINT),
+        ([STOPPED, None], True, 128 + signal.SIGINT),  # it would not stop
+    ],
+)
+def test_the_code_of_ranks_that_were_asked_to_stop(codes, own, code):
+    assert code_when_stopped(codes, signal.SIGINT, own=own) == code
 
 
 def test_minutes_save_inside_an_epoch(tiny_idx, tmp_path):

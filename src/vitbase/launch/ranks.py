@@ -71,6 +71,25 @@ def describe(rank: int, server: str | None, failure: ProcessFailure) -> Failure:
     return Failure(who, f" was killed by {name}{hint}", moment)
 
 
+def code_when_stopped(codes: Sequence[int | None], number: int, *, own: bool) -> int:
+    """Return the exit code of a launch that was asked to stop.
+
+    Args:
+      codes: of the ranks; none if they had not begun, None of one that goes on.
+      number: of the signal.
+      own: whether the ranks run this package's program, and not one that a person has written.
+    """
+    ended = {*codes}
+    # Our own that do not listen yet, or no longer, had nothing to save.
+    deaf = {-signal.SIGTERM} if own else set()
+    # One rank is done when all are: the signal came too late to stop anything.
+    if own and 0 in ended and ended <= {0, stopping.STOPPED, *deaf}:
+        return 0
+    if (ended or own) and ended <= {stopping.STOPPED, *deaf}:
+        return stopping.STOPPED
+    return 128 + number
+
+
 def run_agent(
     words: Sequence[str],
     addresses: Sequence[str],
@@ -145,9 +164,8 @@ def run_agent(
             name = signal.Signals(stopped.sigval).name
             for number in _SIGNALS:
                 signal.signal(number, signal.SIG_IGN)  # a third one would leave ranks behind
-            # Our own ranks that have not begun, or do not listen yet, had nothing to save.
-            early = {-signal.SIGTERM} if "vitbase" in words else set()
-            saved = agent.has_stopped(early) if agent is not None else bool(early)
+            codes = agent.codes() if agent is not None else []
+            code = code_when_stopped(codes, stopped.sigval, own="vitbase" in words)
             if agent is not None:
                 agent.kill()
             if watch is not None:
@@ -155,8 +173,9 @@ def run_agent(
                     f"server {addresses[server]}", f" was stopped by {name}", time.time()
                 )
                 watch.part([here])
-            warn(f"\nvitbase: stopped by {name}, and all ranks of this server")
-            return stopping.STOPPED if saved else 128 + int(stopped.sigval)
+            if code:
+                warn(f"\nvitbase: stopped by {name}, and all ranks of this server")
+            return code
         except (RendezvousError, DistError, ConnectionError) as error:
             if watch is not None:
                 watch.explain(error, timeout)
@@ -218,7 +237,7 @@ class _Agent(LocalElasticAgent):
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         if self._watch is not None and self._watch.verdict is not None:
             self._watch.verdict.raise_()
-        if HUNG in self._codes():
+        if HUNG in self.codes():
             # The others would wait for it, and one that is stopped is deaf to any other signal.
             self.kill()
         result: RunResult = super()._monitor_workers(worker_group)
@@ -267,16 +286,7 @@ class _Agent(LocalElasticAgent):
             timeout = _SAVING_SECONDS
         super()._shutdown(death_sig, timeout)
 
-    def has_stopped(self, early: set[int]) -> bool:
-        """Whether all ranks have ended as they do that were asked to stop.
-
-        Args:
-          early: how those end that could not save yet, if that counts.
-        """
-        codes = self._codes()
-        return bool(codes or early) and {*codes} <= {stopping.STOPPED, *early}
-
-    def _codes(self) -> list[int | None]:
+    def codes(self) -> list[int | None]:
         """Return the exit codes of all ranks; None of those that run."""
         handlers = getattr(self._pcontext, "subprocess_handlers", {}).values()
         return [handler.proc.poll() for handler in handlers]
