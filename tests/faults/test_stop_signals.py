@@ -255,6 +255,8 @@ def test_a_signal_to_a_rank_that_stops_for_another_takes_nothing_back():
         ([], False, 128 + signal.SIGINT),
         ([-signal.SIGTERM, STOPPED], True, STOPPED),  # one did not listen yet
         ([-signal.SIGTERM, STOPPED], False, 128 + signal.SIGINT),
+        ([-signal.SIGINT] * 2, True, STOPPED),  # or no longer
+        ([128 + signal.SIGINT, STOPPED], True, 128 + signal.SIGINT),  # asked twice
         ([0, 0], True, 0),  # the run was just done
         ([0, -signal.SIGTERM], True, 0),  # and one was closing down
         ([0, STOPPED], True, 0),

@@ -80,8 +80,9 @@ def code_when_stopped(codes: Sequence[int | None], number: int, *, own: bool) ->
       own: whether the ranks run this package's program, and not one that a person has written.
     """
     ended = {*codes}
-    # Our own that do not listen yet, or no longer, had nothing to save.
-    deaf = {-signal.SIGTERM} if own else set()
+    # Our own that do not listen yet, or no longer, had nothing to save. torchrun hands them the
+    # signal that it was sent.
+    deaf = {-signal for signal in stopping.SIGNALS} if own else set()
     # One rank is done when all are: the signal came too late to stop anything.
     if own and 0 in ended and ended <= {0, stopping.STOPPED, *deaf}:
         return 0
