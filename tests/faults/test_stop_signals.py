@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -246,6 +247,42 @@ def test_a_signal_to_a_rank_that_stops_for_another_takes_nothing_back():
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+def test_a_rank_that_has_nothing_to_save_waits_until_the_others_are_asked(tmp_path):
+    """Both are in a collective; one is asked first, and must not be missed before the other is."""
+    program = (
+        "import datetime, os, signal, sys, time, torch\n"
+        "import torch.distributed as distributed\n"
+        "from vitbase.stopping import STOPPED, Stopped, answering\n"
+        "try:\n"
+        "    with answering():\n"
+        "        store = distributed.FileStore(sys.argv[1], 2)\n"
+        "        rank = int(os.environ['RANK'])\n"
+        "        distributed.init_process_group('gloo', store=store, rank=rank, world_size=2)\n"
+        "        print('met', flush=True)\n"
+        "        while True:\n"
+        "            distributed.all_reduce(torch.ones(1))\n"
+        "            time.sleep(0.01)\n"
+        "except Stopped:\n"
+        "    sys.exit(STOPPED)\n"
+    )
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(tmp_path / "store")],
+            env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for rank in ranks:
+        read_until(rank, "met")
+    ranks[0].send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    ranks[1].send_signal(signal.SIGTERM)
+    assert [end_of(rank) for rank in ranks] == [(STOPPED, ""), (STOPPED, "")]
+
+
 @pytest.mark.parametrize(
     ("codes", "own", "code"),
     [
@@ -257,6 +294,8 @@ def test_a_signal_to_a_rank_that_stops_for_another_takes_nothing_back():
         ([-signal.SIGTERM, STOPPED], False, 128 + signal.SIGINT),
         ([-signal.SIGINT] * 2, True, STOPPED),  # or no longer
         ([128 + signal.SIGINT, STOPPED], True, 128 + signal.SIGINT),  # asked twice
+        ([STOPPED, 1, -signal.SIGABRT], True, STOPPED),  # two missed the first
+        ([1, -signal.SIGINT], True, 128 + signal.SIGINT),
         ([0, 0], True, 0),  # the run was just done
         ([0, -signal.SIGTERM], True, 0),  # and one was closing down
         ([0, STOPPED], True, 0),

@@ -86,7 +86,10 @@ def code_when_stopped(codes: Sequence[int | None], number: int, *, own: bool) ->
     # One rank is done when all are: the signal came too late to stop anything.
     if own and 0 in ended and ended <= {0, stopping.STOPPED, *deaf}:
         return 0
-    if (ended or own) and ended <= {stopping.STOPPED, *deaf}:
+    # Who stops has saved with the others, or no one had anything to save: those that miss it then
+    # fail, or abort, and have lost nothing.
+    missing = {1, -signal.SIGABRT} if own and stopping.STOPPED in ended else set()
+    if (ended or own) and ended <= {stopping.STOPPED, *deaf, *missing}:
         return stopping.STOPPED
     return 128 + number
 
