@@ -1,0 +1,180 @@
+"""Images -> the most probable classes, decoded by the loader's threads while a network computes.
+
+Whatever computes is a :data:`Network`: a model of torch on any device, or an exported file in its
+own runtime. Shape legend: B images of a batch, H, W and C of one, K the most probable classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+
+from vitbase.config.preprocess import Preprocess
+from vitbase.data.augment import EvalTransform
+from vitbase.data.loader import EvalLoader
+from vitbase.data.normalize import normalize
+from vitbase.errors import ImageError
+from vitbase.evaluation.metrics import rank_classes
+from vitbase.runtime import Runtime
+from vitbase.sources.source import Images, Source
+from vitbase.weights.load import LoadedModel
+
+Network = Callable[[torch.Tensor], torch.Tensor]
+"""Pixels uint8 [B, H, W, C] as the loader gives them, on the CPU -> logits float32 [B, classes]
+there. It normalises for itself: an exported graph may have that inside."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a classifier says of one image.
+
+    Attributes:
+      index: of the image, in its source.
+      classes: numbers of the most probable classes, best first; none of an unreadable image.
+      probabilities: of these.
+      error: why the image could not be read.
+    """
+
+    index: int
+    classes: tuple[int, ...] = ()
+    probabilities: tuple[float, ...] = ()
+    error: str | None = None
+
+
+class Classifier:
+    """A network, what images become for it, and the names of its classes.
+
+    Args:
+      network: computes.
+      preprocess: what images become.
+      class_names: of its outputs, in order; those that have none are called by their numbers.
+      path: of the file that it came from.
+      num_classes: its outputs; None: as many as there are names.
+      temperature: divides the logits.
+      pin_memory: whether the network takes batches sooner from page-locked memory.
+      runtime: what computes, in words.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        preprocess: Preprocess,
+        class_names: Sequence[str],
+        *,
+        path: object,
+        num_classes: int | None = None,
+        temperature: float = 1.0,
+        pin_memory: bool = False,
+        runtime: str = "eager",
+    ) -> None:
+        self.network = network
+        self.preprocess = preprocess
+        outputs = len(class_names) if num_classes is None else num_classes
+        self.class_names = (*class_names, *map(str, range(len(class_names), outputs)))
+        self.path = path
+        self.temperature = temperature
+        self.pin_memory = pin_memory
+        self.runtime = runtime
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def classify(
+        self,
+        source: Source,
+        *,
+        top: int = 5,
+        batch_size: int = 32,
+        num_workers: int | None = None,
+    ) -> Iterator[Answer]:
+        """Yield an answer for each image of a source, in order.
+
+        Args:
+          source: its labels are not looked at.
+          top: classes of an answer, at most.
+          batch_size: images that are computed together.
+          num_workers: threads that read and decode; None: one per usable core.
+        """
+        loader = EvalLoader(
+            source,
+            EvalTransform(self.preprocess),
+            batch_size=batch_size,
+            num_workers=num_workers,
+            pin_memory=self.pin_memory,
+        )
+        with contextlib.closing(iter(loader)) as batches:
+            for batch in batches:
+                logits_BC = self.network(batch.images)
+                top_BK = rank_classes(logits_BC, top)
+                p_BK = (logits_BC / self.temperature).softmax(dim=1).gather(1, top_BK)
+                causes = iter(batch.bad)
+                for index, readable, classes, shares in zip(
+                    batch.positions.tolist(),
+                    batch.readable.tolist(),
+                    top_BK.tolist(),
+                    p_BK.tolist(),
+                    strict=True,
+                ):
+                    if readable:
+                        yield Answer(index, tuple(classes), tuple(shares))
+                    else:
+                        yield Answer(index, error=next(causes).cause)
+
+    def classify_bytes(
+        self, images: Sequence[bytes], *, top: int = 5, num_workers: int | None = None
+    ) -> list[Answer]:
+        """Return an answer for each of some image files in memory, computed together."""
+        if not images:
+            return []
+        source = bytes_source(images)
+        answers = self.classify(source, top=top, batch_size=len(images), num_workers=num_workers)
+        return list(answers)
+
+
+@dataclasses.dataclass(frozen=True)
+class _InMemory(Images):
+    """Image files in memory; an error stands for one that could not be read."""
+
+    contents: Sequence[bytes]
+    names: Sequence[str]
+
+    def read(self, row: int) -> bytes:
+        if not self.contents[row]:
+            raise ImageError("it is empty")
+        return self.contents[row]
+
+    def name(self, row: int) -> str:
+        return self.names[row]
+
+    def describe(self, row: int) -> str:
+        return self.names[row]
+
+
+def bytes_source(contents: Sequence[bytes], names: Sequence[str] | None = None) -> Source:
+    """Return image files in memory as a source, all of one class."""
+    count = len(contents)
+    names = [f"image {number}" for number in range(1, count + 1)] if names is None else names
+    rows = np.arange(count)
+    return Source(_InMemory(contents, names), rows, np.zeros(count, np.int64), ("",))
+
+
+def of_model(loaded: LoadedModel, runtime: Runtime) -> Network:
+    """Put a model on a device. Returns: what it computes there, from pixels to logits.
+
+    Raises: WeightsError if it has no head.
+    """
+    loaded.check_head()
+    model, preprocess = loaded.model.to(runtime.device).eval(), loaded.preprocess
+
+    def network(pixels_BHWC: torch.Tensor) -> torch.Tensor:
+        (images_BHWC,) = runtime.send(pixels_BHWC)
+        with torch.inference_mode(), runtime.autocast():
+            logits_BC: torch.Tensor = model(normalize(images_BHWC, preprocess))
+        return logits_BC.float().cpu()
+
+    return network
