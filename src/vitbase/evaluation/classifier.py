@@ -9,18 +9,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
-import numpy as np
 import torch
+from torch import nn
 
 from vitbase.config.preprocess import Preprocess
 from vitbase.data.augment import EvalTransform
 from vitbase.data.loader import EvalLoader
 from vitbase.data.normalize import normalize
-from vitbase.errors import ImageError
+from vitbase.errors import WeightsError
 from vitbase.evaluation.metrics import rank_classes
 from vitbase.runtime import Runtime
-from vitbase.sources.source import Images, Source
+from vitbase.sources.named import in_memory
+from vitbase.sources.source import Source
 from vitbase.weights.load import LoadedModel
 
 Network = Callable[[torch.Tensor], torch.Tensor]
@@ -65,7 +67,7 @@ class Classifier:
         preprocess: Preprocess,
         class_names: Sequence[str],
         *,
-        path: object,
+        path: Path,
         num_classes: int | None = None,
         temperature: float = 1.0,
         pin_memory: bool = False,
@@ -99,6 +101,7 @@ class Classifier:
           top: classes of an answer, at most.
           batch_size: images that are computed together.
           num_workers: threads that read and decode; None: one per usable core.
+        Raises: WeightsError if the network gives no numbers; what the source raises.
         """
         loader = EvalLoader(
             source,
@@ -110,6 +113,12 @@ class Classifier:
         with contextlib.closing(iter(loader)) as batches:
             for batch in batches:
                 logits_BC = self.network(batch.images)
+                if not logits_BC[batch.readable].isfinite().all():
+                    place = source.describe(int(batch.positions[0]))
+                    raise WeightsError(
+                        f"{self.path} ({self.runtime}) answers with NaN or infinity to an image of "
+                        f"{len(batch.positions)} from {place} on."
+                    )
                 top_BK = rank_classes(logits_BC, top)
                 p_BK = (logits_BC / self.temperature).softmax(dim=1).gather(1, top_BK)
                 causes = iter(batch.bad)
@@ -131,36 +140,9 @@ class Classifier:
         """Return an answer for each of some image files in memory, computed together."""
         if not images:
             return []
-        source = bytes_source(images)
+        source = in_memory(images)
         answers = self.classify(source, top=top, batch_size=len(images), num_workers=num_workers)
         return list(answers)
-
-
-@dataclasses.dataclass(frozen=True)
-class _InMemory(Images):
-    """Image files in memory; an error stands for one that could not be read."""
-
-    contents: Sequence[bytes]
-    names: Sequence[str]
-
-    def read(self, row: int) -> bytes:
-        if not self.contents[row]:
-            raise ImageError("it is empty")
-        return self.contents[row]
-
-    def name(self, row: int) -> str:
-        return self.names[row]
-
-    def describe(self, row: int) -> str:
-        return self.names[row]
-
-
-def bytes_source(contents: Sequence[bytes], names: Sequence[str] | None = None) -> Source:
-    """Return image files in memory as a source, all of one class."""
-    count = len(contents)
-    names = [f"image {number}" for number in range(1, count + 1)] if names is None else names
-    rows = np.arange(count)
-    return Source(_InMemory(contents, names), rows, np.zeros(count, np.int64), ("",))
 
 
 def of_model(loaded: LoadedModel, runtime: Runtime) -> Network:
@@ -169,12 +151,22 @@ def of_model(loaded: LoadedModel, runtime: Runtime) -> Network:
     Raises: WeightsError if it has no head.
     """
     loaded.check_head()
-    model, preprocess = loaded.model.to(runtime.device).eval(), loaded.preprocess
+    logits_of = on_device(loaded.model.to(runtime.device).eval(), loaded.preprocess, runtime)
 
     def network(pixels_BHWC: torch.Tensor) -> torch.Tensor:
         (images_BHWC,) = runtime.send(pixels_BHWC)
-        with torch.inference_mode(), runtime.autocast():
-            logits_BC: torch.Tensor = model(normalize(images_BHWC, preprocess))
-        return logits_BC.float().cpu()
+        with torch.inference_mode():
+            return logits_of(images_BHWC).float().cpu()
 
     return network
+
+
+def on_device(model: nn.Module, preprocess: Preprocess, runtime: Runtime) -> Network:
+    """Return what a model computes of pixels that are on its device, like the logits."""
+
+    def logits_of(images_BHWC: torch.Tensor) -> torch.Tensor:
+        with runtime.autocast():
+            logits_BC: torch.Tensor = model(normalize(images_BHWC, preprocess))
+        return logits_BC
+
+    return logits_of
