@@ -73,7 +73,8 @@ class Keeping:
         Raises: DataError if something cannot be written, or half of another file is there.
         """
         with contextlib.ExitStack() as stack:
-            output, rows = None, iter(())
+            output = None
+            rows: Iterator[Prediction] = iter(())
             if self.out is not None:
                 facts = facts_of(self.classifier, self.source, top=self.top, unsure=self.unsure)
                 output = stack.enter_context(Output(self.out, facts))
