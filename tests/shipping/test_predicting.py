@@ -7,6 +7,7 @@ import io
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,46 @@ def test_any_network_classifies_and_sees_what_the_loader_gives(weights):
     nothing = Classifier(lambda p: torch.full((len(p), 3), torch.nan), preprocess, [], path=weights)
     with pytest.raises(WeightsError, match="NaN or infinity"):
         nothing.classify_bytes([jpeg])
+
+
+@pytest.mark.parametrize("streams", [2, 3])
+def test_several_batches_computed_at_once_come_in_order(weights, photos, streams):
+    (photos / "4.png").write_bytes(BAD)
+    source = open_named([photos] * 7)
+    classifier = open_classifier(weights, device_target="CPU")
+    expected = [*classifier.classify(source, batch_size=4)]
+    threads, sizes, compute = set(), [], classifier.network
+
+    def network(pixels: torch.Tensor) -> torch.Tensor:
+        threads.add((threading.get_ident(), torch.get_num_threads()))
+        sizes.append(len(pixels))
+        return compute(pixels)
+
+    classifier.streams, classifier.network = streams, network
+    before = torch.get_num_threads()
+    found = [*classifier.classify(source, batch_size=4)]
+    assert (max(sizes), sum(sizes)) == (4, 42)
+    assert len(threads) > 1
+    assert {number for _, number in threads} == {1}
+    assert torch.get_num_threads() == before
+    for answer, other in zip(found, expected, strict=True):
+        assert (answer.index, answer.classes) == (other.index, other.classes)
+        assert (answer.error is None) == (other.error is None)
+        assert answer.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+    few = source.take(np.arange(2 * streams * 4 - 1))
+    threads.clear()
+    assert len([*classifier.classify(few, batch_size=4)]) == len(few)
+    assert threads == {(threading.get_ident(), before)}  # with all cores for one batch
+    for number, _ in enumerate(classifier.classify(source, batch_size=4)):
+        if number == 5:
+            break
+
+    def failing(pixels: torch.Tensor) -> torch.Tensor:
+        raise WeightsError("it does not compute")
+
+    classifier.network = failing
+    with pytest.raises(WeightsError, match="does not compute"):
+        next(classifier.classify(source, batch_size=4))
 
 
 def test_what_computes_is_chosen_by_name(weights, predict, photos, tmp_path):
