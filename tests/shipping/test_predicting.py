@@ -329,7 +329,7 @@ def test_one_unreadable_image_costs_the_code_and_nothing_else(predict, photos, t
     code, out, err = predict(photos, "--out", out_file, "--sort_into", folder)
     assert code == 3
     assert f"{photos / '3.png'}: not a readable image" in err
-    assert "5 of 6 images: " in out
+    assert "5 of 6 images. " in out
     with out_file.open(newline="") as file:
         rows = [*csv.DictReader(file)]
     assert len(rows) == 6
@@ -391,7 +391,7 @@ def test_below_a_threshold_an_image_is_unsure(predict, photos, tmp_path):
     assert predict(photos, "--unsure", between)[1].count(": unsure\n") == 3
     folder = tmp_path / "sorted"
     _, out, _ = predict(photos, "--unsure", between, "--sort_into", folder)
-    assert f"3 unsure, below {between:g}" in out
+    assert f"unsure (below {between:g}): 3" in out
     assert sum(name.startswith("unsure/") for name in below(folder)) == 3
     assert len(below(folder)) == 6
 
