@@ -248,6 +248,7 @@ def test_nothing_named_or_nothing_there(predict, photos, tmp_path, give_input):
         ((photos, "--top", "0"), "Option 'top' should be at least 1"),
         ((photos, "--batch_size", "0"), "Option 'batch_size' should be at least 1"),
         ((photos, "--num_workers", "0"), "num_workers 0: expected at least 1"),
+        ((photos, "--recursive", "--sort_into", photos / "x"), "lies in"),
         ((), "Usage: vitbase predict"),
     ):
         code, out, err = predict(*words)
@@ -270,6 +271,15 @@ def test_data_sets_need_no_labels(predict, tmp_path):
                 "finetune", data_path=str(tmp_path / "shards"), output_dir=str(tmp_path / "run")
             )
         )
+    (tmp_path / "shards" / "new-000000.tar").rename(tmp_path / "shards" / "train-0.tar")
+    (tmp_path / "split" / "train").mkdir(parents=True)
+    (tmp_path / "shards" / "train-0.tar").rename(tmp_path / "split" / "train" / "0.tar")
+    for words in ((tmp_path / "split",), (tmp_path / "split", "--recursive", "--split", "train")):
+        assert len(named(predict(*words, "--json")[1])) == 4
+    (tmp_path / "split" / "deeper").mkdir()  # images, beside which shards are strays
+    (tmp_path / "split" / "deeper" / "x.jpg").write_bytes(jpegs[0])
+    assert "Those in 'deeper' and the like" in predict(tmp_path / "split")[2]
+    assert len(named(predict(tmp_path / "split", "--recursive", "--json")[1])) == 1
     (tmp_path / "table.csv").write_text("path,note\na.jpg,x\nb.jpg,y\na.jpg,z\n")
     for name, jpeg in zip(("a.jpg", "b.jpg"), jpegs, strict=False):
         (tmp_path / name).write_bytes(jpeg)
