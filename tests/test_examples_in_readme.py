@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import vitbase
-from vitbase.cli import compare, data, doubts, evaluate, inspect, probe, report, weights
+from vitbase.cli import compare, data, doubts, evaluate, inspect, predict, probe, report, weights
 from vitbase.cli.arguments import LaunchOptions, TableOptions
 from vitbase.cli.verify import VerifyOptions
 from vitbase.config.config import FIELDS, recipe_names
@@ -30,7 +30,8 @@ OPTIONS = {
     *("json", "calibrate", "save_features"),
     *report._ReportOptions.__annotations__,
     *inspect.InspectOptions.__annotations__,
-    "recursive",
+    *predict.PredictOptions.__annotations__,
+    *("recursive", "link"),
     *probe.ProbeOptions.__annotations__,
 }
 OPTIONS |= {*LaunchOptions.__annotations__, *TableOptions.__annotations__}

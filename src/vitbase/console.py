@@ -169,7 +169,14 @@ def counting() -> Iterator[Callable[[str, int, int], None]]:
     from rich.console import Console  # a tenth of a second that a log file does not need
     from rich.progress import Progress, TaskID
 
-    with Progress(*columns_for("images"), console=Console(stderr=True), transient=True) as display:
+    # Lines on the standard output pass above the bar, if that is in the same terminal.
+    display = Progress(
+        *columns_for("images"),
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
+    )
+    with display:
         tasks: dict[str, TaskID] = {}
 
         def show(what: str, done: int, total: int) -> None:

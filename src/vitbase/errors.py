@@ -1,7 +1,7 @@
 """Errors that a user can meet.
 
 Each message says what is wrong, where, and what to do; the command line prints it without a
-traceback and ends with exit code 2 (``--debug`` shows the traceback).
+traceback and ends with exit code 2 (``--debug`` shows the traceback), or another one of its own.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ class VitbaseError(Exception):
     that a name does not say a line of its own.
     """
 
+    exit_code = 2
     is_everywhere = False
     """Whether every rank of a run raises it: then the first one tells."""
 
@@ -45,6 +46,12 @@ class DataError(VitbaseError):
 
 class ImageError(DataError):
     """One image cannot be read. Training may skip it, counted, up to ``max_bad_images``."""
+
+
+class UnreadableImagesError(DataError):
+    """Some images could not be read; what was asked for is done with all others."""
+
+    exit_code = 3
 
 
 class WeightsError(VitbaseError):

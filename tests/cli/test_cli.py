@@ -115,7 +115,7 @@ def test_predict_names_what_it_cannot_read_and_goes_on(capsys, trained, tmp_path
     Image.fromarray(clothing[0][0]).save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes((tmp_path / "good.png").read_bytes()[:120])
     code, out, err = run(capsys, "predict", tmp_path, "--checkpoint_path", trained)
-    assert code == 2
+    assert code == 3
     assert "bad.png" in out
     assert "good.png" in out
     assert "1 of 2 images" in err

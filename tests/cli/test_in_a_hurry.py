@@ -202,7 +202,7 @@ def test_a_value_of_another_type_is_one_line(capsys, words, said):
         ("train fashion x y", "What is 'x'? Options are given as --OPTION VALUE."),
         ("train fashion -lr 0.1", "Unknown option '-lr'. It is called --lr_init here."),
         # Found by the parser behind, which prints a box.
-        ("predict a.png --top 3 b.png", "Unrecognized options: b.png"),
+        ("predict a.png --json=1 b.png", "Unrecognized options: --json=1"),
     ],
 )
 def test_other_mistakes_in_the_words_are_one_line_too(capsys, words, said):

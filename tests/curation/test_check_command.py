@@ -379,7 +379,9 @@ def test_interrupted_it_stops_at_once(tmp_path):
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)  # closes its input: images are looked at
     assert process.returncode == 130, (out, err)
-    assert err == b"\nvitbase: interrupted; the same command continues training or packing\n"
+    assert (
+        err == b"\nvitbase: interrupted; the same command continues training, packing, or --out\n"
+    )
     assert out.count(b"\n") < 100  # of 200 images, hardly any more were looked at
 
 

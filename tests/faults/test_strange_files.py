@@ -243,7 +243,7 @@ def test_predict_reads_no_device(trained, tmp_path, vitbase_command):
     make_loop(tmp_path / "y.jpg")
     places = ("/dev/zero", tmp_path / "x.jpg", tmp_path / "y.jpg", put(tmp_path / "z.jpg"))
     code, out, err = vitbase_command("predict", *places, "--checkpoint_path", trained)
-    assert code == 2
+    assert code == 3
     assert "/dev/zero: it is a device, not a file with content" in out
     assert f"{tmp_path}/x.jpg: it is a FIFO" in out
     assert f"{tmp_path}/y.jpg: Too many levels of symbolic links" in out

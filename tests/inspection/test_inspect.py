@@ -213,7 +213,7 @@ def test_images_that_are_not_there_or_not_readable(vitbase_command, weights, pho
     assert "None of 3 images can be read" in run(bad, large, fifo)[2]
     assert not out.exists()
     code, _, error = run(bad, photos / "0.png", fifo)
-    assert code == 2
+    assert code == 3
     assert "2 of 3 images could not be read." in error
     listed = json.loads((out / "inspect.json").read_text())
     assert [each["image"] for each in listed["unreadable"]] == [str(bad), str(fifo)]

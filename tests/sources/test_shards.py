@@ -297,9 +297,9 @@ def counted_scans(monkeypatch) -> list[str]:
     scanned: list[str] = []
     original = shards.scan_shard
 
-    def scan(read, name, *rest):
+    def scan(read, name, *rest, **options):
         scanned.append(name)
-        return original(read, name, *rest)
+        return original(read, name, *rest, **options)
 
     monkeypatch.setattr(shards, "scan_shard", scan)
     return scanned

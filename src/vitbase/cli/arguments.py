@@ -14,7 +14,7 @@ import tyro
 
 from vitbase.cli.help import EVALUATION, option, options_type
 from vitbase.cli.naming import telling_whose
-from vitbase.cli.values import kinds_of, refuse_wrong_values
+from vitbase.cli.values import kinds_of, refuse_wrong_values, together
 from vitbase.config.config import FIELDS, Config, load_config, section_of, with_options
 from vitbase.config.hints import hint_for
 from vitbase.console import printable, printable_lines, say_text, warn
@@ -78,6 +78,8 @@ def parse_options(
     """
     kinds, has_positional = kinds_of(kind)
     refuse_unknown(words, (*kinds, "help", *switches))
+    if has_positional:
+        words = together(words, kinds)
     if not {"-h", "--help"} & set(words):
         refuse_wrong_values(words, kinds, has_positional=has_positional)
     said = io.StringIO()

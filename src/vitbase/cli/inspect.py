@@ -10,7 +10,7 @@ from vitbase.cli.arguments import parse_options, take_image_size, take_switch
 from vitbase.cli.help import ImageSize, option
 from vitbase.config.config import Config
 from vitbase.console import counting, printable, say, say_json, warn
-from vitbase.errors import ConfigError, VitbaseError
+from vitbase.errors import ConfigError, UnreadableImagesError
 from vitbase.inspection.kinds import Asked
 
 _USAGE = "vitbase inspect CHECKPOINT [IMAGE...] --out FOLDER"
@@ -93,4 +93,4 @@ def run_inspect(words: list[str]) -> None:
         say(printable(f"written to {out}: {len(files)} files, listed in inspect.json"))
     if found.unreadable:
         count = len(found.unreadable) + len(found.images)
-        raise VitbaseError(f"{len(found.unreadable)} of {count} images could not be read.")
+        raise UnreadableImagesError(f"{len(found.unreadable)} of {count} images could not be read.")

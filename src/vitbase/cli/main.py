@@ -29,7 +29,7 @@ _USAGE = """usage: vitbase COMMAND [...]
   train [RECIPE] [--OPTION VALUE ...]      train, or continue, a run (default recipe: fashion)
   eval [RECIPE] --checkpoint_path PATH     top-1, top-5, loss of a checkpoint or a folder of them
   eval compare A B                         two models on the same images, by their predictions
-  predict IMAGE... --checkpoint_path PATH  the classes a model sees in images
+  predict IMAGE... --checkpoint_path PATH  the classes a model sees: shown, in a file, sorted
   inspect CHECKPOINT [IMAGE...] --out DIR  what it looks at: attention, features, gradients
   probe WEIGHTS... --data_path PATH        how good features are for images, before training
   report RUN... [--out FILE.html]          a page that shows runs, offline and on paper
@@ -53,8 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit.
 
     0: done; 1: bad data found, or a run that does not go on as it should; 2: the user's mistake;
-    70: it stood still; 75: training was asked to stop, and goes on with the same command; 130:
-    interrupted.
+    3: done, but for images that could not be read; 70: it stood still; 75: training was asked to
+    stop, and goes on with the same command; 130: interrupted.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if arguments is None:  # a process of its own: what Python reports of it is escaped, too
@@ -71,16 +71,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if debug:
             raise
         if error.is_everywhere and os.environ.get("RANK", "0") != "0":
-            sys.exit(2)  # the first rank tells
+            sys.exit(error.exit_code)  # the first rank tells
         warn_text(_cut(printable_lines(f"vitbase: error: {error}")))
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except Stopped as stopped:
         if os.environ.get("RANK", "0") == "0":
             warn(f"\nvitbase: {stopped}")
         sys.exit(STOPPED)
     except KeyboardInterrupt:
         if LAUNCHED not in os.environ:
-            warn("\nvitbase: interrupted; the same command continues training or packing")
+            warn("\nvitbase: interrupted; the same command continues training, packing, or --out")
         sys.exit(130)
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has had enough
         sys.stderr.close()

@@ -133,6 +133,28 @@ def kinds_of(options: Any) -> tuple[dict[str, Kind], bool]:
     return kinds, has_positional
 
 
+def together(words: Sequence[str], kinds: Mapping[str, Kind]) -> list[str]:
+    """Return words with those that belong to no option first, in their order.
+
+    An option that takes any number of words takes all up to the next one.
+    """
+    others: list[str] = []
+    options: list[str] = []
+    left = 0  # words that the last option may still take
+    for word in words:
+        if word.startswith("--"):
+            name, equals, _ = word[2:].partition("=")
+            kind = kinds.get(name.replace("-", "_"))
+            left = 0 if kind is None or equals else len(words) if kind.repeats else len(kind.parts)
+            options.append(word)
+        elif left:
+            left -= 1
+            options.append(word)
+        else:
+            others.append(word)
+    return others + options
+
+
 def refuse_wrong_values(
     words: list[str], kinds: Mapping[str, Kind], *, has_positional: bool
 ) -> None:

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from functools import cache
 from typing import TypeVar
 
+import numpy as np
 import simplejpeg
+from numpy.typing import NDArray
 from PIL import (  # the plug-ins register themselves
     Image,
     TiffImagePlugin,
@@ -31,6 +33,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 RARE_FORMATS = ("AVIF", "JPEG2000", "HEIF", "ICO")
 """What Pillow may open where it can, once the file has turned out to be none of the others."""
 
+_SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2", "HEIF": "heic"}
 _PNG = b"\x89PNG\r\n\x1a\n"
 _REMARKS = (b"iCCP", b"tEXt", b"zTXt", b"iTXt")
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323  # tags of a TIFF
@@ -63,6 +66,22 @@ def read_image(data: bytes, read: Callable[[Image.Image], T]) -> T:
             if len(plain) < len(data):
                 return read_image(plain, read)
         raise ImageError(_cause(data, error)) from None
+
+
+def suffix_of(data: bytes) -> str:
+    """Return what the name of an image file ends in, by its content. Raises: ImageError."""
+    if data[:2] == b"\xff\xd8":
+        return "jpg"
+    kind = read_image(data, lambda image: image.format) or "img"
+    return _SUFFIXES.get(kind, kind.lower())
+
+
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+    """Return pixels [H, W, C] as the bytes of a PNG."""
+    buffer = io.BytesIO()
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    image.save(buffer, "PNG", compress_level=6)
+    return buffer.getvalue()
 
 
 def refuse_bomb(height: int, width: int) -> None:

@@ -19,10 +19,10 @@ from vitbase.config.config import Config
 from vitbase.config.preprocess import Preprocess, describe_differences
 from vitbase.data.augment import EvalTransform
 from vitbase.data.loader import Batch, EvalLoader
-from vitbase.data.normalize import normalize
 from vitbase.errors import CheckpointError, ConfigError, DataError
 from vitbase.evaluation.answers import NOTHING, Answers, Keep, Keeper
 from vitbase.evaluation.classes import ModelClasses, fit_classes
+from vitbase.evaluation.classifier import on_device
 from vitbase.evaluation.corruptions import Corruption, Corruptions
 from vitbase.evaluation.look import Look
 from vitbase.evaluation.metrics import ClassificationSums, MultiLabelSums
@@ -170,10 +170,10 @@ def evaluate_model(
         num_ranks=runtime.num_ranks,
     )
 
+    on_images = on_device(model, preprocess, runtime)
+
     def logits_of(images: torch.Tensor) -> torch.Tensor:
-        with runtime.autocast():
-            logits: torch.Tensor = model(normalize(images, preprocess))
-        return look.restrict(logits)
+        return look.restrict(on_images(images))
 
     def answer(pixels: torch.Tensor) -> torch.Tensor:
         """Return what is counted, on the host: then the device is done."""

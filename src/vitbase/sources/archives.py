@@ -81,6 +81,17 @@ def is_whole_archive(names: Iterable[str]) -> bool:
     return sum(_PART.fullmatch(name) is not None for name in names) > 1
 
 
+def has_split(folder: Path, split: Split) -> bool:
+    """Tell whether the archive that a folder holds has files of a split."""
+    names = list_folder(folder).files
+    kind = find_archive(names)
+    if kind == "idx":
+        matches = filter(None, map(IDX_IMAGES.fullmatch, names))
+        return find_split(split, (match["split"] for match in matches)) is not None
+    assert kind is not None
+    return not set(_cifar_files(split, kind)).isdisjoint(names)
+
+
 def read_archive(folder: Path, split: Split, option: str) -> Source:
     """Read one split of the archive that a folder holds.
 
@@ -95,8 +106,7 @@ def read_archive(folder: Path, split: Split, option: str) -> Source:
     assert kind is not None
     if kind == "idx":
         return _read_idx(folder, names, split, option)
-    pickled, fine = kind.endswith("pickles"), kind.startswith("cifar100")
-    return _read_cifar(folder, split, option, fine=fine, pickled=pickled)
+    return _read_cifar(folder, split, option, kind)
 
 
 def _read_idx(folder: Path, names: Sequence[str], split: Split, option: str) -> Source:
@@ -179,14 +189,20 @@ def _read_maybe_gzipped(path: Path) -> bytes:
         raise DataError(f"Cannot read {path}: {error}") from None
 
 
-def _read_cifar(folder: Path, split: Split, option: str, *, fine: bool, pickled: bool) -> Source:
-    if fine:
+def _cifar_files(split: Split, kind: Archive) -> list[str]:
+    """Return the names of the files that a split of CIFAR has."""
+    if kind.startswith("cifar100"):
         files = ["train" if split == "train" else "test"]
     elif split == "train":
         files = [f"data_batch_{number}" for number in range(1, 6)]
     else:
         files = ["test_batch"]
-    files = [name if pickled else f"{name}.bin" for name in files]
+    return [name if kind.endswith("pickles") else f"{name}.bin" for name in files]
+
+
+def _read_cifar(folder: Path, split: Split, option: str, kind: Archive) -> Source:
+    files, fine = _cifar_files(split, kind), kind.startswith("cifar100")
+    pickled = kind.endswith("pickles")
     missing = [name for name in files if not (folder / name).is_file()]
     if missing:
         raise DataError(f"--{option} {folder}: there is no file {', '.join(missing)}.")

@@ -21,7 +21,15 @@ from numpy.typing import NDArray
 
 from vitbase.disk import LONGEST_IMAGE, list_folder, read_regular
 from vitbase.errors import DataError, ImageError
-from vitbase.sources.source import UNKNOWN_SIZE, Images, Labels, Source, no_labels, refuse_repeated
+from vitbase.sources.source import (
+    UNKNOWN_SIZE,
+    Images,
+    Labels,
+    Source,
+    no_labels,
+    refuse_repeated,
+    unlabelled,
+)
 from vitbase.sources.splits import SPLIT_NAMES, SPLITS_TOLD, Split, find_split, split_word
 
 PREFIX = "hf:"
@@ -94,7 +102,7 @@ def has_split(place: str, split: Split, option: str) -> bool:
     return find_split(split, _load(place, option)) is not None
 
 
-def open_dataset(place: str, split: Split, option: str) -> Source:
+def open_dataset(place: str, split: Split, option: str, *, labelled: bool = True) -> Source:
     """Open a split of a data set.
 
     Args:
@@ -103,6 +111,7 @@ def open_dataset(place: str, split: Split, option: str) -> Source:
         its folder ``data``.
       split: "train" or "val", by any of its names; rows of no split are taken for either.
       option: the option that named it, for messages.
+      labelled: whether labels are needed; else they are not looked at.
     Raises: DataError if the library is missing, or there is no such data set, split, image column
       or label column.
     """
@@ -116,7 +125,7 @@ def open_dataset(place: str, split: Split, option: str) -> Source:
     data = splits[name]
     where = f"{place} ({name})" if name else place
     try:
-        return _source(data, where, option)
+        return _source(data, where, option, labelled=labelled)
     except DataError:
         raise
     except Exception as error:  # pyarrow's, of columns that are not what they are said to be
@@ -124,11 +133,13 @@ def open_dataset(place: str, split: Split, option: str) -> Source:
         raise DataError(f"--{option} {where} cannot be read: {text}") from None
 
 
-def _source(data: Any, where: str, option: str) -> Source:
+def _source(data: Any, where: str, option: str, *, labelled: bool) -> Source:
     library = _library(option, where)
     image = _find_image(data.features, where, option, library)
-    label = _find_label(data.features, where, option, library)
-    labels, class_names = _read_labels(data, label, where, option)
+    labels, class_names = unlabelled(len(data))
+    if labelled:
+        label = _find_label(data.features, where, option, library)
+        labels, class_names = _read_labels(data, label, where, option)
     undecoded = data.select_columns([image]).cast_column(image, library.Image(decode=False))
     images = Rows(where, undecoded.with_format(None), image)
     return Source(images, np.arange(len(data)), labels, class_names)

@@ -50,6 +50,8 @@ class Layout:
     has_val: Callable[[], bool] = lambda: False
     """Tells whether there are evaluation images, apart from the others."""
     is_whole: bool = True  # whether these files are surely a data set, and no strays beside one
+    has_train: Callable[[], bool] = lambda: True
+    """Tells whether there are images to train on; where nothing says a split, they are that."""
 
 
 class Given(NamedTuple):
@@ -317,7 +319,7 @@ def _as_splits(here: _Folder, option: str, reading: Reading, is_split: bool) -> 
     others += here.files
     if FLAT in told.values():
         others = [name for name in others if not may_hold_labels(name)]
-    found = Layout(words, open_split, lambda: "val" in inside)
+    found = Layout(words, open_split, lambda: "val" in inside, has_train=lambda: "train" in inside)
     return _noted(found, _tell_left_out(here.path, others))
 
 

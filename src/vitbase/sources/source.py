@@ -78,6 +78,11 @@ class Source:
         return replace(self, rows=self.rows[indices], labels=self.labels[indices], notes=())
 
 
+def unlabelled(count: int) -> tuple[Labels, tuple[str, ...]]:
+    """Return labels and class names of images whose classes nobody asks for."""
+    return np.zeros(count, np.int64), ("",)
+
+
 def class_counts(labels: Labels, num_classes: int) -> NDArray[np.int64]:
     """Count the images of every class. Returns: int64 [num_classes]."""
     several = labels.ndim == 2

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from vitbase.disk import list_folder, open_regular
 from vitbase.errors import DataError, first_few
 from vitbase.sources.folders import IMAGE_SUFFIXES, build_source, is_image_name
-from vitbase.sources.source import Labels, Source, no_labels
+from vitbase.sources.source import Labels, Source, no_labels, unlabelled
 from vitbase.sources.splits import SPLIT_NAMES, SPLIT_WORDS, SPLITS_TOLD, Split, find_split
 
 TABLE_SUFFIXES = {".csv": ",", ".tsv": "\t"}
@@ -72,28 +72,32 @@ def has_split(path: Path, split: Split, option: str) -> bool:
         _, first = next(rows, (0, []))
         if not first:
             raise _empty(path, option)
-        columns, _, _ = _find_columns(path, option, [cell.strip() for cell in first])
+        columns, _, _ = _find_columns(path, option, first, labelled=False)
         if columns.split < 0:
             return False
         words = (row[columns.split].strip() for _, row in rows if len(row) == columns.width)
         return find_split(split, words) is not None
 
 
-def read_table(path: Path, split: Split, option: str) -> Source:
+def read_table(path: Path, split: Split, option: str, *, labelled: bool = True) -> Source:
     """Read the images that a table lists, all of them or those of a split.
 
     Args:
       path: a file .csv or .tsv; relative paths in it are relative to its folder.
       split: "train" or "val"; without a column that says it, every image is of every split.
       option: the option that named the file, for messages.
+      labelled: whether labels are needed; else they are not looked at.
     Returns: the images in the table's order, their classes sorted (numbers by value). Labels are
       float32 [N, C] if any image of the table has several, or a column per class.
     Raises: DataError naming the file, the line and what is wrong.
     """
     with _opened(path, option) as rows:
-        table = _read_rows(path, option, rows)
-    labels, class_names, notes = _read_labels(table)
-    _refuse_repeated(table)
+        table = _read_rows(path, option, rows, labelled=labelled)
+    labels, class_names = unlabelled(len(table.names))
+    notes: tuple[str, ...] = ()
+    if labelled:
+        labels, class_names, notes = _read_labels(table)
+        _refuse_repeated(table)
     names = table.names
     if table.splits:
         word = _split_word(table, split)
@@ -122,11 +126,13 @@ def _empty(path: Path, option: str) -> DataError:
     return DataError(f"--{option} {path} is empty: expected a header, and a row for each image.")
 
 
-def _read_rows(path: Path, option: str, rows: Iterator[tuple[int, list[str]]]) -> _Table:
+def _read_rows(
+    path: Path, option: str, rows: Iterator[tuple[int, list[str]]], *, labelled: bool
+) -> _Table:
     line, first = next(rows, (0, []))
     if not first:
         raise _empty(path, option)
-    columns, has_header, notes = _find_columns(path, option, [cell.strip() for cell in first])
+    columns, has_header, notes = _find_columns(path, option, first, labelled=labelled)
     if not has_header:
         rows = chain([(line, first)], rows)
     table = _Table(path, [], [], [], [], [], tuple(columns.classes), notes)
@@ -140,7 +146,7 @@ def _read_rows(path: Path, option: str, rows: Iterator[tuple[int, list[str]]]) -
         table.names.append(os.path.normpath(row[columns.path].strip()))
         if columns.label >= 0:
             table.labels.append(sys.intern(row[columns.label].strip()))
-        else:
+        elif columns.classes:
             table.bits.append(_read_bits(path, option, line, row, columns))
         if columns.split >= 0:
             table.splits.append(sys.intern(row[columns.split].strip().lower()))
@@ -150,9 +156,10 @@ def _read_rows(path: Path, option: str, rows: Iterator[tuple[int, list[str]]]) -
 
 
 def _find_columns(
-    path: Path, option: str, first: Sequence[str]
+    path: Path, option: str, first_row: Sequence[str], *, labelled: bool
 ) -> tuple[_Columns, bool, tuple[str, ...]]:
     """Return where the columns are, whether the first row is a header, and notes."""
+    first = [cell.strip() for cell in first_row]
     header = [cell.lower() for cell in first]
     images, others = _find(header, PATH_COLUMNS)
     if images < 0 and len(header) == 2 and sum(map(is_image_name, header)) == 1:
@@ -172,7 +179,7 @@ def _find_columns(
         for other in found
     )
     classes: dict[str, int] = {}
-    if label < 0:
+    if label < 0 and labelled:
         taken = (images, split, *others)
         places = {name: place for place, name in enumerate(first) if place not in taken}
         if not places:

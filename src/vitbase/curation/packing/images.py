@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from typing import Literal, NamedTuple
 
 import numpy as np
 import simplejpeg
-from PIL import Image
 
 from vitbase.data.decode import Pixels, decode, decode_window, read_size
-from vitbase.data.formats import read_image
+from vitbase.data.formats import encode_png, suffix_of
 from vitbase.data.resize import resize
 
 Change = Literal["copied", "resized", "encoded"]
-_SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2", "HEIF": "heic"}
 _LONGEST_JPEG = 65_500
 """Pixels that a side of a JPEG can have (libjpeg's JPEG_MAX_DIMENSION)."""
 
@@ -38,13 +35,13 @@ def prepare_image(raw: bytes | Pixels, short_side: int | None, quality: int | No
     """
     if not isinstance(raw, bytes):
         if short_side is None or min(raw.shape[:2]) <= short_side:
-            return Prepared("png", _encode_png(raw), "encoded")
+            return Prepared("png", encode_png(raw), "encoded")
         smaller = resize(raw, *_smaller(raw.shape[:2], short_side), "bicubic")
         return _resized(smaller, quality)
     height, width = read_size(raw)
     if short_side is None or min(height, width) <= short_side:
         decode(raw)
-        return Prepared(_suffix_of(raw), raw, "copied")
+        return Prepared(suffix_of(raw), raw, "copied")
     # A JPEG decodes faster to a half, a quarter or an eighth. At least twice the wanted size is
     # left to the filter, so that what it makes is nearly that of the whole image.
     fits = min(height, width) // (2 * short_side)
@@ -56,7 +53,7 @@ def prepare_image(raw: bytes | Pixels, short_side: int | None, quality: int | No
 
 def _resized(pixels: Pixels, quality: int | None) -> Prepared:
     if max(pixels.shape[:2]) > _LONGEST_JPEG:
-        return Prepared("png", _encode_png(pixels), "resized")
+        return Prepared("png", encode_png(pixels), "resized")
     return Prepared("jpg", _encode_jpeg(pixels, quality), "resized")
 
 
@@ -84,17 +81,3 @@ def _encode_jpeg(pixels: Pixels, quality: int | None) -> bytes:
         return bytes(simplejpeg.encode_jpeg(plane, quality, "GRAY", "Gray"))
     data = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, "RGB", "420")
     return bytes(data)
-
-
-def _encode_png(pixels: Pixels) -> bytes:
-    buffer = io.BytesIO()
-    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-    image.save(buffer, "PNG", compress_level=6)
-    return buffer.getvalue()
-
-
-def _suffix_of(data: bytes) -> str:
-    if data[:2] == b"\xff\xd8":
-        return "jpg"
-    kind = read_image(data, lambda image: image.format) or "img"
-    return _SUFFIXES.get(kind, kind.lower())

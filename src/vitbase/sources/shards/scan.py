@@ -33,9 +33,19 @@ _ORIGIN_FIELDS = ("filename", "file_name", "path")
 _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 _EXTENDED = b"xXgLK"  # members that tell of the next one: POSIX, Solaris, global, GNU
 _LARGEST_TEXT = 1 << 20
+NO_LABEL = -1
+"""The label of an image that is of no class."""
 
 
-def scan_shard(read: ReadRange, name: str, facts: FileFacts, where: str, window: int) -> Shard:
+def scan_shard(
+    read: ReadRange,
+    name: str,
+    facts: FileFacts,
+    where: str,
+    window: int,
+    *,
+    labelled: bool = True,
+) -> Shard:
     """Find the samples of a shard.
 
     Args:
@@ -44,6 +54,7 @@ def scan_shard(read: ReadRange, name: str, facts: FileFacts, where: str, window:
       facts: its size and tag.
       where: its path or URL, for messages.
       window: bytes to read at once.
+      labelled: whether every sample needs a label; else one without has NO_LABEL.
     Raises: DataError naming the shard and the byte if it is cut short or damaged, or a sample that
       has no label or a member twice.
     """
@@ -79,7 +90,7 @@ def scan_shard(read: ReadRange, name: str, facts: FileFacts, where: str, window:
             continue
         facts_json = _read_json(texts.get((key, "json")), f"{where}: {key}.json")
         label = _find_label(key, texts, facts_json, where)
-        if label is None:
+        if label is None and labelled:
             raise DataError(
                 f"{where}: {image.name} has no label. Expected a member {key}.cls with a number, "
                 f"{key}.json with a field 'label', or the image in a folder named as its class."
@@ -90,7 +101,7 @@ def scan_shard(read: ReadRange, name: str, facts: FileFacts, where: str, window:
                 f"({LONGEST_IMAGE:,})."
             )
         found.append(image)
-        labels.append(label)
+        labels.append(NO_LABEL if label is None else label)
         origin = next((facts_json[f] for f in _ORIGIN_FIELDS if f in facts_json), "")
         origins.append(origin if isinstance(origin, str) else "")
     remark = (str(len(left_out)), left_out[0]) if left_out else ()

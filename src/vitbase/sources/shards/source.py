@@ -24,8 +24,8 @@ from vitbase.sources.shards.index import Shard, decode_index, encode_index, name
 from vitbase.sources.shards.labels import read_class_names, resolve_labels
 from vitbase.sources.shards.layout import MANIFEST, Group, find_groups, is_shard, tell_no_shards
 from vitbase.sources.shards.readers import LocalReader, Reader, RemoteReader
-from vitbase.sources.shards.scan import LOCAL_WINDOW, REMOTE_WINDOW, scan_shard
-from vitbase.sources.source import Images, Source
+from vitbase.sources.shards.scan import LOCAL_WINDOW, NO_LABEL, REMOTE_WINDOW, scan_shard
+from vitbase.sources.source import Images, Source, unlabelled
 from vitbase.sources.splits import Split
 from vitbase.stores import (
     Backoff,
@@ -92,7 +92,14 @@ def has_split(place: str, split: Split, option: str, backoff: Backoff | None = N
     return split in find_groups(open_store(place, option, backoff))
 
 
-def open_shards(place: str, split: Split, option: str, *, backoff: Backoff | None = None) -> Source:
+def open_shards(
+    place: str,
+    split: Split,
+    option: str,
+    *,
+    backoff: Backoff | None = None,
+    labelled: bool = True,
+) -> Source:
     """Open one split of the shards in a folder or behind a URL.
 
     Shards whose names tell no split serve for any.
@@ -102,6 +109,7 @@ def open_shards(place: str, split: Split, option: str, *, backoff: Backoff | Non
       split: "train" or "val".
       option: the option that named the place, for messages.
       backoff: how failed requests are repeated; None: as by default.
+      labelled: whether labels are needed; else they are not looked at.
     Raises: DataError naming the shard that is cut short, damaged, missing or without labels.
     """
     store = open_store(place, option, backoff)
@@ -109,14 +117,18 @@ def open_shards(place: str, split: Split, option: str, *, backoff: Backoff | Non
     group = groups.get(split) or groups.get("all")
     if group is None:
         raise DataError(f"--{option} {place}: {tell_no_shards(split, groups, store)}")
-    shards, notes = _read_shards(group)
+    shards, notes = _read_shards(group, labelled=labelled)
     if not sum(map(len, shards)):
         raise DataError(
             f"--{option} {place}: {len(shards)} shards, but no image in them. Expected members "
             "such as 0001.jpg (or png, webp…) and 0001.cls."
         )
-    given = read_class_names(group.store) or read_class_names(store)
-    labels, class_names, kept = resolve_labels(shards, given, f"--{option} {place}")
+    given: tuple[str, ...] | None = ("",)
+    kept = np.arange(sum(map(len, shards)))
+    labels, class_names = unlabelled(len(kept))
+    if labelled:
+        given = read_class_names(group.store) or read_class_names(store)
+        labels, class_names, kept = resolve_labels(shards, given, f"--{option} {place}")
     if not len(kept):
         raise DataError(
             f"--{option} {place}: all {len(labels)} images have the label -1, for none."
@@ -153,7 +165,7 @@ def _build_images(files: tuple[str, ...], shards: Sequence[Shard], reader: Reade
 # The index
 
 
-def _read_shards(group: Group) -> tuple[list[Shard], list[str]]:
+def _read_shards(group: Group, *, labelled: bool) -> tuple[list[Shard], list[str]]:
     """Return every shard's samples, from the index as far as it holds, and remarks."""
     store, local = group.store, isinstance(group.store, LocalStore)
     indexes, notes = _read_indexes(group)
@@ -168,7 +180,9 @@ def _read_shards(group: Group) -> tuple[list[Shard], list[str]]:
                 if shard is not None:
                     known[name] = replace(shard, facts=facts[name])
             new = [name for name in group.names if name not in known]
-            scanned = list(pool.map(lambda name: _scan(store, name, facts[name]), new))
+            scanned = list(
+                pool.map(lambda name: _scan(store, name, facts[name], labelled=labelled), new)
+            )
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -180,7 +194,8 @@ def _read_shards(group: Group) -> tuple[list[Shard], list[str]]:
             f"{store.place}: {len(outdated)} of {len(group.names)} shards have changed since they "
             f"were indexed (the first: {outdated[0]}): indexed anew."
         )
-    if new:
+    # An index has labels: without some, whoever trains on these images would not be told so.
+    if new and (labelled or all(NO_LABEL not in shard.label_list() for shard in scanned)):
         notes += _write_index(group, shards)
     return shards, notes + _remarks(group, shards)
 
@@ -194,11 +209,11 @@ def _compare_sizes(group: Group, facts: dict[str, FileFacts]) -> None:
             )
 
 
-def _scan(store: Store, name: str, facts: FileFacts) -> Shard:
+def _scan(store: Store, name: str, facts: FileFacts, *, labelled: bool) -> Shard:
     window = LOCAL_WINDOW if isinstance(store, LocalStore) else REMOTE_WINDOW
     with store.opened(name) as read:
         is_alive()
-        return scan_shard(read, name, facts, f"{store.place}/{name}", window)
+        return scan_shard(read, name, facts, f"{store.place}/{name}", window, labelled=labelled)
 
 
 def _remarks(group: Group, shards: Sequence[Shard]) -> list[str]:
