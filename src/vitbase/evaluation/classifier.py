@@ -23,6 +23,7 @@ from vitbase.data.normalize import normalize
 from vitbase.data.threads import one_core_threads
 from vitbase.errors import WeightsError
 from vitbase.evaluation.metrics import rank_classes
+from vitbase.model.packing import pack
 from vitbase.runtime import Runtime
 from vitbase.sources.named import in_memory
 from vitbase.sources.source import Source
@@ -182,12 +183,16 @@ class Classifier:
 
 
 def of_model(loaded: LoadedModel, runtime: Runtime) -> Network:
-    """Put a model on a device. Returns: what it computes there, from pixels to logits.
+    """Put a model on a device, where it only computes from now on.
 
+    Returns: what it computes there, from pixels to logits.
     Raises: WeightsError if it has no head.
     """
     loaded.check_head()
-    logits_of = on_device(loaded.model.to(runtime.device).eval(), loaded.preprocess, runtime)
+    model = loaded.model.to(runtime.device).eval()
+    if runtime.precision == "fp32":
+        pack(model)
+    logits_of = on_device(model, loaded.preprocess, runtime)
 
     def network(pixels_BHWC: torch.Tensor) -> torch.Tensor:
         (images_BHWC,) = runtime.send(pixels_BHWC)
