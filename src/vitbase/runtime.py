@@ -22,6 +22,7 @@ from torch.distributed import Store  # type: ignore[attr-defined]
 from vitbase.accelerators import peak_flops_of
 from vitbase.errors import DeviceError, RankLostError, VitbaseError
 from vitbase.rendezvous import open_store
+from vitbase.stopping import ending_at_once
 
 T = TypeVar("T")
 
@@ -317,15 +318,16 @@ def _join(device: torch.device, timeout: timedelta) -> Store:
         backend = f"cpu:gloo,{device.type}:{backend}"
     place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     try:
-        store = open_store(_JOIN_TIMEOUT)
-        distributed.init_process_group(
-            backend,
-            store=store,
-            rank=int(os.environ["RANK"]),
-            world_size=int(os.environ["WORLD_SIZE"]),
-            timeout=timeout,
-            device_id=None if device.type == "cpu" else device,
-        )
+        with ending_at_once():
+            store = open_store(_JOIN_TIMEOUT)
+            distributed.init_process_group(
+                backend,
+                store=store,
+                rank=int(os.environ["RANK"]),
+                world_size=int(os.environ["WORLD_SIZE"]),
+                timeout=timeout,
+                device_id=None if device.type == "cpu" else device,
+            )
     except (RuntimeError, ValueError, distributed.DistError) as error:
         raise RankLostError(
             f"Rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} did not find the others at "

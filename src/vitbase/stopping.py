@@ -103,6 +103,22 @@ def answering() -> Iterator[None]:
         _requests.asked = None
 
 
+@contextlib.contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Let what asks to stop end this process by itself in here, where it may wait without end.
+
+    A rank that waits for another, which was asked while it loaded and is gone, hears nothing else.
+    """
+    ours = [number for number in SIGNALS if signal.getsignal(number) == _requests.take]
+    for number in ours:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, _requests.take)
+
+
 def end_with(parent: int) -> None:
     """Let this process be asked to stop when its parent is gone, however that ended."""
 

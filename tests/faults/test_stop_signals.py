@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -245,6 +247,25 @@ def test_a_signal_to_a_rank_that_stops_for_another_takes_nothing_back():
         stop()
     with pytest.raises(Stopped, match="nothing was to be saved"), answering():
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_rank_that_waits_for_the_others_can_be_stopped(tiny_idx, tmp_path, monkeypatch):
+    """One that was asked while it loaded is gone, and will never come."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
+    for name, value in {**ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}.items():
+        monkeypatch.setenv(name, value)
+    process = start(tiny_idx, tmp_path / "run", num_devices=2)
+    for _ in range(600):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            break
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    code, said = end_of(process)
+    assert (code, "Traceback" in said) == (-signal.SIGTERM, False), said
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_rank_that_has_nothing_to_save_waits_until_the_others_are_asked(tmp_path):
