@@ -34,6 +34,7 @@ torch.set_num_threads(1)
 # alone at the end: these come first, the longest before all others.
 LONGEST_FILES = (
     "test_cluster.py",
+    "test_stop_signals.py",
     "test_ranks.py",
     "test_launch.py",
     "test_agreement.py",
