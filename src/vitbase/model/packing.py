@@ -44,8 +44,7 @@ def packed(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for module in model.modules():
-            module.__dict__.pop("forward", None)
+        unpack(model)
 
 
 def pack(model: nn.Module) -> None:
@@ -60,6 +59,12 @@ def pack(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Linear):
             module.__dict__["forward"] = _packed_forward(module, fused.get(module))
+
+
+def unpack(model: nn.Module) -> None:
+    """Let a model compute, learn, be copied and exported as before."""
+    for module in model.modules():
+        module.__dict__.pop("forward", None)
 
 
 def _two_layers(mlp: Mlp, x_BND: Tensor) -> Tensor:
