@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import os
+import signal
 import struct
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,6 +28,12 @@ from vitbase.sources.open import open_source
 # Nothing is timed. In CI the examples are always the same: what a change breaks, it breaks again.
 settings.register_profile("vitbase", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("vitbase")
+# What a shell starts in the background ignores Ctrl-C, and so would all that tests start.
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    and threading.current_thread() is threading.main_thread()
+):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Two threads of torch per test process fight with each other on a busy machine; one is enough.
 torch.set_num_threads(1)
 
