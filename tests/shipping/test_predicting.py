@@ -7,6 +7,7 @@ import io
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,46 @@ def test_any_network_classifies_and_sees_what_the_loader_gives(weights):
         nothing.classify_bytes([jpeg])
 
 
+@pytest.mark.parametrize("streams", [2, 3])
+def test_several_batches_computed_at_once_come_in_order(weights, photos, streams):
+    (photos / "4.png").write_bytes(BAD)
+    source = open_named([photos] * 7)
+    classifier = open_classifier(weights, device_target="CPU")
+    expected = [*classifier.classify(source, batch_size=4)]
+    threads, sizes, compute = set(), [], classifier.network
+
+    def network(pixels: torch.Tensor) -> torch.Tensor:
+        threads.add((threading.get_ident(), torch.get_num_threads()))
+        sizes.append(len(pixels))
+        return compute(pixels)
+
+    classifier.streams, classifier.network = streams, network
+    before = torch.get_num_threads()
+    found = [*classifier.classify(source, batch_size=4)]
+    assert (max(sizes), sum(sizes)) == (4, 42)
+    assert len(threads) > 1
+    assert {number for _, number in threads} == {1}
+    assert torch.get_num_threads() == before
+    for answer, other in zip(found, expected, strict=True):
+        assert (answer.index, answer.classes) == (other.index, other.classes)
+        assert (answer.error is None) == (other.error is None)
+        assert answer.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+    few = source.take(np.arange(2 * streams * 4 - 1))
+    threads.clear()
+    assert len([*classifier.classify(few, batch_size=4)]) == len(few)
+    assert threads == {(threading.get_ident(), before)}  # with all cores for one batch
+    for number, _ in enumerate(classifier.classify(source, batch_size=4)):
+        if number == 5:
+            break
+
+    def failing(pixels: torch.Tensor) -> torch.Tensor:
+        raise WeightsError("it does not compute")
+
+    classifier.network = failing
+    with pytest.raises(WeightsError, match="does not compute"):
+        next(classifier.classify(source, batch_size=4))
+
+
 def test_what_computes_is_chosen_by_name(weights, predict, photos, tmp_path):
     code, _, err = predict(photos, "--runtime", "eagre")
     assert code == 2
@@ -207,6 +248,7 @@ def test_nothing_named_or_nothing_there(predict, photos, tmp_path, give_input):
         ((photos, "--top", "0"), "Option 'top' should be at least 1"),
         ((photos, "--batch_size", "0"), "Option 'batch_size' should be at least 1"),
         ((photos, "--num_workers", "0"), "num_workers 0: expected at least 1"),
+        ((photos, "--recursive", "--sort_into", photos / "x"), "lies in"),
         ((), "Usage: vitbase predict"),
     ):
         code, out, err = predict(*words)
@@ -229,6 +271,15 @@ def test_data_sets_need_no_labels(predict, tmp_path):
                 "finetune", data_path=str(tmp_path / "shards"), output_dir=str(tmp_path / "run")
             )
         )
+    (tmp_path / "shards" / "new-000000.tar").rename(tmp_path / "shards" / "train-0.tar")
+    (tmp_path / "split" / "train").mkdir(parents=True)
+    (tmp_path / "shards" / "train-0.tar").rename(tmp_path / "split" / "train" / "0.tar")
+    for words in ((tmp_path / "split",), (tmp_path / "split", "--recursive", "--split", "train")):
+        assert len(named(predict(*words, "--json")[1])) == 4
+    (tmp_path / "split" / "deeper").mkdir()  # images, beside which shards are strays
+    (tmp_path / "split" / "deeper" / "x.jpg").write_bytes(jpegs[0])
+    assert "Those in 'deeper' and the like" in predict(tmp_path / "split")[2]
+    assert len(named(predict(tmp_path / "split", "--recursive", "--json")[1])) == 1
     (tmp_path / "table.csv").write_text("path,note\na.jpg,x\nb.jpg,y\na.jpg,z\n")
     for name, jpeg in zip(("a.jpg", "b.jpg"), jpegs, strict=False):
         (tmp_path / name).write_bytes(jpeg)
@@ -288,7 +339,7 @@ def test_one_unreadable_image_costs_the_code_and_nothing_else(predict, photos, t
     code, out, err = predict(photos, "--out", out_file, "--sort_into", folder)
     assert code == 3
     assert f"{photos / '3.png'}: not a readable image" in err
-    assert "5 of 6 images: " in out
+    assert "5 of 6 images. " in out
     with out_file.open(newline="") as file:
         rows = [*csv.DictReader(file)]
     assert len(rows) == 6
@@ -350,7 +401,7 @@ def test_below_a_threshold_an_image_is_unsure(predict, photos, tmp_path):
     assert predict(photos, "--unsure", between)[1].count(": unsure\n") == 3
     folder = tmp_path / "sorted"
     _, out, _ = predict(photos, "--unsure", between, "--sort_into", folder)
-    assert f"3 unsure, below {between:g}" in out
+    assert f"unsure (below {between:g}): 3" in out
     assert sum(name.startswith("unsure/") for name in below(folder)) == 3
     assert len(below(folder)) == 6
 

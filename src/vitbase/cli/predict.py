@@ -128,7 +128,7 @@ def run_predict(words: list[str]) -> None:
 
 def _open_images(options: dict[str, Any], *, recursive: bool) -> Any:
     """Return the images that are named on the command line, in a list, or come from outside."""
-    from vitbase.disk import LONGEST_IMAGE, read_regular
+    from vitbase.disk import LONGEST_IMAGE, as_path, read_regular
     from vitbase.sources.named import LONGEST_LIST, STANDARD_INPUT, open_named, parse_list
 
     def read_stdin(longest: int) -> bytes:
@@ -143,9 +143,17 @@ def _open_images(options: dict[str, Any], *, recursive: bool) -> Any:
         places += parse_list(read_stdin(LONGEST_LIST), "on the standard input")
     elif listed is not None:
         try:
-            places += parse_list(read_regular(listed, LONGEST_LIST), listed)
+            places += parse_list(read_regular(as_path(listed), LONGEST_LIST), listed)
         except OSError as error:
             raise DataError(f"Cannot read the list {listed}: {error.strerror or error}") from None
+    if recursive and "sort_into" in options:
+        inside = as_path(options["sort_into"]).resolve()
+        around = [name for name in places if inside.is_relative_to(as_path(name).resolve())]
+        if around:
+            raise ConfigError(
+                f"--sort_into {options['sort_into']} lies in {around[0]}, whose images --recursive "
+                f"takes, another time those in there, too: give a folder outside."
+            )
     with without_option("data_path"):
         return open_named(
             places,

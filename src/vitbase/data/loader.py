@@ -8,7 +8,6 @@ on the batch that is needed next. Which thread does what changes no number.
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -32,6 +31,7 @@ from vitbase.data.order import (
     sample_generator,
     steps_per_epoch,
 )
+from vitbase.data.threads import one_core_threads
 from vitbase.errors import DataError, ImageError
 from vitbase.runtime import available_cores
 from vitbase.sources.source import Source
@@ -97,7 +97,7 @@ class _Workers:
         """Yield a batch per job, in order, with a bounded number of them under way."""
         self.seconds_waited = 0.0
         under_way: deque[_Pending] = deque()
-        pool = _started_pool(self.num_workers)
+        pool = one_core_threads(self.num_workers)
         try:
             while True:
                 while len(under_way) <= self.prefetch and (job := next(jobs, None)) is not None:
@@ -367,30 +367,3 @@ def _chunk_size(workers: _Workers, count: int) -> int:
     if workers.source.decoded:
         return 64
     return max(1, min(16, count // (4 * workers.num_workers)))
-
-
-def _started_pool(num_workers: int) -> ThreadPoolExecutor:
-    """Start threads in which torch's operators stay on one core each.
-
-    ``torch.set_num_threads`` holds for the calling thread, but is also what threads started later
-    begin with; so it is set back when every worker has its own.
-    """
-    before = torch.get_num_threads()
-    all_started = threading.Barrier(num_workers + 1)
-    pool = ThreadPoolExecutor(num_workers, "vitbase-data")
-    try:
-        for _ in range(num_workers):
-            pool.submit(_use_one_core, all_started)
-        all_started.wait()
-    except BaseException:  # Ctrl-C, or no more threads: let those go that wait
-        all_started.abort()
-        raise
-    finally:
-        torch.set_num_threads(before)
-    return pool
-
-
-def _use_one_core(all_started: threading.Barrier) -> None:
-    torch.get_num_threads()  # sets the thread up; left to the first operator, it would undo ours
-    torch.set_num_threads(1)
-    all_started.wait()

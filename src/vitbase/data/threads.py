@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -56,3 +57,30 @@ def map_positions(
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(threads)
+
+
+def one_core_threads(num_threads: int) -> ThreadPoolExecutor:
+    """Start threads in which torch's operators stay on one core each.
+
+    ``torch.set_num_threads`` holds for the calling thread, but is also what threads started later
+    begin with; so it is set back when every worker has its own.
+    """
+    before = torch.get_num_threads()
+    all_started = threading.Barrier(num_threads + 1)
+    pool = ThreadPoolExecutor(num_threads, "vitbase-data")
+    try:
+        for _ in range(num_threads):
+            pool.submit(_use_one_core, all_started)
+        all_started.wait()
+    except BaseException:  # Ctrl-C, or no more threads: let those go that wait
+        all_started.abort()
+        raise
+    finally:
+        torch.set_num_threads(before)
+    return pool
+
+
+def _use_one_core(all_started: threading.Barrier) -> None:
+    torch.get_num_threads()  # sets the thread up; left to the first operator, it would undo ours
+    torch.set_num_threads(1)
+    all_started.wait()

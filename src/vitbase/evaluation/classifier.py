@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 import torch
@@ -16,8 +18,9 @@ from torch import nn
 
 from vitbase.config.preprocess import Preprocess
 from vitbase.data.augment import EvalTransform
-from vitbase.data.loader import EvalLoader
+from vitbase.data.loader import Batch, EvalLoader
 from vitbase.data.normalize import normalize
+from vitbase.data.threads import one_core_threads
 from vitbase.errors import WeightsError
 from vitbase.evaluation.metrics import rank_classes
 from vitbase.runtime import Runtime
@@ -28,6 +31,9 @@ from vitbase.weights.load import LoadedModel
 Network = Callable[[torch.Tensor], torch.Tensor]
 """Pixels uint8 [B, H, W, C] as the loader gives them, on the CPU -> logits float32 [B, classes]
 there. It normalises for itself: an exported graph may have that inside."""
+
+_FEWEST = 4
+"""Images of a batch of which several are computed at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +64,8 @@ class Classifier:
       num_classes: its outputs; None: as many as there are names.
       temperature: divides the logits.
       pin_memory: whether the network takes batches sooner from page-locked memory.
+      streams: batches that the network computes at once, each on a core of its own, where there are
+        enough images.
       runtime: what computes, in words.
     """
 
@@ -71,6 +79,7 @@ class Classifier:
         num_classes: int | None = None,
         temperature: float = 1.0,
         pin_memory: bool = False,
+        streams: int = 1,
         runtime: str = "eager",
     ) -> None:
         self.network = network
@@ -80,6 +89,7 @@ class Classifier:
         self.path = path
         self.temperature = temperature
         self.pin_memory = pin_memory
+        self.streams = streams
         self.runtime = runtime
 
     @property
@@ -103,16 +113,18 @@ class Classifier:
           num_workers: threads that read and decode; None: one per usable core.
         Raises: WeightsError if the network gives no numbers; what the source raises.
         """
+        streams, size = self.streams, max(_FEWEST, batch_size // self.streams)
+        if len(source) < 2 * streams * size:  # some would soon have nothing to do
+            streams, size = 1, batch_size
         loader = EvalLoader(
             source,
             EvalTransform(self.preprocess),
-            batch_size=batch_size,
+            batch_size=size,
             num_workers=num_workers,
             pin_memory=self.pin_memory,
         )
         with contextlib.closing(iter(loader)) as batches:
-            for batch in batches:
-                logits_BC = self.network(batch.images)
+            for batch, logits_BC in self._computed(batches, streams):
                 if not logits_BC[batch.readable].isfinite().all():
                     place = source.describe(int(batch.positions[0]))
                     raise WeightsError(
@@ -133,6 +145,30 @@ class Classifier:
                         yield Answer(index, tuple(classes), tuple(shares))
                     else:
                         yield Answer(index, error=next(causes).cause)
+
+    def _computed(
+        self, batches: Iterable[Batch], streams: int
+    ) -> Iterator[tuple[Batch, torch.Tensor]]:
+        """Yield each batch with its logits, in order.
+
+        Torch shares a batch out to the cores, operator by operator, and waits for the last of them
+        every time. Batches of their own wait for nothing, least of all for the loader's threads.
+        """
+        if streams == 1:
+            yield from ((batch, self.network(batch.images)) for batch in batches)
+            return
+        under_way: deque[tuple[Batch, Future[torch.Tensor]]] = deque()
+        pool = one_core_threads(streams)
+        try:
+            for batch in batches:
+                under_way.append((batch, pool.submit(self.network, batch.images)))
+                if len(under_way) > streams:
+                    first, logits = under_way.popleft()
+                    yield first, logits.result()
+            for first, logits in under_way:
+                yield first, logits.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def classify_bytes(
         self, images: Sequence[bytes], *, top: int = 5, num_workers: int | None = None

@@ -110,14 +110,14 @@ class Keeping:
     def lines(self) -> Iterator[str]:
         """Yield what a person wants to know when all is done."""
         counts = self.classes.most_common(_NAMED_CLASSES)
-        told = [f"{count:,} {name}" for name, count in counts]
+        told = [f"{name}: {count:,}" for name, count in counts]
         if len(self.classes) > len(counts):
             rest = self.classes.total() - sum(count for _, count in counts)
-            told.append(f"{rest:,} of {len(self.classes) - len(counts)} more classes")
+            told.append(f"{len(self.classes) - len(counts):,} more classes: {rest:,}")
         if self.unsure is not None:
-            told.append(f"{self.unsure_images:,} {UNSURE}, below {self.unsure:g}")
+            told.append(f"{UNSURE} (below {self.unsure:g}): {self.unsure_images:,}")
         read = self.images - self.unreadable
-        yield f"{read:,} of {self.images:,} images: {', '.join(told) or 'none could be read'}"
+        yield f"{read:,} of {self.images:,} images. {'; '.join(told) or 'None could be read.'}"
         if self.before:
             yield f"{self.before:,} of them were done before"
         if self.out is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from vitbase.errors import ConfigError, nearest
 from vitbase.evaluation.calibration import read_temperature
 from vitbase.evaluation.classifier import Classifier, of_model
@@ -59,6 +61,7 @@ def _open_eager(
         num_classes=loaded.spec.num_classes,
         temperature=read_temperature(loaded.path) or 1.0,
         pin_memory=device.pin_memory,
+        streams=torch.get_num_threads() if device.reads_at_once else 1,
         runtime="eager",
     )
 

@@ -21,11 +21,11 @@ from vitbase.disk import LONGEST_IMAGE, as_path, list_folder, read_regular, tell
 from vitbase.errors import ConfigError, DataError, ImageError, first_few
 from vitbase.files import unlisted
 from vitbase.sources import archives, huggingface, tables
-from vitbase.sources.folders import Walk, is_image_name
+from vitbase.sources.folders import Walk, holds_images, is_image_name
 from vitbase.sources.layouts import recognise
 from vitbase.sources.shards import source as shards
 from vitbase.sources.source import UNKNOWN_SIZE, Images, Source, unlabelled
-from vitbase.sources.splits import SPLIT_NAMES, Split
+from vitbase.sources.splits import SPLIT_NAMES, Split, split_word
 
 STANDARD_INPUT = "-"
 """In the place of an image, or of a list of them."""
@@ -253,7 +253,7 @@ def open_named(
         if name == STANDARD_INPUT:
             add(in_memory([read_stdin()], ["standard input"]))
             continue
-        data_set = _as_data_set(name, layout, asked=asked, recursive=recursive)
+        data_set = _as_data_set(name, layout, asked=asked)
         if data_set is None:
             files += _files_of(name, recursive, tell)
             continue
@@ -284,11 +284,11 @@ class _DataSet(NamedTuple):
         return [*filter(self.has_split, SPLIT_NAMES)] or ["train"]
 
 
-def _as_data_set(place: str, layout: Reading, *, asked: bool, recursive: bool) -> _DataSet | None:
+def _as_data_set(place: str, layout: Reading, *, asked: bool) -> _DataSet | None:
     """Return how a place is opened as a data set; None if it is an image, or a folder of images."""
     path = as_path(place)
     is_folder = os.path.isdir(path)
-    if is_folder and not asked and (recursive or any(map(is_image_name, list_folder(path).files))):
+    if is_folder and not asked and holds_images(path):  # what else lies there may be a stray
         return None
     if layout == "auto" and (kind := _find_kind(place, path, is_folder=is_folder)):
         return kind
@@ -302,7 +302,8 @@ def _as_data_set(place: str, layout: Reading, *, asked: bool, recursive: bool) -
 def _find_kind(place: str, path: Path, *, is_folder: bool) -> _DataSet | None:
     """Recognise the data sets that may be without labels, and those that are pixels."""
     if is_folder:
-        files = list_folder(path).files
+        folders, files, _ = list_folder(path)
+        splits = [list_folder(path / name).files for name in folders if split_word(name)]
         if archives.find_archive(files):
             return _DataSet(
                 lambda split: archives.read_archive(path, split, _OPTION),
@@ -310,7 +311,7 @@ def _find_kind(place: str, path: Path, *, is_folder: bool) -> _DataSet | None:
             )
         if huggingface.holds_dataset(path):
             return _without_labels(huggingface.open_dataset, huggingface.has_split, place)
-        if shards.holds_shards(files):
+        if any(map(shards.holds_shards, (files, *splits))):
             return _without_labels(shards.open_shards, shards.has_split, place)
     elif place.startswith(huggingface.PREFIX):
         return _without_labels(huggingface.open_dataset, huggingface.has_split, place)
