@@ -246,7 +246,6 @@ class Runtime:
         place = self.device.type if self.num_ranks > 1 else self.device
         return f"{ranks}{place}, {self.precision}"
 
-
     @property
     def machine(self) -> str:
         """What computes, and how much of it: the same text on machines that are alike."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from vitbase._version import __version__
 from vitbase.cli.arguments import drop_value, parse_config, parse_launch, parse_table
+from vitbase.cli.bench import run_bench
 from vitbase.cli.data import run_data
 from vitbase.cli.debug import run_debug
 from vitbase.cli.evaluate import run_eval
@@ -32,6 +33,7 @@ _USAGE = """usage: vitbase COMMAND [...]
   eval compare A B                         two models on the same images, by their predictions
   predict IMAGE... --checkpoint_path PATH  the classes a model sees: shown, in a file, sorted
   export CHECKPOINT OUT.onnx [...]         the model for another runtime, compared there
+  bench CHECKPOINT                         the ways to run it here: speed, memory, what they lose
   inspect CHECKPOINT [IMAGE...] --out DIR  what it looks at: attention, features, gradients
   probe WEIGHTS... --data_path PATH        how good features are for images, before training
   report RUN... [--out FILE.html]          a page that shows runs, offline and on paper
@@ -147,6 +149,7 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "eval": run_eval,
     "predict": run_predict,
     "export": run_export,
+    "bench": run_bench,
     "inspect": run_inspect,
     "probe": run_probe,
     "report": run_report,

@@ -11,7 +11,7 @@ from typing import Any
 
 from vitbase.console import printable
 from vitbase.disk import as_path
-from vitbase.errors import ConfigError, DataError, ExportError
+from vitbase.errors import ConfigError, DataError, ExportError, WeightsError
 from vitbase.evaluation.calibration import read_temperature
 from vitbase.evaluation.classifier import of_model
 from vitbase.files import place_beside, plain_name, remove, sha256_of, sync
@@ -179,6 +179,7 @@ def _check(
         raise ConfigError(f"Option 'opset' should be at least {OLDEST_OPSET} (got {opset}).")
     if max_images < 1:
         raise ConfigError("Option 'max_images' should be at least 1.")
+    form.check_name(place)
     for path in form.files(place):
         if path.is_dir() or (os.path.lexists(path) and not overwrite):
             what = "is a folder: give another name." if path.is_dir() else "exists already"
@@ -200,7 +201,7 @@ def _written(
         started = time.perf_counter()
         form.write(wanted, made)
         seconds = time.perf_counter() - started
-        proof = _proof(wanted, form, made, images, progress)
+        proof = _proof(wanted, form, made, place, images, progress)
         faults = proof.faults()
         if faults:
             raise ExportError(
@@ -236,9 +237,15 @@ assert {*_ADVICE} == {*BOUNDS}
 
 
 def _proof(
-    wanted: Wanted, form: Format, made: Path, images: RealImages, progress: Progress
+    wanted: Wanted, form: Format, made: Path, place: Path, images: RealImages, progress: Progress
 ) -> Proof:
-    network, facts = form.open(made)
+    try:
+        network, facts = form.open(made)
+    except WeightsError as error:
+        hint = () if wanted.opset == OPSET else (f"--opset {OPSET} is known to be opened.",)
+        raise ExportError(
+            f"{place} is not written: {str(error).removeprefix(f'{made}: ')}", *hint
+        ) from error
     if facts != wanted.facts:
         raise ExportError(f"{form.name} does not keep what the file tells of itself: {facts}.")
     return prove(

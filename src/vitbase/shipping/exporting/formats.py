@@ -53,6 +53,15 @@ class Format:
         other = self.beside(path)
         return [path] if other is None else [other, path]
 
+    def check_name(self, path: Path) -> None:
+        """Raise a ConfigError if the libraries of the formats cannot be told of a path."""
+        try:
+            str(path.absolute()).encode()
+        except UnicodeEncodeError:
+            raise ConfigError(
+                f"{path}: what reads and writes {self.name} takes no path but in UTF-8."
+            ) from None
+
     def require(self, *, to_write: bool) -> None:
         """Raise a ConfigError, with what to do, if something to write or open it is not here."""
         for package in (*self.openers, *(self.writers if to_write else ())):
@@ -109,8 +118,10 @@ FORMATS = {
     )
 }
 
-SUFFIXES = {row.suffix: row for row in reversed(FORMATS.values())}
+SUFFIXES: dict[str, Format] = {}
 """Of several formats with one suffix, the first is meant unless another is asked for."""
+for _row in FORMATS.values():
+    SUFFIXES.setdefault(_row.suffix, _row)
 
 
 def choose_format(out: Path, name: str | None) -> Format:
@@ -122,11 +133,8 @@ def choose_format(out: Path, name: str | None) -> Format:
     if name is None:
         if suffix in SUFFIXES:
             return SUFFIXES[suffix]
-        known = ", ".join(f"{row.suffix} ({row.name})" for row in SUFFIXES.values())
-        raise ConfigError(
-            f"{out} does not tell the format: the file's name ends in one of {known}; --format "
-            f"names others ({', '.join(set(FORMATS) - {r.name for r in SUFFIXES.values()})})."
-        )
+        known = ", ".join(f"{row.suffix} ({row.name})" for row in FORMATS.values())
+        raise ConfigError(f"{out} does not tell the format: give a name that ends in {known}.")
     if name not in FORMATS:
         raise ConfigError(
             f"There is no format '{name}'; there are {', '.join(FORMATS)}.{nearest(name, FORMATS)}"

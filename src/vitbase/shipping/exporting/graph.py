@@ -6,10 +6,10 @@ Shape legend: B images, H rows, W columns, C channels.
 from __future__ import annotations
 
 import copy
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
 from torch.nn import functional as F
 
 from vitbase.config.preprocess import Preprocess
@@ -17,6 +17,9 @@ from vitbase.data.normalize import scale_and_shift
 from vitbase.model.hybrid import StdConv2d, pad_same
 from vitbase.shipping.exporting.facts import Facts
 from vitbase.weights.load import LoadedModel
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 INPUT, OUTPUT = "images", "logits"
 """Names of what goes in and comes out, in the formats that have names."""
@@ -40,18 +43,18 @@ class _FixedConv(nn.Module):
 class Pixels(nn.Module):
     """The last step of preprocessing, then the model: [B, H, W, C] uint8 -> logits."""
 
-    scale_C: Tensor
-    shift_C: Tensor
+    scale: Tensor
+    shift: Tensor
 
     def __init__(self, model: nn.Module, preprocess: Preprocess) -> None:
         super().__init__()
         self.model = model
         scale_C, shift_C = scale_and_shift(preprocess)
-        self.register_buffer("scale_C", scale_C)
-        self.register_buffer("shift_C", shift_C)
+        self.register_buffer("scale", scale_C)
+        self.register_buffer("shift", shift_C)
 
     def forward(self, images_BHWC: Tensor) -> Tensor:
-        scaled_BHWC = images_BHWC.to(torch.float32) * self.scale_C + self.shift_C
+        scaled_BHWC = images_BHWC.to(torch.float32) * self.scale + self.shift
         logits_BC: Tensor = self.model(scaled_BHWC.permute(0, 3, 1, 2))
         return logits_BC
 
@@ -68,10 +71,12 @@ def fixed(model: nn.Module) -> nn.Module:
 
 def trace(loaded: LoadedModel, facts: Facts) -> ExportedProgram:
     """Write a model down as one graph, for any number of images."""
+    from torch.export import Dim, export  # as long as all the rest to import
+
     model = fixed(loaded.model)
     dtype = torch.float32
     if facts.preprocessing == "inside":
         model, dtype = Pixels(model, facts.preprocess).eval(), torch.uint8
     example = torch.zeros(_EXAMPLES, *facts.input_shape, dtype=dtype)
     with torch.no_grad():
-        return torch.export.export(model, (example,), dynamic_shapes=({0: Dim("batch")},))
+        return export(model, (example,), dynamic_shapes=({0: Dim("batch")},))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-from vitbase.errors import ExportError, WeightsError
+from vitbase.errors import ConfigError, ExportError, VitbaseError, WeightsError
 from vitbase.evaluation.classifier import Network
 from vitbase.runtime import available_cores
 from vitbase.shipping.exporting.facts import Facts
@@ -28,6 +29,9 @@ OLDEST_OPSET = 18
 DATA_SUFFIX = ".data"
 
 _MOST_INSIDE = 3 << 29
+
+_SAFE_RUNTIME = (1, 24)
+"""That checks where the weights of a file lie."""
 
 _KEPT_FP32 = ("LayerNormalization", "Softmax", "InstanceNormalization", "GroupNormalization")
 """What overflows, or loses small differences, in fp16."""
@@ -163,32 +167,32 @@ def open_onnx(path: Path) -> tuple[Network, Facts]:
     """
     import onnxruntime
 
+    version = onnxruntime.__version__
+    if tuple(map(int, version.split(".")[:2])) < _SAFE_RUNTIME:
+        raise ConfigError(
+            f"ONNX Runtime {version} lets a file read others outside its folder: "
+            f"pip install 'vitbase[export]' brings a newer one."
+        )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what fails is said by the error
     options.intra_op_num_threads = available_cores()
-    try:
+    with blaming(path, f"ONNX Runtime {version} cannot open it"):
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         facts = Facts.from_texts(session.get_modelmeta().custom_metadata_map, path)
-    except WeightsError:
-        raise
-    except Exception as error:  # its own classes have no common base
-        raise WeightsError(
-            f"{path}: ONNX Runtime {onnxruntime.__version__} cannot open it: {first_line(error)}"
-        ) from error
     inputs, outputs = session.get_inputs(), session.get_outputs()
     types = {"inside": "tensor(uint8)", "outside": "tensor(float)"}
-    fits = (
-        [(each.type, tuple(each.shape[1:])) for each in inputs]
-        == [(types[facts.preprocessing], facts.input_shape)]
-        and [(each.type, tuple(each.shape[1:])) for each in outputs]
-        == [("tensor(float)", (facts.num_classes,))]
-    )
+    fits = [(each.type, tuple(each.shape[1:])) for each in inputs] == [
+        (types[facts.preprocessing], facts.input_shape)
+    ] and [(each.type, tuple(each.shape[1:])) for each in outputs] == [
+        ("tensor(float)", (facts.num_classes,))
+    ]
     if not fits:
         raise WeightsError(f"{path}: its inputs and outputs are not those that it tells of.")
     name = inputs[0].name
 
     def network(pixels_BHWC: torch.Tensor) -> torch.Tensor:
-        (logits_BC,) = session.run(None, {name: as_input(pixels_BHWC, facts)})
+        with blaming(path, f"ONNX Runtime {version} fails on it"):
+            (logits_BC,) = session.run(None, {name: as_input(pixels_BHWC, facts)})
         return torch.from_numpy(logits_BC)
 
     return network, facts
@@ -205,8 +209,22 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
+@contextlib.contextmanager
+def blaming(path: Path, what: str) -> Iterator[None]:
+    """Let what a library raises, whose errors have no common base, be a file's fault.
+
+    Raises: WeightsError.
+    """
+    try:
+        yield
+    except VitbaseError:
+        raise
+    except Exception as error:
+        raise WeightsError(f"{path}: {what}: {first_line(error)}") from error
+
+
 def first_line(error: BaseException) -> str:
-    """Return the first line of what a library says, without what it begins every one with."""
+    """Return the first line of what a library says, without the number that it gives it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
-    return text.rpartition("] : ")[2][:300]
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)[:300]

@@ -9,7 +9,6 @@ import contextlib
 import io
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from vitbase.errors import WeightsError
 from vitbase.evaluation.classifier import Network
 from vitbase.runtime import available_cores
 from vitbase.shipping.exporting.facts import Facts
-from vitbase.shipping.exporting.onnx_files import first_line, plain_onnx, quiet
+from vitbase.shipping.exporting.onnx_files import blaming, plain_onnx, quiet
 from vitbase.shipping.exporting.wanted import Wanted, as_input
 
 DATA_SUFFIX = ".bin"
@@ -30,7 +29,7 @@ _GROUP = "64"
 """Numbers that share a range where images set their own: it divides every width."""
 
 
-def import_openvino() -> ModuleType:
+def import_openvino() -> Any:
     """Import OpenVINO; on its import, and NNCF's, it would report itself to a server."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
@@ -88,7 +87,7 @@ def open_openvino(path: Path, arithmetic: str = "f32") -> tuple[Network, Facts]:
         "INFERENCE_PRECISION_HINT": arithmetic,
         "INFERENCE_NUM_THREADS": available_cores(),
     }
-    try:
+    with blaming(path, f"OpenVINO {openvino.__version__} cannot open it"):
         core = openvino.Core()
         model = core.read_model(path)
         facts = Facts.from_texts(_texts(model), path)
@@ -100,15 +99,10 @@ def open_openvino(path: Path, arithmetic: str = "f32") -> tuple[Network, Facts]:
         if [_kind(port) for port in (*model.inputs, *model.outputs)] != expected:
             raise WeightsError(f"{path}: its inputs and outputs are not those that it tells of.")
         request = core.compile_model(model, "CPU", options).create_infer_request()
-    except WeightsError:
-        raise
-    except Exception as error:  # RuntimeError, and others of its own
-        raise WeightsError(
-            f"{path}: OpenVINO {openvino.__version__} cannot open it: {first_line(error)}"
-        ) from error
 
     def network(pixels_BHWC: torch.Tensor) -> torch.Tensor:
-        found = request.infer({0: as_input(pixels_BHWC, facts)}, share_inputs=True)
+        with blaming(path, f"OpenVINO {openvino.__version__} fails on it"):
+            found = request.infer({0: as_input(pixels_BHWC, facts)}, share_inputs=True)
         return torch.from_numpy(found[0].copy())  # the next images take its place
 
     return network, facts

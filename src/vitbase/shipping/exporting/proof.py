@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from vitbase.config.preprocess import Preprocess
 from vitbase.data.loader import Batch
 from vitbase.evaluation.classifier import Network
 from vitbase.evaluation.figures import wilson
@@ -188,9 +189,8 @@ class Proof:
         }
 
 
-def random_pixels(facts: Facts, count: int = RANDOM_IMAGES) -> torch.Tensor:
+def random_pixels(preprocess: Preprocess, count: int = RANDOM_IMAGES) -> torch.Tensor:
     """Return images of noise, always the same: uint8 [count, H, W, C]."""
-    preprocess = facts.preprocess
     shape = (count, preprocess.height, preprocess.width, preprocess.channels)
     generator = torch.Generator().manual_seed(0)
     return torch.randint(256, shape, dtype=torch.uint8, generator=generator)
@@ -215,7 +215,7 @@ def prove(
       seen: gets the number of real images so far.
     """
     random, real, unreadable = Sums(), Sums(), 0
-    noise = random_pixels(facts)
+    noise = random_pixels(facts.preprocess)
     for part in noise.tensor_split((1,)):  # one image alone, and many at once
         random.add(model(part), other(part), None)
     for batch in batches:

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-from vitbase.errors import ConfigError, ExportError, WeightsError
+from vitbase.errors import ConfigError, ExportError
 from vitbase.evaluation.classifier import Network
 from vitbase.files import parse_json
 from vitbase.shipping.exporting.facts import Facts
 from vitbase.shipping.exporting.graph import trace
-from vitbase.shipping.exporting.onnx_files import first_line, quiet
+from vitbase.shipping.exporting.onnx_files import blaming, first_line, quiet
 from vitbase.shipping.exporting.wanted import Wanted, as_input
 
 _FACTS = "vitbase"
@@ -40,18 +40,12 @@ def open_graph(path: Path) -> tuple[Network, Facts]:
     Raises: WeightsError if it is none.
     """
     extra = {_FACTS: ""}
-    try:
-        with quiet():
-            graph = torch.export.load(path, extra_files=extra)
-            model = graph.module()
+    what = f"it is no archive of torch.export that torch {torch.__version__} opens"
+    with blaming(path, what), quiet():
+        model = torch.export.load(path, extra_files=extra).module()
         texts = parse_json(extra[_FACTS] or "{}")
-    except Exception as error:
-        raise WeightsError(
-            f"{path} is no archive of torch.export that torch {torch.__version__} opens: "
-            f"{first_line(error)}"
-        ) from error
     facts = Facts.from_texts(texts, path)
-    return _network(model, facts), facts
+    return _network(model, facts, path), facts
 
 
 def check_compiler() -> None:
@@ -93,26 +87,21 @@ def open_package(path: Path) -> tuple[Network, Facts]:
 
     Raises: WeightsError if it is none, or of another kind of machine.
     """
-    try:
-        with quiet():
-            model = torch._inductor.aoti_load_package(str(path))
+    what = f"it is no package of AOTInductor that torch {torch.__version__} opens here"
+    with blaming(path, what), quiet():
+        model = torch._inductor.aoti_load_package(str(path))
         texts = parse_json(model.get_metadata().get(_FACTS, "{}"))
-    except Exception as error:
-        raise WeightsError(
-            f"{path} is no package of AOTInductor that torch {torch.__version__} opens here: "
-            f"{first_line(error)}"
-        ) from error
     facts = Facts.from_texts(texts, path)
-    return _network(model, facts), facts
+    return _network(model, facts, path), facts
 
 
 def _plain_texts(facts: Facts) -> dict[str, str]:
     return {_FACTS: json.dumps(facts.to_texts())}
 
 
-def _network(model: Any, facts: Facts) -> Network:
+def _network(model: Any, facts: Facts, path: Path) -> Network:
     def network(pixels_BHWC: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode():
+        with torch.inference_mode(), blaming(path, "it fails"):
             logits_BC: torch.Tensor = model(torch.from_numpy(as_input(pixels_BHWC, facts)))
         return logits_BC.clone()
 
