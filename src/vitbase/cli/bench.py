@@ -27,7 +27,7 @@ class BenchOptions(TypedDict, total=False):
     ways: Annotated[tuple[str, ...], option("to measure; none: all that are possible here")]
     batch: Annotated[tuple[int, ...], option("sizes of batches", (1, 16))]
     rounds: Annotated[int, option("in which every way has its turn", 5)]
-    seconds: Annotated[float, option("of a turn", 1.0)]
+    seconds: Annotated[float, option("of a turn", 0.5)]
     val_data_path: Annotated[
         str, option("real images to compare answers on; none: the run's evaluation images")
     ]

@@ -24,7 +24,7 @@ from vitbase.shipping.running.worker import Worker
 from vitbase.weights.files.safetensors import read_safetensors, write_safetensors
 from vitbase.weights.load import LoadedModel, load_model
 
-BATCHES, ROUNDS, SECONDS = (1, 16), 5, 1.0
+BATCHES, ROUNDS, SECONDS = (1, 16), 5, 0.5
 MOST_IMAGES = 128
 """That answers are compared on: each way has to compute them."""
 
