@@ -20,25 +20,32 @@ if TYPE_CHECKING:
     from vitbase.inspection.probing.probe import probe
     from vitbase.model.zoo import create_model, list_variants
     from vitbase.runs.result import TrainResult
+    from vitbase.shipping.exporting.export import Export, export
     from vitbase.shipping.predict import Prediction, predict
+    from vitbase.shipping.running.bench import bench
+    from vitbase.shipping.running.table import Bench
     from vitbase.weights.convert import Conversion, convert_weights
     from vitbase.weights.load import LoadedModel, load_model
     from vitbase.weights.save import save_weights
     from vitbase.weights.show import show_weights
 
 _HOMES = {
+    "Bench": "vitbase.shipping.running.table",
     "Config": "vitbase.config.config",
     "Conversion": "vitbase.weights.convert",
     "Evaluation": "vitbase.evaluation.run",
+    "Export": "vitbase.shipping.exporting.export",
     "Inspection": "vitbase.inspection.look",
     "LoadedModel": "vitbase.weights.load",
     "Prediction": "vitbase.shipping.predict",
     "TrainResult": "vitbase.runs.result",
     "VitbaseError": "vitbase.errors",
+    "bench": "vitbase.shipping.running.bench",
     "convert_weights": "vitbase.weights.convert",
     "create_model": "vitbase.model.zoo",
     "evaluate": "vitbase.engines",
     "explain": "vitbase.explanation",
+    "export": "vitbase.shipping.exporting.export",
     "inspect": "vitbase.inspection.look",
     "list_variants": "vitbase.model.zoo",
     "load_config": "vitbase.config.config",
@@ -51,18 +58,22 @@ _HOMES = {
 }
 
 __all__ = [
+    "Bench",
     "Config",
     "Conversion",
     "Evaluation",
+    "Export",
     "Inspection",
     "LoadedModel",
     "Prediction",
     "TrainResult",
     "VitbaseError",
+    "bench",
     "convert_weights",
     "create_model",
     "evaluate",
     "explain",
+    "export",
     "inspect",
     "list_variants",
     "load_config",

@@ -158,20 +158,20 @@ def go_on_unread() -> None:
 
 
 @contextlib.contextmanager
-def counting() -> Iterator[Callable[[str, int, int], None]]:
+def counting(unit: str = "images") -> Iterator[Callable[[str, int, int], None]]:
     """Give a function that shows (what, done, of how many) to whoever watches.
 
     In a terminal there is a bar for each; elsewhere, a line on standard error every minute.
     """
     if sys.stderr is None or not sys.stderr.isatty():
-        yield _Lines().show
+        yield _Lines(unit).show
         return
     from rich.console import Console  # a tenth of a second that a log file does not need
     from rich.progress import Progress, TaskID
 
     # Lines on the standard output pass above the bar, if that is in the same terminal.
     display = Progress(
-        *columns_for("images"),
+        *columns_for(unit),
         console=Console(stderr=True),
         transient=True,
         redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
@@ -211,11 +211,12 @@ def spoken_seconds(seconds: float) -> str:
 class _Lines:
     """Progress for a log file."""
 
-    def __init__(self) -> None:
+    def __init__(self, unit: str) -> None:
+        self.unit = unit
         self.last = time.monotonic()
 
     def show(self, what: str, done: int, total: int) -> None:
         now = time.monotonic()
         if now - self.last >= SECONDS_BETWEEN_LINES:
             self.last = now
-            warn(f"{what}: {done:,} of {total:,} images ({done / total:.1%})")
+            warn(f"{what}: {done:,} of {total:,} {self.unit} ({done / total:.1%})")

@@ -83,6 +83,10 @@ class HungError(RankLostError):
         self.who, self.what = who, what
 
 
+class ExportError(VitbaseError):
+    """A model cannot be written in a format, or is further from itself there than its bound."""
+
+
 class LaunchError(VitbaseError):
     """A rank table is wrong, a server does not come, or a rank has ended."""
 

@@ -12,14 +12,13 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import distributed
 from torch.distributed import Store  # type: ignore[attr-defined]
 
-from vitbase.accelerators import peak_flops_of
+from vitbase.accelerators import cpu_has, cpu_name, peak_flops_of
 from vitbase.errors import DeviceError, RankLostError, VitbaseError
 from vitbase.rendezvous import open_store
 from vitbase.stopping import ending_at_once
@@ -248,6 +247,19 @@ class Runtime:
         place = self.device.type if self.num_ranks > 1 else self.device
         return f"{ranks}{place}, {self.precision}"
 
+    @property
+    def machine(self) -> str:
+        """What computes, and how much of it: the same text on machines that are alike."""
+        if self.device.type != "cpu":
+            return str(torch.get_device_module(self.device).get_device_name(self.device))
+        return f"{cpu_name()}, {torch.get_num_threads()} threads"
+
+    @property
+    def has_bf16(self) -> bool:
+        """Whether the device computes in bf16; that it is faster so, a trial has to tell."""
+        on_cpu = self.device.type == "cpu"
+        return cpu_has("avx512_bf16", "bf16") if on_cpu else _fast_bf16(self.device)
+
 
 @functools.lru_cache(maxsize=1)
 def _copy_stream(device: torch.device) -> torch.Stream:
@@ -384,12 +396,7 @@ def _find_device(device_target: str, device_id: int) -> torch.device:
 
 def _fast_bf16(device: torch.device) -> bool:
     if device.type == "cpu":
-        # Without matrix units for it, CPU bf16 is slower than fp32 by an order of magnitude.
-        try:
-            flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        except OSError:
-            return False
-        return "amx_bf16" in flags
+        return cpu_has("amx_bf16")  # without units for matrices it may be ten times slower
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "npu"

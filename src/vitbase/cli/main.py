@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 
 from vitbase._version import __version__
 from vitbase.cli.arguments import drop_value, parse_config, parse_launch, parse_table
+from vitbase.cli.bench import run_bench
 from vitbase.cli.data import run_data
 from vitbase.cli.debug import run_debug
 from vitbase.cli.evaluate import run_eval
+from vitbase.cli.export import run_export
 from vitbase.cli.inspect import run_inspect
 from vitbase.cli.predict import run_predict
 from vitbase.cli.probe import run_probe
@@ -30,6 +32,8 @@ _USAGE = """usage: vitbase COMMAND [...]
   eval [RECIPE] --checkpoint_path PATH     top-1, top-5, loss of a checkpoint or a folder of them
   eval compare A B                         two models on the same images, by their predictions
   predict IMAGE... --checkpoint_path PATH  the classes a model sees: shown, in a file, sorted
+  export CHECKPOINT OUT.onnx [...]         the model for another runtime, compared there
+  bench CHECKPOINT                         the ways to run it here: speed, memory, what they lose
   inspect CHECKPOINT [IMAGE...] --out DIR  what it looks at: attention, features, gradients
   probe WEIGHTS... --data_path PATH        how good features are for images, before training
   report RUN... [--out FILE.html]          a page that shows runs, offline and on paper
@@ -144,6 +148,8 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": run_train,
     "eval": run_eval,
     "predict": run_predict,
+    "export": run_export,
+    "bench": run_bench,
     "inspect": run_inspect,
     "probe": run_probe,
     "report": run_report,

@@ -41,7 +41,9 @@ class PredictOptions(TypedDict, total=False):
     split: Annotated[Literal["train", "val"], option("of data sets; none: all that there are")]
     batch_size: Annotated[int, option("images that are computed together", 32)]
     num_workers: Annotated[int, option("decoding threads", "one per core")]
-    runtime: Annotated[str, option("what computes: auto, or one by name", "auto")]
+    runtime: Annotated[
+        str, option("what computes; auto: the fastest that `vitbase bench` has found", "auto")
+    ]
     num_heads: Annotated[int, option("where the weights do not tell")]
     image_size: ImageSize
     image_height: Annotated[int, option("pixels; none: as the weights")]
@@ -84,6 +86,7 @@ def run_predict(words: list[str]) -> None:
         device_target=device,
         num_heads=options.get("num_heads"),
         image_size=image_size,
+        batch_size=batch_size,
     )
     keeping = Keeping(
         classifier,
@@ -96,7 +99,7 @@ def run_predict(words: list[str]) -> None:
     )
     shows = not keeping.keeps
     if not as_json:
-        say(printable(f"Weights: {classifier.path}"))
+        say(printable(f"Weights: {classifier.path} ({classifier.runtime})"))
         if classifier.temperature != 1:
             say(
                 f"Probabilities are at the temperature {classifier.temperature:.3f} that is kept "

@@ -12,16 +12,20 @@ from vitbase.data.memory import batch_memory
 _AT_ONCE = 700_000  # numbers that a CPU normalises: few calls, and they stay in cache
 
 
+def scale_and_shift(preprocess: Preprocess) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the factor and the summand of pixels, float32, of each channel."""
+    mean = torch.tensor(preprocess.mean, dtype=torch.float64)
+    std = torch.tensor(preprocess.std, dtype=torch.float64)
+    return (1 / (255 * std)).to(torch.float32), (-mean / std).to(torch.float32)
+
+
 @lru_cache(maxsize=16)
-def _scale_and_shift(
+def _of_a_row(
     preprocess: Preprocess, width: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return factor and summand for a row of pixels, [width * channels]."""
     with torch.inference_mode(False):
-        mean = torch.tensor(preprocess.mean, dtype=torch.float64)
-        std = torch.tensor(preprocess.std, dtype=torch.float64)
-        rows = (value.to(torch.float32).repeat(width) for value in (1 / (255 * std), -mean / std))
-        scale, shift = (row.to(device) for row in rows)
+        scale, shift = (row.repeat(width).to(device) for row in scale_and_shift(preprocess))
         return scale, shift
 
 
@@ -37,7 +41,7 @@ def normalize(
     Returns: [B, C, H, W], (pixels / 255 - mean) / std; in memory the channels still come last.
     """
     batch, height, width, channels = images_BHWC.shape
-    scale, shift = _scale_and_shift(preprocess, width, images_BHWC.device)
+    scale, shift = _of_a_row(preprocess, width, images_BHWC.device)
     # By rows: with three numbers for three channels a CPU takes twice as long.
     rows = images_BHWC.reshape(batch * height, width * channels)
     if images_BHWC.device.type == "cpu":

@@ -132,16 +132,19 @@ class StdConv2d(Conv2d):
         super().__init__(in_channels, channels, kernel_size=kernel, stride=stride, bias=False)
         self.form = form
 
-    def forward(self, maps_BCHW: Tensor) -> Tensor:
+    def standardised(self) -> Tensor:
+        """Return the filters that images meet."""
         weight = self.weight.float()
         variance, mean = torch.var_mean(weight, dim=(1, 2, 3), correction=0, keepdim=True)
         if self.form == "jax":
             scale = 1.0 / (variance.sqrt() + _JAX_WEIGHT_EPS)
         else:
             scale = torch.rsqrt(variance + _TIMM_WEIGHT_EPS)
-        weight = (weight - mean) * scale
+        return ((weight - mean) * scale).to(self.weight.dtype)
+
+    def forward(self, maps_BCHW: Tensor) -> Tensor:
         padded = pad_same(maps_BCHW, self.kernel_size[0], self.stride[0])
-        return F.conv2d(padded, weight.to(self.weight.dtype), stride=self.stride)
+        return F.conv2d(padded, self.standardised(), stride=self.stride)
 
 
 class Bottleneck(nn.Module):

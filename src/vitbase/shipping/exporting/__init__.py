@@ -1,0 +1,1 @@
+"""A model in the formats of other runtimes, each opened again and compared with the model."""
