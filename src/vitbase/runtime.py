@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
@@ -38,14 +37,7 @@ _COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 _JOIN_TIMEOUT = timedelta(minutes=5)
 
 # What gloo, and the libraries of GPUs and NPUs, say of a rank that is no longer there.
-_LOST = (
-    "onnection closed",
-    "onnection reset",
-    "Broken pipe",
-    "imed out",
-    "timeout",
-    "remote",
-)
+_LOST = ("onnection closed", "onnection reset", "Broken pipe", "imed out", "timeout", "remote")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,7 +219,7 @@ class Runtime:
         if self.device.type != "cpu":
             torch.accelerator.synchronize(self.device)
 
-    def autocast(self) -> AbstractContextManager[None]:
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
         """Context for the forward pass: half precision where the run asks for it."""
         if self.precision == "fp32":
             return contextlib.nullcontext()
@@ -250,15 +242,15 @@ class Runtime:
     @property
     def machine(self) -> str:
         """What computes, and how much of it: the same text on machines that are alike."""
-        if self.device.type != "cpu":
-            return str(torch.get_device_module(self.device).get_device_name(self.device))
-        return f"{cpu_name()}, {torch.get_num_threads()} threads"
+        if self.device.type == "cpu":
+            return f"{cpu_name()}, {torch.get_num_threads()} threads"
+        return str(torch.get_device_module(self.device).get_device_name(self.device))
 
     @property
     def has_bf16(self) -> bool:
         """Whether the device computes in bf16; that it is faster so, a trial has to tell."""
-        on_cpu = self.device.type == "cpu"
-        return cpu_has("avx512_bf16", "bf16") if on_cpu else _fast_bf16(self.device)
+        on_cpu = self.device.type == "cpu" and cpu_has("avx512_bf16", "bf16")
+        return on_cpu or _fast_bf16(self.device)
 
 
 @functools.lru_cache(maxsize=1)
