@@ -10,7 +10,19 @@ from pathlib import Path
 import pytest
 
 import vitbase
-from vitbase.cli import compare, data, doubts, evaluate, inspect, predict, probe, report, weights
+from vitbase.cli import (
+    bench,
+    compare,
+    data,
+    doubts,
+    evaluate,
+    export,
+    inspect,
+    predict,
+    probe,
+    report,
+    weights,
+)
 from vitbase.cli.arguments import LaunchOptions, TableOptions
 from vitbase.cli.verify import VerifyOptions
 from vitbase.config.config import FIELDS, recipe_names
@@ -32,6 +44,9 @@ OPTIONS = {
     *inspect.InspectOptions.__annotations__,
     *predict.PredictOptions.__annotations__,
     *("recursive", "link"),
+    *export.ExportOptions.__annotations__,
+    *bench.BenchOptions.__annotations__,
+    "overwrite",
     *probe.ProbeOptions.__annotations__,
 }
 OPTIONS |= {*LaunchOptions.__annotations__, *TableOptions.__annotations__}

@@ -99,7 +99,8 @@ def run_predict(words: list[str]) -> None:
     )
     shows = not keeping.keeps
     if not as_json:
-        say(printable(f"Weights: {classifier.path} ({classifier.runtime})"))
+        how = "" if classifier.runtime == "eager" else f" ({classifier.runtime})"
+        say(printable(f"Weights: {classifier.path}{how}"))
         if classifier.temperature != 1:
             say(
                 f"Probabilities are at the temperature {classifier.temperature:.3f} that is kept "

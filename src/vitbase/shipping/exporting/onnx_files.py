@@ -173,6 +173,7 @@ def open_onnx(path: Path) -> tuple[Network, Facts]:
             f"ONNX Runtime {version} lets a file read others outside its folder: "
             f"pip install 'vitbase[export]' brings a newer one."
         )
+    onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what fails is said by the error
     options.intra_op_num_threads = available_cores()

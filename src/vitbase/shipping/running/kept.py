@@ -38,7 +38,7 @@ def fingerprint(loaded: LoadedModel) -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of what makes and runs files."""
-    found = {"this package": __version__}
+    found = {__name__.partition(".")[0]: __version__}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
