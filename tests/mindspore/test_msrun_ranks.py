@@ -110,11 +110,17 @@ def test_a_rank_that_is_killed_ends_the_others_and_is_told(command_words, tmp_pa
 
 
 def rank_of(pid: int, rank: str) -> int:
-    """Return the process of a rank, below another."""
+    """Return the process of a rank, below another.
+
+    msrun starts `tail -f` of a rank's log with the rank's own variables, so they do not suffice.
+    """
     for child in family_of(pid):
-        variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
-        if {f"RANK_ID={rank}".encode(), b"MS_ROLE=MS_WORKER"} <= set(variables):
-            return child
+        with contextlib.suppress(OSError):
+            variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+            words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+            named = {f"RANK_ID={rank}".encode(), b"MS_ROLE=MS_WORKER"} <= set(variables)
+            if named and b"vitbase" in words:
+                return child
     raise AssertionError(f"rank {rank} is not there")
 
 
