@@ -15,7 +15,7 @@ from vitbase.config.options import EMBEDDED
 from vitbase.errors import ConfigError, DeviceError
 from vitbase.model.cost import count_flops
 from vitbase.model.spec import ViTSpec
-from vitbase.model.zoo import build_model, build_unfilled
+from vitbase.model.zoo import allocate, build_unfilled
 from vitbase.runtime import local_runtime
 from vitbase.training.architecture import load_for_training, preprocess_of_weights, spec_of
 from vitbase.training.optim import decay_groups
@@ -126,7 +126,7 @@ def explain(config: Config) -> Explanation:
         Fact(
             "forward, per image",
             f"{_flops(forward)}",
-            "torch's FLOP counter; a multiply-add is two",
+            "as torch's FLOP counter; a multiply-add is two",
         ),
         Fact(
             "training, per image",
@@ -255,7 +255,11 @@ def _count_kept_values(spec: ViTSpec, head_only: bool) -> int:
 
 
 def _kept_values(spec: ViTSpec, head_only: bool) -> int:
-    model = build_model(spec).train()
+    model = build_unfilled(spec).train()
+    allocate(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()  # their values change nothing, and cost time to draw
     if head_only:
         freeze_backbone(model)
     own = {parameter.data_ptr() for parameter in model.parameters()}
@@ -269,7 +273,7 @@ def _kept_values(spec: ViTSpec, head_only: bool) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         # Held until counted: a freed tensor's place in memory would be used, and counted, again.
-        logits = model(torch.rand(1, spec.in_channels, *spec.image_size))
+        logits = model(torch.zeros(1, spec.in_channels, *spec.image_size))
     assert logits.requires_grad
     return sum(kept.values())
 
