@@ -162,8 +162,8 @@ def spdl_batches(folder: str, pipeline: str, workers: int) -> Iterator[int]:
         return (pixels.permute(0, 3, 1, 2).float() - mean) / std
 
     builder = PipelineBuilder().add_source(source()).pipe(load, concurrency=workers)
-    flow = builder.aggregate(BATCH).pipe(batch).add_sink(3).build(
-        num_threads=workers, max_failures=0
+    flow = (
+        builder.aggregate(BATCH).pipe(batch).add_sink(3).build(num_threads=workers, max_failures=0)
     )
     with flow.auto_stop():
         for images in flow:

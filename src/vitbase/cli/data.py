@@ -30,9 +30,9 @@ Exit code 0: nothing makes training wrong; 1: something does (marked ERROR); 2: 
 
 _PACK = """Write images as tar shards in the folder OUT (WebDataset layout, an index, and a manifest
 with checksums), and `vitbase train --data_path OUT` reads them. Files are copied as they are, and
-images larger than --short_side become smaller JPEGs. --raw 256 writes pixels instead, with a shorter
-side of 256 at most: more bytes, told beforehand, but nothing to decode in training. Interrupted, the
-same command continues."""
+images larger than --short_side become smaller JPEGs. --raw 256 writes pixels instead, their shorter
+side no longer than 256: more bytes, told beforehand, nothing to decode in training. Interrupted,
+the same command continues."""
 
 
 _ValDataPath = Annotated[str, option("evaluation images, where they are not in PATH")]

@@ -92,9 +92,10 @@ def pack_data(
             names = tuple(packed["class_names"]) if "train" in packed["splits"] else ()
         if names:
             sources["val"], _ = with_classes(sources["val"], names)
-    for name, source in sources.items() if raw is not None else ():
-        for line in tell_bytes(source, name, raw, out):
-            tell(line)
+    if raw is not None:
+        for name, source in sources.items():
+            for line in tell_bytes(source, name, raw, out):
+                tell(line)
     return [
         pack_source(
             source,

@@ -179,8 +179,8 @@ def _decode_shard(described: dict[str, Any], body: memoryview, at: int) -> tuple
     left_out = tuple(described["left_out"])
     name = _is(str, described["name"])
     raw = _is(bool, described.get("raw", False))
-    told = {"names": names, "texts": texts, "left_out": left_out, "raw": raw}
-    return Shard(name, facts, **columns, **told), at
+    shard = Shard(name, facts, **columns, names=names, texts=texts, left_out=left_out, raw=raw)
+    return shard, at
 
 
 def _is(kind: type[Any], value: object) -> Any:

@@ -80,7 +80,7 @@ class LocalReader:
         # numpy copies without the interpreter's lock: if these bytes come from a slow disk, the
         # other threads need not wait for it.
         head = np.frombuffer(content[: BLOCK + LONGEST_HEADER], np.uint8).copy()
-        if zlib.crc32(head[:BLOCK]) != check or len(content) != BLOCK + size:
+        if zlib.crc32(head[:BLOCK].data) != check or len(content) != BLOCK + size:
             raise _changed()
         return view_raw(content[BLOCK:])
 
