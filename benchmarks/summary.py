@@ -3,10 +3,10 @@
     python benchmarks/summary.py            # print the table
     python benchmarks/summary.py --write    # put it into README.md, and draw summary.svg
 
-`results/` holds what the scripts wrote with --json (`earlier.json`: figures of README.md's tables whose
-files were not kept), `goals.json` which of them count, and against what. A row of it names a `result`;
-the goal is for its `ratio`, or its `value` where `field` says so; `better` is more or less. What missed
-its goal says why (`missed`).
+`results/` holds what the scripts wrote with --json (`earlier.json`: figures of README.md's tables
+whose files were not kept), `goals.json` which of them count, and against what. A row of it names a
+`result`; the goal is for its `ratio`, or its `value` where `field` says so; `better` is more or
+less. What missed its goal says why (`missed`).
 """
 
 from __future__ import annotations

@@ -24,7 +24,8 @@ from vitbase.training.optim import decay_groups
 from vitbase.training.parallel import freeze_backbone
 from vitbase.training.schedule import Schedule
 
-_OPTIMIZER_COPIES = {"momentum": 1, "adamw": 2, "lamb": 2}  # tensors kept for each parameter
+_OPTIMIZER_COPIES = {"momentum": 1, "adamw": 2, "lamb": 2, "muon": 1}
+"""Tensors that are kept for each parameter; of Muon, for nearly all."""
 _MEBI = 2**20
 
 
