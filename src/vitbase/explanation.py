@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from vitbase.model.cost import count_flops
 from vitbase.model.spec import ViTSpec
 from vitbase.model.zoo import allocate, build_unfilled
 from vitbase.runtime import local_runtime
+from vitbase.sources.shards.raw import bytes_in_shard
 from vitbase.training.architecture import load_for_training, preprocess_of_weights, spec_of
 from vitbase.training.optim import decay_groups
 from vitbase.training.parallel import freeze_backbone
@@ -108,6 +110,7 @@ def explain(config: Config) -> Explanation:
     facts = (
         Fact("model", f"{spec.name}, {_size(spec)} px", spec_source),
         Fact("training images", f"{num_images:,}", images_source),
+        _as_pixels(config, num_images),
         Fact(
             "effective batch",
             f"{global_batch}",
@@ -183,6 +186,20 @@ def explain(config: Config) -> Explanation:
         kept=groups.kept,
         facts=facts,
         notes=completed.notes,
+    )
+
+
+def _as_pixels(config: Config, num_images: int) -> Fact:
+    """Return the bytes of the training images as decoded pixels, at the size that is resized to."""
+    height, width = config.data.image_size or (224, 224)
+    # As evaluation resizes; without a ratio of one's own, by the usual 0.875: 256 for 224.
+    side = math.floor(min(height, width) / (config.data.crop_ratio or 0.875) + 1e-6)
+    longer = round(4 / 3 * side)
+    total = num_images * bytes_in_shard(side, longer, config.data.image_channels or 3)
+    return Fact(
+        "as decoded pixels",
+        f"{total / _MEBI:,.0f} MiB",
+        f"`vitbase data pack --raw {side}`, where all are photographs of 4:3",
     )
 
 
