@@ -1,0 +1,36 @@
+"""How a folder of weights is opened by the systems that can, as Python for its reader.
+
+`{place}` stands for the folder, or for `owner/name` of the hub; `{mode}` for Pillow's name of the
+images' channels, "RGB" or "L". Braces of Python itself are doubled.
+"""
+
+from __future__ import annotations
+
+TIMM = """\
+import timm
+from PIL import Image
+
+model = timm.create_model("{timm_place}", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+image = transform(Image.open("image.jpg").convert("{mode}"))
+shares = model(image[None]).softmax(-1)[0]
+print(model.pretrained_cfg.get("label_names", range(len(shares)))[shares.argmax()], shares.max())
+"""
+
+TRANSFORMERS = """\
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+model = AutoModelForImageClassification.from_pretrained("{place}")
+processor = AutoImageProcessor.from_pretrained("{place}")
+image = processor(Image.open("image.jpg").convert("{mode}"), return_tensors="pt")
+shares = model(**image).logits.softmax(-1)[0]
+print(model.config.id2label[int(shares.argmax())], shares.max())
+"""
+
+VITBASE = """\
+import vitbase
+
+for label, share in vitbase.predict(["image.jpg"], "{vitbase_place}")[0].classes:
+    print(label, share)
+"""
