@@ -17,6 +17,7 @@ from vitbase.cli.export import run_export
 from vitbase.cli.inspect import run_inspect
 from vitbase.cli.predict import run_predict
 from vitbase.cli.probe import run_probe
+from vitbase.cli.push import run_push
 from vitbase.cli.report import run_report
 from vitbase.cli.train import run_explain, run_recipes, run_train
 from vitbase.cli.verify import run_verify
@@ -36,6 +37,7 @@ _USAGE = """usage: vitbase COMMAND [...]
   bench CHECKPOINT                         the ways to run it here: speed, memory, what they lose
   inspect CHECKPOINT [IMAGE...] --out DIR  what it looks at: attention, features, gradients
   probe WEIGHTS... --data_path PATH        how good features are for images, before training
+  push CHECKPOINT [--to FOLDER]            a folder that timm and transformers open, or the hub
   report RUN... [--out FILE.html]          a page that shows runs, offline and on paper
   weights show FILE                        what a weights file of any origin holds
   weights convert IN OUT --dialect NAME    rewrite it for another system, and prove it equal
@@ -152,6 +154,7 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "bench": run_bench,
     "inspect": run_inspect,
     "probe": run_probe,
+    "push": run_push,
     "report": run_report,
     "weights": run_weights,
     "data": run_data,

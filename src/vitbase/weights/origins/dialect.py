@@ -98,8 +98,8 @@ class Dialect:
       write_sidecar: returns the JSON files of its folders, by name.
       arguments: what its code must be told to build the model of a file that only has tensors.
       momentum_prefix: of the names of momentum, where its training checkpoints keep it.
-      opened_by: what opens its folders, from here or the hub, by the hub's name of that library, and
-        the Python that does; see `usage.py`. Nothing: its weights have no place there.
+      opened_by: what opens its folders, here or from the hub, by the hub's name of that library,
+        and the Python that does; see `usage.py`. Nothing: its weights have no place there.
     """
 
     name: str
