@@ -45,7 +45,7 @@ class Subject:
 
     Attributes:
       name: what it is called.
-      place: `owner/name` on the hub, or the folder; where it is opened from.
+      place: `owner/name` on the hub, or the folder's own name.
       on_hub: which of the two.
       parameters: how many numbers it has.
       libraries: what opens it, first its own -> the Python that does.
@@ -161,15 +161,16 @@ def _millions(count: int) -> str:
 
 
 def _usage(subject: Subject) -> Iterator[str]:
-    prefixed = f"hf-hub:{subject.place}" if subject.on_hub else subject.place
-    timm = prefixed if subject.on_hub else f"local-dir:{subject.place}"
+    place = json.dumps(printable(subject.place), ensure_ascii=False)[1:-1]  # of Python's text
+    prefixed = f"hf-hub:{place}" if subject.on_hub else place
+    timm = prefixed if subject.on_hub else f"local-dir:{place}"
     mode = "L" if subject.preprocess.channels == 1 else "RGB"
     for library, text in {**subject.libraries, "vitbase": VITBASE}.items():
         filled = text
         for name, value in (
             ("{timm_place}", timm),
             ("{vitbase_place}", prefixed),
-            ("{place}", subject.place),
+            ("{place}", place),
             ("{mode}", mode),
         ):
             filled = filled.replace(name, value)
@@ -221,13 +222,16 @@ def _results(told: Told) -> Iterator[str]:
 
 def _preprocessing(preprocess: Preprocess) -> list[str]:
     height, width = preprocess.height, preprocess.width
+    # As `data.augment.eval_size` has it.
+    rows, columns = (math.floor(side / preprocess.crop_ratio + 1e-6) for side in (height, width))
+    cut = f", its middle of {height}x{width} cut out"
     if preprocess.crop_mode == "squash":
-        resized = [round(side / preprocess.crop_ratio) for side in (height, width)]
-        first = f"resized to {resized[0]}x{resized[1]} pixels whatever its shape"
-        first += "" if preprocess.crop_ratio == 1 else f", its middle of {height}x{width} cut out"
+        first = f"resized to {rows}x{columns} pixels whatever its shape"
+        first += "" if preprocess.crop_ratio == 1 else cut
+    elif rows == columns:
+        first = f"its short side resized to {rows} pixels{cut}"
     else:
-        side = round(min(height, width) / preprocess.crop_ratio)
-        first = f"its short side resized to {side} pixels, its middle of {height}x{width} cut out"
+        first = f"resized to cover {rows}x{columns} pixels{cut}"
     numbers = ", ".join(f"{value:g}" for value in preprocess.mean)
     spread = ", ".join(f"{value:g}" for value in preprocess.std)
     colours = "grey" if preprocess.channels == 1 else "RGB"

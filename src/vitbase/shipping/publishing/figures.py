@@ -27,13 +27,15 @@ class Picture(NamedTuple):
     png: bytes
 
 
-def draw_pictures(run: RunData, scored: Scored | None) -> tuple[list[Picture], str | None]:
+def draw_pictures(run: RunData | None, scored: Scored | None) -> tuple[list[Picture], str | None]:
     """Draw how a run has learned, and what its evaluation found.
 
     Args:
       scored: the evaluation of the weights that the card is of; None: there is none to draw.
     Returns: the figures; why there are none, where they cannot be drawn.
     """
+    if run is None:
+        return [], None
     try:
         check_charts()
     except ConfigError as error:

@@ -35,15 +35,13 @@ class Published:
 
     Attributes:
       files: names and bytes, in order.
-      dialect: whose names the weights have.
-      opened_by: what opens the folder by its own means.
+      opened_by: what opens the folder by its own means, first whose it is.
       difference: largest of outputs, read back as that computes, on random images.
       notes: what whoever publishes it should know.
     """
 
     weights: Path
     files: tuple[tuple[str, int], ...]
-    dialect: str
     opened_by: tuple[str, ...]
     difference: float
     licence: Licence | None
@@ -51,13 +49,13 @@ class Published:
 
     def lines(self) -> Iterator[str]:
         """Yield what a person wants to read of it."""
-        yield f"Weights: {self.weights} (written as {self.dialect})"
+        yield f"Weights: {self.weights}"
         how = "equal bit for bit" if self.difference == 0 else f"bound: {TOLERANCE:g}"
         yield (
-            f"Opened again as {self.dialect} computes: outputs on 4 random images differ by at "
-            f"most {self.difference:.2g} ({how})."
+            f"Opened again as {self.opened_by[0]} computes: outputs on 4 random images differ by "
+            f"at most {self.difference:.2g} ({how})."
         )
-        yield f"Opens in: {', '.join((*self.opened_by, 'vitbase'))}"
+        yield f"Opens in: {', '.join(self.opened_by)}"
         yield from (f"Note: {note}" for note in self.notes)
 
     def sizes(self) -> Iterator[str]:
@@ -71,8 +69,7 @@ class Published:
         return {
             "weights": plain_name(str(self.weights)),
             "files": dict(self.files),
-            "dialect": self.dialect,
-            "opened_by": [*self.opened_by, "vitbase"],
+            "opened_by": [*self.opened_by],
             "difference": self.difference,
             "license": None if self.licence is None else self.licence.name,
             "notes": [plain_name(note) for note in self.notes],
@@ -127,19 +124,12 @@ def write_folder(
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(place) as beside:
-            if suffix:
-                beside.mkdir()
-            done = convert_weights(
-                opened.path,
-                beside / _WEIGHTS if suffix else beside,
-                dialect=system.name,
-                num_heads=num_heads,
-                allow=allow,
-            )
+            beside.mkdir()
+            done = _convert(opened.path, beside, place, system, suffix, num_heads, allow)
             pictures, why = draw_pictures(told.run, told.evaluated and told.evaluated.scored)
             subject = Subject(
                 called,
-                repo or str(out),
+                repo or place.name,
                 repo is not None,
                 opened.spec,
                 opened.preprocess,
@@ -159,12 +149,37 @@ def write_folder(
     return Published(
         opened.path,
         files,
-        system.name,
-        tuple(system.opened_by),
+        tuple(dict.fromkeys((*system.opened_by, "vitbase"))),
         done.difference,
         licence,
         tuple(notes),
     )
+
+
+def _convert(
+    weights: Path,
+    folder: Path,
+    place: Path,
+    system: Dialect,
+    suffix: str,
+    num_heads: int | None,
+    allow: Sequence[str],
+) -> Conversion:
+    """Write weights and what stands beside them into a folder that is at another place later."""
+    inside = folder / f"{_library(system)}{suffix}"  # as the notes call it
+    try:
+        done = convert_weights(
+            weights, inside, dialect=system.name, num_heads=num_heads, allow=allow
+        )
+    except WeightsError as error:
+        raise WeightsError(str(error).replace(str(inside), str(place))) from None
+    if suffix:
+        inside.rename(folder / _WEIGHTS)
+    else:
+        for path in inside.iterdir():
+            path.rename(folder / path.name)
+        inside.rmdir()
+    return done
 
 
 def find_system(name: str | None) -> Dialect:
@@ -178,7 +193,7 @@ def find_system(name: str | None) -> Dialect:
         return next(table for table in known if len(table.opened_by) > 1)
     asked = name.strip().lower()
     by_name = [table for table in known if asked == table.name]
-    found = by_name or [table for table in known if asked == next(iter(table.opened_by))]
+    found = by_name or [table for table in known if asked == _library(table)]
     if found:
         return found[0]
     names = list(dict.fromkeys(each for table in known for each in (table.name, *table.opened_by)))
@@ -188,6 +203,10 @@ def find_system(name: str | None) -> Dialect:
         f"Option 'dialect' is {printable(name)}: no folder of it opens by itself; "
         f"there are {', '.join(names)}.{hint}"
     )
+
+
+def _library(system: Dialect) -> str:
+    return next(iter(system.opened_by))
 
 
 def _check_head(checkpoint: str | Path, classes: int) -> None:
@@ -205,7 +224,7 @@ def _check_expressible(system: Dialect, spec: ViTSpec, suffix: str, allow: Seque
     except WeightsError as error:
         others = dict.fromkeys(
             table.name
-            for table in DIALECTS
+            for table in sorted(DIALECTS, key=lambda table: -len(table.opened_by))
             if table.opened_by
             and table.name != system.name
             and not table.problems(spec, table.said_in("" if "" in table.suffixes else suffix))

@@ -97,11 +97,11 @@ def _write_sidecar(
     ratio = spec.mlp_dim / spec.width
     if int(spec.width * ratio) != spec.mlp_dim:  # timm cuts off, and the quotient was rounded down
         ratio = (spec.mlp_dim + 0.5) / spec.width
+    # Not the classes: transformers gives them itself, beside these.
     arguments: dict[str, Any] = {
         "img_size": list(spec.image_size),
         "patch_size": spec.patch_size // spec.stem_stride,
         "in_chans": spec.in_channels,
-        "num_classes": spec.num_classes,
         "global_pool": "token" if spec.pool == "token" else "avg",
         "embed_dim": spec.width,
         "depth": spec.depth,
