@@ -88,7 +88,8 @@ def _section(title: str, body: Sequence[str] | Iterator[str]) -> list[str]:
 
 def _title(name: str) -> str:
     """Return a name as a heading: letters and what joins them, nothing that is markup."""
-    return re.sub(r"[^\w .+-]+", " ", name).replace("_", "\\_").strip() or "A Vision Transformer"
+    words = re.sub(r"[^\w .+-]+", " ", name).replace("_", "\\_").split()
+    return " ".join(words) or "A Vision Transformer"
 
 
 def _metadata(subject: Subject, told: Told, licence: Licence | None) -> dict[str, Yaml]:

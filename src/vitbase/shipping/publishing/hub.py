@@ -123,12 +123,18 @@ def _explain(error: Exception, repo: str) -> str:
     status = _status(error)
     if status in {401, 403}:
         return f"the hub refuses ({status}): {_LOG_IN} to {repo}"
+    cause = error.__cause__
+    said = [_first_line(each) for each in (error, cause) if each is not None]
+    return ": ".join(dict.fromkeys(said))
+
+
+def _first_line(error: BaseException) -> str:
     lines = [*_without_token(str(error))]
-    return f"{lines[0][:500].rstrip('.') if lines else type(error).__name__}"
+    return lines[0][:300].rstrip(".") if lines else type(error).__name__
 
 
 def _without_token(text: str) -> Iterator[str]:
-    """Yield the lines of a message; one that an answer has put the token into, without it."""
+    """Yield the lines of a message; an answer may have put the token into it."""
     from huggingface_hub import get_token
 
     token = get_token()
