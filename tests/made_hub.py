@@ -57,7 +57,7 @@ class Hub:
             asked = json.loads(body)
             name = "/".join(filter(None, (asked.get("organization"), asked["name"])))
             self.repos[name] = {".gitattributes": b"*.safetensors filter=lfs\n"}
-            if asked.get("private"):
+            if asked.get("private") or asked.get("visibility") == "private":
                 self.private.add(name)
             return 200, {"url": f"{self.address}/{name}", "name": name}
         found = re.fullmatch(r"(?:/api/models)?/([\w.-]+/[\w.-]+?)(?:\.git)?(/.*)?", path)

@@ -1,0 +1,181 @@
+"""The page, of gradio: nothing on it comes from outside, and nothing is reported to anybody."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from vitbase.errors import ConfigError, ImageError
+from vitbase.evaluation.report.markup import Markup, tag
+from vitbase.shipping.showing.seen import TOP, Seen, Viewer
+
+_FONTS = ("system-ui", "-apple-system", "Segoe UI", "sans-serif")
+_MONO = ("ui-monospace", "monospace")
+_ROLLOUT, _LAYER, _IMAGE = "all layers (rollout)", "one layer", "the image alone"
+_ALL_HEADS = "mean of all"
+_LAYERS = {
+    _ROLLOUT: "How much of each patch arrives in what the head reads, through all layers.",
+    _LAYER: "What one layer attends to.",
+    _IMAGE: "What the model sees: resized and cropped.",
+}
+
+
+def check_gradio() -> None:
+    """Raise a ConfigError saying what to install, if there is no gradio."""
+    try:
+        import gradio  # noqa: F401
+    except ImportError:
+        raise ConfigError("The demo needs gradio: pip install 'vitbase[demo]'.") from None
+
+
+def build_page(viewer: Viewer, examples: Sequence[Path]) -> Any:
+    """Return the page of a model, as gradio's Blocks."""
+    import gradio as gr
+
+    class Picture(gr.Image):  # type: ignore[misc]
+        """An image as it was sent: whether it is one, the model's own reader says."""
+
+        is_template = True
+
+        def preprocess(self, payload: Any) -> str | None:
+            return None if payload is None else payload.path
+
+    spec = viewer.loaded.spec
+
+    def see(path: str | None, shown: str, layer: float, head: str) -> tuple[Any, ...]:
+        if path is None:
+            return None, None, None, gr.update(value="", visible=False)
+        try:
+            seen = viewer.look_at(Path(path))
+        except ImageError as error:
+            return None, None, None, gr.update(value=_problem(str(error)), visible=True)
+        named = _named(seen)
+        hidden = gr.update(value="", visible=False)
+        return seen, named, draw(seen, shown, layer, head), hidden
+
+    def draw(seen: Seen | None, shown: str, layer: float, head: str) -> Any:
+        if seen is None:
+            return None
+        if shown == _IMAGE:
+            return seen.plain()
+        number = None if head == _ALL_HEADS else int(head)
+        return seen.overlay(None if shown == _ROLLOUT else int(layer), number)
+
+    def choose(shown: str) -> tuple[Any, Any, Any]:
+        visible = shown == _LAYER
+        return (
+            gr.update(visible=visible),
+            gr.update(visible=visible),
+            gr.update(info=_LAYERS[shown]),
+        )
+
+    with gr.Blocks(title=f"{spec.name} · vitbase", analytics_enabled=False) as page:
+        state = gr.State(None)
+        gr.HTML(_heading(viewer), elem_id="title")
+        with gr.Row(equal_height=False):
+            with gr.Column(min_width=300):
+                picture = Picture(
+                    type="filepath",
+                    image_mode=None,
+                    sources=["upload", "clipboard", "webcam"],
+                    label="Image",
+                    height=340,
+                    elem_id="picture",
+                    buttons=[],
+                )
+                problem = gr.HTML("", visible=False, elem_id="problem")
+            with gr.Column(min_width=300):
+                result = gr.Label(label="What it is", num_top_classes=TOP, elem_id="result")
+            with gr.Column(min_width=300):
+                over = gr.Image(
+                    label="Where the model looks",
+                    interactive=False,
+                    height=340,
+                    elem_id="overlay",
+                    format="png",
+                    buttons=["download", "fullscreen"],
+                )
+                shown = gr.Radio(
+                    [_ROLLOUT, _LAYER, _IMAGE],
+                    value=_ROLLOUT,
+                    label="Attention of",
+                    info=_LAYERS[_ROLLOUT],
+                    elem_id="shown",
+                )
+                layer = gr.Slider(
+                    1,
+                    max(spec.depth, 2),
+                    value=spec.depth,
+                    step=1,
+                    label="Layer",
+                    visible=False,
+                    interactive=spec.depth > 1,
+                    elem_id="layer",
+                )
+                head = gr.Dropdown(
+                    [_ALL_HEADS, *map(str, range(1, spec.num_heads + 1))],
+                    value=_ALL_HEADS,
+                    label="Head",
+                    visible=False,
+                    elem_id="head",
+                )
+        how = [shown, layer, head]
+        outputs = [state, result, over, problem]
+        picture.change(
+            see, [picture, *how], outputs, api_visibility="private", show_progress="minimal"
+        )
+        for part in how:
+            part.change(draw, [state, *how], over, api_visibility="private", show_progress="hidden")
+        shown.change(choose, shown, [layer, head, shown], api_visibility="private", queue=False)
+        if examples:
+            gr.Examples(
+                [[str(path)] for path in examples],
+                picture,
+                label="Images of the run's evaluation",
+                examples_per_page=len(examples),
+                elem_id="examples",
+                cache_examples=False,
+                api_visibility="private",
+            )
+    return page
+
+
+def style() -> str:
+    """Return what the page adds to gradio's own style."""
+    return (files("vitbase.shipping.showing") / "page.css").read_text(encoding="utf-8")
+
+
+def theme() -> Any:
+    """Return gradio's theme with the fonts that a system has: others would come from the net."""
+    import gradio as gr
+
+    return gr.themes.Soft(primary_hue="blue", neutral_hue="slate", font=_FONTS, font_mono=_MONO)
+
+
+def _heading(viewer: Viewer) -> Markup:
+    loaded = viewer.loaded
+    spec, preprocess = loaded.spec, loaded.preprocess
+    colours = "grey" if preprocess.channels == 1 else "RGB"
+    facts = (
+        f"{spec.name}: {spec.num_classes:,} classes, {colours} images of {preprocess.height}"
+        f"x{preprocess.width} pixels, {spec.depth} layers of {spec.num_heads} heads"
+    )
+    place = loaded.path.parent.name if loaded.path.stem == "weights" else loaded.path.name
+    return Markup(tag("h1", place) + tag("p", facts))
+
+
+def _problem(words: str) -> Markup:
+    return tag("p", f"This is no image that can be read: {words}", role="alert")
+
+
+def _named(seen: Seen) -> dict[str, float]:
+    """Return the classes by names that differ, for a page that knows them by these."""
+    found: dict[str, float] = {}
+    for name, share in seen.classes:
+        called = name[:200] or "(no name)"
+        while called in found:
+            called += " "
+        found[called] = share
+    return found
