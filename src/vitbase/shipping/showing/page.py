@@ -9,6 +9,7 @@ from typing import Any
 
 from vitbase.errors import ConfigError, ImageError
 from vitbase.evaluation.report.markup import Markup, tag
+from vitbase.runs.checkpoints import find_run_folder, is_own_weights
 from vitbase.shipping.showing.seen import TOP, Seen, Viewer
 
 _FONTS = ("system-ui", "-apple-system", "Segoe UI", "sans-serif")
@@ -34,26 +35,17 @@ def build_page(viewer: Viewer, examples: Sequence[Path]) -> Any:
     """Return the page of a model, as gradio's Blocks."""
     import gradio as gr
 
-    class Picture(gr.Image):  # type: ignore[misc]
-        """An image as it was sent: whether it is one, the model's own reader says."""
-
-        is_template = True
-
-        def preprocess(self, payload: Any) -> str | None:
-            return None if payload is None else payload.path
-
     spec = viewer.loaded.spec
 
     def see(path: str | None, shown: str, layer: float, head: str) -> tuple[Any, ...]:
-        if path is None:
-            return None, None, None, gr.update(value="", visible=False)
+        if path is None:  # taken away; what was wrong with the last one stays to be read
+            return gr.skip(), None, None, None, gr.skip()
         try:
             seen = viewer.look_at(Path(path))
         except ImageError as error:
-            return None, None, None, gr.update(value=_problem(str(error)), visible=True)
-        named = _named(seen)
+            return None, None, None, None, gr.update(value=_problem(str(error)), visible=True)
         hidden = gr.update(value="", visible=False)
-        return seen, named, draw(seen, shown, layer, head), hidden
+        return gr.skip(), seen, _named(seen), draw(seen, shown, layer, head), hidden
 
     def draw(seen: Seen | None, shown: str, layer: float, head: str) -> Any:
         if seen is None:
@@ -76,29 +68,23 @@ def build_page(viewer: Viewer, examples: Sequence[Path]) -> Any:
         gr.HTML(_heading(viewer), elem_id="title")
         with gr.Row(equal_height=False):
             with gr.Column(min_width=300):
-                picture = Picture(
+                picture = gr.Image(
                     type="filepath",
                     image_mode=None,
                     sources=["upload", "clipboard", "webcam"],
                     label="Image",
-                    height=340,
+                    height=380,
                     elem_id="picture",
                     buttons=[],
                 )
+                # Whether it is an image, the model's own reader says. A class of our own would do
+                # it, too, but gradio writes a file beside the source for each.
+                picture.preprocess = _path_of
                 problem = gr.HTML("", visible=False, elem_id="problem")
             with gr.Column(min_width=300):
                 result = gr.Label(label="What it is", num_top_classes=TOP, elem_id="result")
-            with gr.Column(min_width=300):
-                over = gr.Image(
-                    label="Where the model looks",
-                    interactive=False,
-                    height=340,
-                    elem_id="overlay",
-                    format="png",
-                    buttons=["download", "fullscreen"],
-                )
                 shown = gr.Radio(
-                    [_ROLLOUT, _LAYER, _IMAGE],
+                    [*_LAYERS],
                     value=_ROLLOUT,
                     label="Attention of",
                     info=_LAYERS[_ROLLOUT],
@@ -111,7 +97,6 @@ def build_page(viewer: Viewer, examples: Sequence[Path]) -> Any:
                     step=1,
                     label="Layer",
                     visible=False,
-                    interactive=spec.depth > 1,
                     elem_id="layer",
                 )
                 head = gr.Dropdown(
@@ -121,8 +106,17 @@ def build_page(viewer: Viewer, examples: Sequence[Path]) -> Any:
                     visible=False,
                     elem_id="head",
                 )
+            with gr.Column(min_width=300):
+                over = gr.Image(
+                    label="Where the model looks",
+                    interactive=False,
+                    height=380,
+                    elem_id="overlay",
+                    format="png",
+                    buttons=["download", "fullscreen"],
+                )
         how = [shown, layer, head]
-        outputs = [state, result, over, problem]
+        outputs = [picture, state, result, over, problem]
         picture.change(
             see, [picture, *how], outputs, api_visibility="private", show_progress="minimal"
         )
@@ -142,6 +136,11 @@ def build_page(viewer: Viewer, examples: Sequence[Path]) -> Any:
     return page
 
 
+def _path_of(payload: Any) -> str | None:
+    """Return the file that was sent, as it is."""
+    return None if payload is None else payload.path
+
+
 def style() -> str:
     """Return what the page adds to gradio's own style."""
     return (files("vitbase.shipping.showing") / "page.css").read_text(encoding="utf-8")
@@ -158,16 +157,21 @@ def _heading(viewer: Viewer) -> Markup:
     loaded = viewer.loaded
     spec, preprocess = loaded.spec, loaded.preprocess
     colours = "grey" if preprocess.channels == 1 else "RGB"
+    layers = "1 layer" if spec.depth == 1 else f"{spec.depth} layers"
     facts = (
         f"{spec.name}: {spec.num_classes:,} classes, {colours} images of {preprocess.height}"
-        f"x{preprocess.width} pixels, {spec.depth} layers of {spec.num_heads} heads"
+        f"x{preprocess.width} pixels, {layers} of {spec.num_heads} heads"
     )
-    place = loaded.path.parent.name if loaded.path.stem == "weights" else loaded.path.name
-    return Markup(tag("h1", place) + tag("p", facts))
+    path = loaded.path
+    name, of = (path.stem, "")
+    run = find_run_folder(path) if is_own_weights(path) else None
+    if run is not None:
+        name, of = run.resolve().name, f"{path.parent.name} · "
+    return Markup(tag("h1", name) + tag("p", f"{of}{facts}"))
 
 
 def _problem(words: str) -> Markup:
-    return tag("p", f"This is no image that can be read: {words}", role="alert")
+    return tag("p", tag("strong", "No result. "), f"{words[:1].upper()}{words[1:]}.", role="alert")
 
 
 def _named(seen: Seen) -> dict[str, float]:

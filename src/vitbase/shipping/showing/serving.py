@@ -59,14 +59,15 @@ def show(
         # What is sent is kept there by gradio, which reads this when it is imported.
         os.environ |= {**_QUIET, "GRADIO_TEMP_DIR": f"{folder}/uploads"}
         places = write_examples(viewer, checkpoint, Path(folder))
-        app = _guarded(build_page(viewer, places), host)
+        server = _server(_guarded(build_page(viewer, places), host))
         address, number = listener.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
-        tell(f"Weights: {viewer.loaded.path}")
-        tell(f"Demo: http://{shown}:{number} (Ctrl-C ends it)")
-        if not ipaddress.ip_address(address).is_loopback:
-            tell("Everybody who reaches this address can use it: there is no password.")
-        _serve(app, listener)
+        with _ended_by_signals(server):
+            tell(f"Weights: {viewer.loaded.path}")
+            tell(f"Demo: http://{shown}:{number} (Ctrl-C ends it)")
+            if not ipaddress.ip_address(address).is_loopback:
+                tell("Everybody who reaches this address can use it: there is no password.")
+            server.run(sockets=[listener])
 
 
 @contextlib.contextmanager
@@ -134,25 +135,32 @@ class _Headers:
         await self.app(scope, receive, sending)
 
 
-def _serve(app: Any, listener: socket.socket) -> None:
+def _server(app: Any) -> Any:
+    """Return what serves an application until it is told to exit; it handles no signal."""
     import uvicorn
 
     class Server(uvicorn.Server):  # type: ignore[misc]
-        """One that ends by a signal, and does not send it to itself again."""
-
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
-            def stop(number: int, frame: FrameType | None) -> None:
-                self.handle_exit(number, frame)
+            yield
 
-            before = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM)}
-            try:
-                yield
-            finally:
-                for one, handler in before.items():
-                    signal.signal(one, handler)
-
-    config = uvicorn.Config(
-        app, log_level="warning", access_log=False, timeout_graceful_shutdown=3, lifespan="on"
+    return Server(
+        uvicorn.Config(
+            app, log_level="warning", access_log=False, timeout_graceful_shutdown=3, lifespan="on"
+        )
     )
-    Server(config).run(sockets=[listener])
+
+
+@contextlib.contextmanager
+def _ended_by_signals(server: Any) -> Iterator[None]:
+    """Inside, SIGINT and SIGTERM end the server, and nothing else."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        server.handle_exit(number, frame)
+
+    before = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
