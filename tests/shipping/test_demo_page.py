@@ -101,7 +101,7 @@ def demo(run: Path) -> Iterator[Demo]:
     finally:
         code, said = made.end()
     assert code == 0, said
-    assert "Traceback" not in said
+    assert "Traceback" not in said, said
     assert said.splitlines()[-1] == "The demo has ended."
     assert len(said.splitlines()) == 3, said  # nothing of gradio's
 

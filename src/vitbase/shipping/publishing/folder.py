@@ -126,7 +126,8 @@ def write_folder(
         with written_whole(place) as beside:
             beside.mkdir()
             done = _convert(opened.path, beside, place, system, suffix, num_heads, allow)
-            pictures, why = draw_pictures(told.run, told.evaluated and told.evaluated.scored)
+            scored = None if told.evaluated is None else told.evaluated.scored
+            pictures, why = draw_pictures(told.run, scored)
             subject = Subject(
                 called,
                 repo or place.name,

@@ -145,8 +145,8 @@ def _find_evaluation(run: RunData, weights: Path, updates: int) -> Evaluated | N
         return None
     figures, counts = figures_of(rows[-1]), rows[-1]
     images, lost = (counts.get(name) for name in ("eval_images", "eval_unreadable"))
-    data = run.config.get("data", {})
-    place = data.get("val_data_path") or data.get("data_path")
+    options = run.config.get("data", {})
+    place = options.get("val_data_path") or options.get("data_path")
     return Evaluated(
         figures,
         images if type(images) is int else None,

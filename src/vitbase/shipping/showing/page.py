@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from vitbase.errors import ConfigError, ImageError
+from vitbase.errors import ConfigError, VitbaseError
 from vitbase.evaluation.report.markup import Markup, tag
 from vitbase.runs.checkpoints import find_run_folder, is_own_weights
 from vitbase.shipping.showing.seen import TOP, Seen, Viewer
@@ -42,7 +42,7 @@ def build_page(viewer: Viewer, examples: Sequence[Path]) -> Any:
             return gr.skip(), None, None, None, gr.skip()
         try:
             seen = viewer.look_at(Path(path))
-        except ImageError as error:
+        except VitbaseError as error:
             return None, None, None, None, gr.update(value=_problem(str(error)), visible=True)
         hidden = gr.update(value="", visible=False)
         return gr.skip(), seen, _named(seen), draw(seen, shown, layer, head), hidden
@@ -58,7 +58,7 @@ def build_page(viewer: Viewer, examples: Sequence[Path]) -> Any:
     def choose(shown: str) -> tuple[Any, Any, Any]:
         visible = shown == _LAYER
         return (
-            gr.update(visible=visible),
+            gr.update(visible=visible and spec.depth > 1),
             gr.update(visible=visible),
             gr.update(info=_LAYERS[shown]),
         )

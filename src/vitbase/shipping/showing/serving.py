@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import logging
 import os
 import signal
 import socket
@@ -100,7 +101,7 @@ def _guarded(page: Any, host: str) -> Any:
         app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
         footer_links=[],
         run_history=False,
-        show_error=True,
+        show_error=False,
         max_file_size=LONGEST_UPLOAD,
         ssr_mode=False,
         enable_monitoring=False,
@@ -139,14 +140,14 @@ def _server(app: Any) -> Any:
     """Return what serves an application until it is told to exit; it handles no signal."""
     import uvicorn
 
-    class Server(uvicorn.Server):  # type: ignore[misc]
+    class Server(uvicorn.Server):
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
             yield
 
     return Server(
         uvicorn.Config(
-            app, log_level="warning", access_log=False, timeout_graceful_shutdown=3, lifespan="on"
+            app, log_level="warning", access_log=False, timeout_graceful_shutdown=1, lifespan="on"
         )
     )
 
@@ -156,6 +157,8 @@ def _ended_by_signals(server: Any) -> Iterator[None]:
     """Inside, SIGINT and SIGTERM end the server, and nothing else."""
 
     def stop(number: int, frame: FrameType | None) -> None:
+        # Open pages hold a stream each; that these are cut would be reported as errors.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL + 1)
         server.handle_exit(number, frame)
 
     before = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM)}
