@@ -111,7 +111,7 @@ def test_a_run_s_card_tells_what_was_measured(evaluated, tmp_path, capsys):
     assert f"{100 * top1['value']:.2f}% | {between} |" in text
     assert "Measured on 20 images" in text
     assert "| epoch size | `2` |" in text
-    assert "epoch 2 (12 updates)" in text
+    assert "after 12 updates, of epoch 2." in text
     assert "# Tiny\n" in text
     assert "`mit`" in text
     for label in record["classes"]:

@@ -29,7 +29,7 @@ from vitbase.shipping.publishing.figures import Picture
 from vitbase.shipping.publishing.licence import Licence
 from vitbase.shipping.publishing.markdown import Yaml, code, fenced, folded, front_matter, table
 from vitbase.shipping.publishing.told import Evaluated, Told
-from vitbase.weights.origins.usage import VITBASE
+from vitbase.weights.origins.usage import OURS
 
 _METRICS = {"top1": "accuracy", "top5": "accuracy", "f1_macro": "f1", "f1_micro": "f1"}
 """Our figures that the hub has a name for; the others stand in the text."""
@@ -77,6 +77,7 @@ def write_card(
         *_section("How it was trained", _training(told)),
         *_section("What it is for", _purpose(subject, told)),
         *_section("Licence", [_licence(licence)]),
+        f"This card was written by vitbase {__version__} from what the run has left.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -166,7 +167,7 @@ def _usage(subject: Subject) -> Iterator[str]:
     prefixed = f"hf-hub:{place}" if subject.on_hub else place
     timm = prefixed if subject.on_hub else f"local-dir:{place}"
     mode = "L" if subject.preprocess.channels == 1 else "RGB"
-    for library, text in {**subject.libraries, "vitbase": VITBASE}.items():
+    for library, text in {**subject.libraries, **OURS}.items():
         filled = text
         for name, value in (
             ("{timm_place}", timm),
@@ -249,7 +250,7 @@ def _training(told: Told) -> Iterator[str]:
         return
     options = told.options
     data = told.trained_on
-    words = f"With vitbase {__version__}, recipe {code(_option(options, 'name') or 'none')}"
+    words = f"With vitbase, recipe {code(_option(options, 'name') or 'none')}"
     words += f", on {code(data.name)}" if data is not None else ""
     if told.place is not None:
         words += (
@@ -315,8 +316,8 @@ def _purpose(subject: Subject, told: Told) -> Iterator[str]:
             )
             yield f"Of its classes it recognises least often: {names}."
     yield (
-        "Nobody has tested it for decisions about people, for safety, or for fairness between "
-        "groups: do that first, if it is to be used so."
+        "Nothing tells how it does in decisions about people, where safety depends on it, or "
+        "between groups of people: find that out first, if it is to be used so."
     )
 
 

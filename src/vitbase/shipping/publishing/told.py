@@ -12,11 +12,12 @@ from vitbase.config.options import EMBEDDED
 from vitbase.evaluation.calibration import read_temperature
 from vitbase.evaluation.report.inputs import RunData, figures_of, read_run
 from vitbase.evaluation.report.scored import Figure, Scored
-from vitbase.runs.checkpoints import REPORT, find_run_folder, is_own_weights
+from vitbase.runs.checkpoints import NAME, REPORT, find_run_folder, is_own_weights
 from vitbase.runs.progress import read_progress
 from vitbase.weights.load import OpenedWeights
 
 _HUB_DATA = "hf:"
+_OWN_PROTOCOL = "weights"  # images prepared as the weights were trained
 _EMBEDDED_NAME = "Fashion-MNIST"
 _EMBEDDED_ID = "zalando-datasets/fashion_mnist"
 _PATHS = frozenset({"data_path", "val_data_path", "output_dir", "checkpoint_path", "map"})
@@ -45,6 +46,7 @@ class Evaluated:
       images: how many.
       unreadable: of these.
       data: which.
+      protocol: whose way of preparing images it was; "" for the weights' own.
       scored: all that was kept of it; None of an evaluation in training.
     """
 
@@ -64,7 +66,7 @@ class Told:
       run: that it is of; None where it lies in no run's folder.
       options: of that run: section -> option -> value; of paths the last name.
       trained_on: None where nobody tells.
-      place: epochs and updates at which it was taken.
+      place: epoch in which it was taken, and updates before.
       temperature: that was fitted for it.
       notes: what somebody who publishes it should know.
     """
@@ -107,8 +109,7 @@ def tell(checkpoint: str | Path, opened: OpenedWeights) -> Told:
             "The card has the figures of the evaluation in training. For all of them: "
             f"vitbase eval --checkpoint_path {weights.parent} --out {folder / REPORT}"
         )
-    epochs = [row.get("epoch") for row in run.evaluations if row["step"] == updates]
-    epoch = epochs[-1] if epochs and type(epochs[-1]) is int else None
+    match = NAME.match(weights.parent.name)
     options = {name: _without_paths(section) for name, section in run.config.items()}
     trained_on = run.config.get("data", {}).get("data_path")
     return Told(
@@ -116,7 +117,7 @@ def tell(checkpoint: str | Path, opened: OpenedWeights) -> Told:
         options,
         describe_data(trained_on) if isinstance(trained_on, str) else None,
         evaluated,
-        None if epoch is None else (epoch, updates),
+        None if match is None else (int(match["epoch"]), updates),
         temperature,
         tuple(notes),
     )
@@ -131,13 +132,13 @@ def _find_evaluation(run: RunData, weights: Path, updates: int) -> Evaluated | N
     scored = run.scored
     if scored is not None and scored.figures and _is_of(scored, weights):
         images, unreadable = scored.facts.get("images"), scored.facts.get("unreadable", 0.0)
-        data = scored.facts.get("data")
+        data, protocol = scored.facts.get("data"), str(scored.facts.get("protocol", ""))
         return Evaluated(
             scored.figures,
             int(images) if isinstance(images, float) else None,
             int(unreadable) if isinstance(unreadable, float) else 0,
             describe_data(data) if isinstance(data, str) else None,
-            str(scored.facts.get("protocol", "")),
+            "" if protocol == _OWN_PROTOCOL else protocol,
             scored,
         )
     rows = [row for row in run.evaluations if row["step"] == updates]

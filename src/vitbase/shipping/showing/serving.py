@@ -60,14 +60,16 @@ def show(
         # What is sent is kept there by gradio, which reads this when it is imported.
         os.environ |= {**_QUIET, "GRADIO_TEMP_DIR": f"{folder}/uploads"}
         places = write_examples(viewer, checkpoint, Path(folder))
-        server = _server(_guarded(build_page(viewer, places), host))
         address, number = listener.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
+        lines = [
+            f"Weights: {viewer.loaded.path}",
+            f"Demo: http://{shown}:{number} (Ctrl-C ends it)",
+        ]
+        if not ipaddress.ip_address(address).is_loopback:
+            lines.append("Everybody who reaches this address can use it: there is no password.")
+        server = _server(_guarded(build_page(viewer, places), host), lambda: [*map(tell, lines)])
         with _ended_by_signals(server):
-            tell(f"Weights: {viewer.loaded.path}")
-            tell(f"Demo: http://{shown}:{number} (Ctrl-C ends it)")
-            if not ipaddress.ip_address(address).is_loopback:
-                tell("Everybody who reaches this address can use it: there is no password.")
             server.run(sockets=[listener])
 
 
@@ -77,7 +79,6 @@ def _bound(host: str, port: int) -> Iterator[socket.socket]:
         raise ConfigError(f"Option 'port' should be from 0 to 65535 (got {port}).")
     try:
         listener = bound_socket(host, port)
-        listener.listen(128)
     except (OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise ConfigError(
@@ -136,14 +137,22 @@ class _Headers:
         await self.app(scope, receive, sending)
 
 
-def _server(app: Any) -> Any:
-    """Return what serves an application until it is told to exit; it handles no signal."""
+def _server(app: Any, listening: Callable[[], object]) -> Any:
+    """Return what serves an application until it is told to exit; it handles no signal.
+
+    Args:
+      listening: called when it answers.
+    """
     import uvicorn
 
     class Server(uvicorn.Server):
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
             yield
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets=sockets)
+            listening()
 
     return Server(
         uvicorn.Config(
@@ -158,12 +167,13 @@ def _ended_by_signals(server: Any) -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         # Open pages hold a stream each; that these are cut would be reported as errors.
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL + 1)
+        logging.disable()
         server.handle_exit(number, frame)
 
     before = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
+        logging.disable(logging.NOTSET)
         for one, handler in before.items():
             signal.signal(one, handler)

@@ -13,8 +13,8 @@ from PIL import Image
 model = timm.create_model("{timm_place}", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
 image = transform(Image.open("image.jpg").convert("{mode}"))
-shares = model(image[None]).softmax(-1)[0]
-print(model.pretrained_cfg.get("label_names", range(len(shares)))[shares.argmax()], shares.max())
+share, number = model(image[None]).softmax(-1)[0].max(0)
+label = (model.pretrained_cfg.get("label_names") or range(model.num_classes))[number]
 """
 
 TRANSFORMERS = """\
@@ -24,13 +24,15 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 model = AutoModelForImageClassification.from_pretrained("{place}")
 processor = AutoImageProcessor.from_pretrained("{place}")
 image = processor(Image.open("image.jpg").convert("{mode}"), return_tensors="pt")
-shares = model(**image).logits.softmax(-1)[0]
-print(model.config.id2label[int(shares.argmax())], shares.max())
+share, number = model(**image).logits.softmax(-1)[0].max(0)
+label = model.config.id2label[int(number)]
 """
 
 VITBASE = """\
 import vitbase
 
-for label, share in vitbase.predict(["image.jpg"], "{vitbase_place}")[0].classes:
-    print(label, share)
+label, share = vitbase.predict(["image.jpg"], "{vitbase_place}")[0].classes[0]
 """
+
+OURS = {"vitbase": VITBASE}
+"""What opens every folder."""
