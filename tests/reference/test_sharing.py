@@ -101,8 +101,14 @@ TIMM = (
                           "resnet_form": "timm"}),
 )  # fmt: skip
 
+SLOW = ("gap", "gap_norm", "no_bias", "sincos", "hybrid")
+"""Of these; every kind is opened by timm in test_agreement.py, too."""
 
-@pytest.mark.parametrize(("name", "way", "changes"), TIMM)
+
+@pytest.mark.parametrize(
+    ("name", "way", "changes"),
+    [pytest.param(*case, marks=[pytest.mark.slow] * (case[0] in SLOW)) for case in TIMM],
+)
 def test_timm_opens_it_and_so_does_transformers_by_timm(name, way, changes, photographs, tmp_path):
     weights = write_weights(tmp_path, name, way, **changes)
     made = write_folder(weights, tmp_path / "shared")

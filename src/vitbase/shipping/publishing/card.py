@@ -254,7 +254,7 @@ def _training(told: Told) -> Iterator[str]:
     words += f", on {code(data.name)}" if data is not None else ""
     if told.place is not None:
         words += (
-            f"; these are the weights after epoch {told.place[0]:,} ({told.place[1]:,} updates)"
+            f"; these are the weights after {told.place[1]:,} updates, of epoch {told.place[0]}"
         )
     yield words + "."
     rows = [

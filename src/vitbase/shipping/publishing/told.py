@@ -96,18 +96,17 @@ def tell(checkpoint: str | Path, opened: OpenedWeights) -> Told:
         )
         return Told(None, {}, None, None, None, temperature, (note,))
     run = read_run(folder)
+    again = f"vitbase eval --checkpoint_path {weights.parent} --out {weights.parents[2] / REPORT}"
     updates = read_progress(weights.parent).updates
     evaluated = _find_evaluation(run, weights, updates)
     notes = list(run.notes)
     if evaluated is None:
         notes.append(
-            "No evaluation of this checkpoint is kept, and the card says so. To have one: "
-            f"vitbase eval --checkpoint_path {weights.parent} --out {folder / REPORT}"
+            f"No evaluation of this checkpoint is kept, and the card says so. To have one: {again}"
         )
     elif evaluated.scored is None:
         notes.append(
-            "The card has the figures of the evaluation in training. For all of them: "
-            f"vitbase eval --checkpoint_path {weights.parent} --out {folder / REPORT}"
+            f"The card has the figures of the evaluation in training. For all of them: {again}"
         )
     match = NAME.match(weights.parent.name)
     options = {name: _without_paths(section) for name, section in run.config.items()}
