@@ -136,14 +136,12 @@ class Batcher(Generic[Image, Result]):
 
     async def _dispatch(self) -> None:
         while True:
-            await self._until(lambda: self._closed or (bool(self._ready) and self._idle > 0))
+            await self._until(lambda: self._has_work or (self._closed and not self._ready))
             await self._until(lambda: not self.coming or self._is_full, self.max_wait)
             self._ready = deque(item for item in self._ready if not item.result.done())
+            if not self._ready and self._closed:
+                return
             if not self._ready:
-                if self._closed:
-                    return
-                continue
-            if not self._idle:
                 continue
             # Shared out: what waits is computed by all that have nothing to do.
             parts = min(self._idle, len(self._ready))
@@ -155,6 +153,10 @@ class Batcher(Generic[Image, Result]):
             task = asyncio.get_running_loop().create_task(self._run(batch, cores))
             self._computing.add(task)
             task.add_done_callback(self._has_computed)
+
+    @property
+    def _has_work(self) -> bool:
+        return bool(self._ready) and self._idle > 0
 
     @property
     def _idle(self) -> int:

@@ -26,6 +26,7 @@ _IMAGE = "image"
 _MOST_VALUES = 16
 _MOST_PARTS = 16
 _SECONDS_PASSED_OVER = 5.0
+_SECONDS_BETWEEN_PARTS = 0.5
 
 
 class Memory:
@@ -92,7 +93,8 @@ class Incoming:
         with contextlib.suppress(TimeoutError, Refusal):
             async with asyncio.timeout(_SECONDS_PASSED_OVER):
                 while self._has_more and left > 0:
-                    left -= len(await self._next())
+                    async with asyncio.timeout(_SECONDS_BETWEEN_PARTS):
+                        left -= len(await self._next())
 
     async def _next(self) -> bytes:
         message = await self._request.receive()
