@@ -21,6 +21,7 @@ from vitbase.cli import (
     predict,
     probe,
     report,
+    serve,
     weights,
 )
 from vitbase.cli.arguments import LaunchOptions, TableOptions
@@ -46,6 +47,7 @@ OPTIONS = {
     *("recursive", "link"),
     *export.ExportOptions.__annotations__,
     *bench.BenchOptions.__annotations__,
+    *serve.ServeOptions.__annotations__,
     "overwrite",
     *probe.ProbeOptions.__annotations__,
 }

@@ -57,7 +57,7 @@ def place(tmp_path_factory) -> Path:
 def service(place) -> Service:
     words = [f"a={place / 'a.safetensors'}", place / "b.onnx", place / "changing.safetensors"]
     words += [f"broken={place / 'absent.safetensors'}", "--token_file", place / "token"]
-    words += ["--batch_size", 4, "--queue_size", 64, "--max_bytes", 200_000, "--read_timeout", 6]
+    words += ["--batch_size", 4, "--queue_size", 64, "--max_bytes", 200_000, "--read_timeout", 4]
     with serving(*words, "--device_target", "CPU", "--runtime", "auto") as running:
         yield running
 
@@ -292,13 +292,19 @@ def ask_slowly(service: Service, first: bytes, rest: bytes) -> bytes:
     raise AssertionError("it was never refused")
 
 
+def hear(service: Service) -> bytes:
+    """Connect, and say nothing, until the connection ends."""
+    with contextlib.closing(service.connect()) as client:
+        return client.recv(1 << 16)
+
+
 def test_hostile_uploads_and_slow_clients_get_no_more_than_a_refusal(service):
     head = f"POST /models/a/predict HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
     body = f"{head}Content-Length: {len(IMAGE)}\r\n\r\n".encode()
     with ThreadPoolExecutor(3) as pool:
         slow_head = pool.submit(ask_slowly, service, b"POST", f" /{'x' * 999}".encode())
         slow_body = pool.submit(ask_slowly, service, body, IMAGE)
-        nothing = pool.submit(ask_slowly, service, b"\r\n", b"\r\n" * 500)
+        nothing = pool.submit(hear, service)
         assert_refused(service, uploads(360))
         assert slow_head.result() == b""
         assert nothing.result() == b""
@@ -414,7 +420,7 @@ def test_options_that_are_none(words, message, vitbase_command, place):
     places = [place / "a.safetensors"] if words and words[0].startswith("--") else []
     code, _, err = vitbase_command("serve", *places, *words)
     assert code == 2
-    assert err.startswith(f"vitbase: error: {message}")
+    assert f"vitbase: error: {message}" in err
 
 
 @pytest.mark.parametrize("token", ["", "short", "with a space in between", "ä" * 20, "x" * 2000])
@@ -427,7 +433,7 @@ def test_a_token_that_is_none(token, vitbase_command, place, tmp_path, monkeypat
     assert token == "" or token not in err
     monkeypatch.setenv("VITBASE_TOKEN", token)
     code, _, err = vitbase_command("serve", place / "a.safetensors")
-    assert (code, err[:32]) == (2, "vitbase: error: $VITBASE_TOKEN: a")
+    assert (code, err[:33]) == (2, "vitbase: error: $VITBASE_TOKEN: a")
 
 
 def test_models_are_called_by_their_files(tmp_path, monkeypatch):

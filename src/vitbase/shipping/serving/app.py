@@ -64,7 +64,7 @@ class Service:
 
     def app(self) -> Starlette:
         """Return what an ASGI server runs."""
-        return Starlette(
+        app = Starlette(
             routes=[
                 Route("/predict", self.predict, methods=["POST"]),
                 Route("/models/{name}/predict", self.predict, methods=["POST"]),
@@ -80,6 +80,8 @@ class Service:
                 Exception: _tell_fault,
             },
         )
+        app.router.redirect_slashes = False  # to where the client says that we are
+        return app
 
     async def predict(self, request: Request) -> Response:
         """Answer with the most probable classes of an image."""

@@ -75,6 +75,7 @@ class Incoming:
                         raise too_long(limits)
                     memory.extend(body, chunk)
         except TimeoutError:
+            self._has_more = False  # that anybody would wait for
             raise Refusal(
                 408,
                 f"The request did not arrive within {limits.read_timeout:g} seconds.",
