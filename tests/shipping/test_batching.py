@@ -59,11 +59,28 @@ async def until(is_so):
 
 def test_what_is_there_at_once_is_computed_together_up_to_a_size():
     async def test(batcher, computer):
-        found = await asyncio.gather(*(answer(batcher, number) for number in range(7)))
-        assert found == [2 * number for number in range(7)]
-        assert [images for images, _ in computer.batches] == [[0, 1, 2, 3], [4, 5, 6]]
+        found = await asyncio.gather(*(answer(batcher, number) for number in range(14)))
+        assert found == [2 * number for number in range(14)]
+        assert [len(images) for images, _ in computer.batches] == [4, 4, 4, 2]
 
-    run(test)
+    run(test, queue_size=14)
+
+
+def test_batches_of_clients_that_wait_for_each_other_become_alike():
+    """One of many and one of few would else stay so for ever."""
+
+    async def test(batcher, computer):
+        async def ask_on(number):
+            for _ in range(30):
+                await answer(batcher, number)
+
+        first = asyncio.create_task(ask_on(0))
+        await until(lambda: computer.batches)
+        await asyncio.gather(first, *(ask_on(number) for number in range(1, 12)))
+        sizes = [len(images) for images, _ in computer.batches[10:20]]
+        assert max(sizes) <= 7, sizes
+
+    run(test, size=12, queue_size=12)
 
 
 def test_one_image_has_all_cores_and_several_are_shared_out():

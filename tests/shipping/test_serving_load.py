@@ -1,4 +1,4 @@
-"""`vitbase serve` under load, and under more than it can take: nothing fails, and memory stands."""
+"""`vitbase serve` under load for a minute: nothing fails, and memory stands."""
 
 from __future__ import annotations
 
@@ -45,8 +45,6 @@ class Load:
                 response = client.getresponse()
                 said = told(response)
                 assert len(said["predictions"]) == 5 if response.status == 200 else said["error"]
-                if response.status == 429:
-                    assert int(response.getheader("Retry-After")) >= 1
                 with self._lock:
                     self.statuses[response.status] += 1
 
@@ -65,19 +63,6 @@ class Load:
         self._pool.shutdown()
         for each in self._asking:
             each.result()
-
-
-def test_overloaded_it_refuses_some_and_answers_the_others(weights):
-    words = [weights, "--batch_size", 2, "--queue_size", 2, "--runtime", "eager"]
-    with serving(*words) as service:
-        load = Load(service, 12)
-        load.until(lambda: load.statuses[200] > 100 and load.statuses[429] > 10)
-        load.end()
-        assert {*load.statuses} == {200, 429}
-        code, said = service.end()
-    assert code == 0
-    answered = load.statuses[200]
-    assert f"Ended: {answered:,} requests taken, {answered:,} answered." in said.replace("\n", "")
 
 
 @pytest.mark.slow

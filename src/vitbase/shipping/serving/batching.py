@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Generic, TypeVar
 
 from vitbase.shipping.serving.refusals import busy
@@ -23,6 +24,9 @@ Result = TypeVar("Result")
 
 _OF_THE_LAST = 0.2
 """The weight of the last batch in what an image is expected to take."""
+
+_JUST_NOW = 0.05
+"""Seconds after which clients of a batch are not expected to ask again at once."""
 
 
 class Place:
@@ -78,6 +82,8 @@ class Batcher(Generic[Image, Result]):
         """Requests that have not given their image yet."""
         self._ready: deque[_Item[Image, Result]] = deque()
         self._computing: set[asyncio.Task[None]] = set()
+        self._images_computing = self._images_of_last = 0
+        self._last_ended = -math.inf
         self._changed = asyncio.Event()
         self._closed = False
         self._seconds_an_image = 0.0
@@ -146,13 +152,14 @@ class Batcher(Generic[Image, Result]):
             # Shared out: what waits is computed by all that have nothing to do.
             parts = min(self._idle, len(self._ready))
             cores = max(1, self.cores // (len(self._computing) + parts))
-            count = min(self.size, math.ceil(len(self._ready) / parts))
+            count = min(self.size, math.ceil(len(self._ready) / parts), self._even)
             batch = [self._ready.popleft() for _ in range(count)]
             for item in batch:
                 item.place.leave()
             task = asyncio.get_running_loop().create_task(self._run(batch, cores))
             self._computing.add(task)
-            task.add_done_callback(self._has_computed)
+            self._images_computing += count
+            task.add_done_callback(partial(self._has_computed, count))
 
     @property
     def _has_work(self) -> bool:
@@ -163,11 +170,28 @@ class Batcher(Generic[Image, Result]):
         return self.streams - len(self._computing)
 
     @property
+    def _even(self) -> int:
+        """Images of a batch, if all that are about were dealt out to those that compute and one.
+
+        Clients that were answered together ask again together. So what was once a batch of one and
+        a batch of many would stay so, and the many always wait for each other. Those of the batch
+        that has just ended count, as they may ask again. Where nothing was under way, what has
+        come is not put off.
+        """
+        just_now = time.perf_counter() - self._last_ended <= _JUST_NOW
+        if not (self._computing or just_now):
+            return self.size
+        images = len(self._ready) + self.coming + self._images_computing + self._images_of_last
+        return math.ceil(images / (self.streams + 1))
+
+    @property
     def _is_full(self) -> bool:
         return len(self._ready) >= self.size * self._idle
 
-    def _has_computed(self, task: asyncio.Task[None]) -> None:
+    def _has_computed(self, count: int, task: asyncio.Task[None]) -> None:
         self._computing.discard(task)
+        self._images_computing -= count
+        self._images_of_last, self._last_ended = count, time.perf_counter()
         self._changed.set()
 
     async def _until(self, is_so: Callable[[], bool], seconds: float | None = None) -> None:
