@@ -23,6 +23,7 @@ from vitbase.cli import (
     probe,
     push,
     report,
+    serve,
     weights,
 )
 from vitbase.cli.arguments import LaunchOptions, TableOptions
@@ -51,6 +52,7 @@ OPTIONS = {
     *push._SWITCHES,
     *demo.DemoOptions.__annotations__,
     *bench.BenchOptions.__annotations__,
+    *serve.ServeOptions.__annotations__,
     "overwrite",
     *probe.ProbeOptions.__annotations__,
 }

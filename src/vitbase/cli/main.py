@@ -20,6 +20,7 @@ from vitbase.cli.predict import run_predict
 from vitbase.cli.probe import run_probe
 from vitbase.cli.push import run_push
 from vitbase.cli.report import run_report
+from vitbase.cli.serve import run_serve
 from vitbase.cli.train import run_explain, run_recipes, run_train
 from vitbase.cli.verify import run_verify
 from vitbase.cli.weights import run_weights
@@ -36,6 +37,7 @@ _USAGE = """usage: vitbase COMMAND [...]
   predict IMAGE... --checkpoint_path PATH  the classes a model sees: shown, in a file, sorted
   export CHECKPOINT OUT.onnx [...]         the model for another runtime, compared there
   bench CHECKPOINT                         the ways to run it here: speed, memory, what they lose
+  serve CHECKPOINT... [--port 8000]        models over HTTP: POST an image to /predict
   inspect CHECKPOINT [IMAGE...] --out DIR  what it looks at: attention, features, gradients
   probe WEIGHTS... --data_path PATH        how good features are for images, before training
   demo CHECKPOINT [--port 7860]            a page to drop images on: classes, and where it looks
@@ -154,6 +156,7 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "predict": run_predict,
     "export": run_export,
     "bench": run_bench,
+    "serve": run_serve,
     "inspect": run_inspect,
     "probe": run_probe,
     "demo": run_demo,

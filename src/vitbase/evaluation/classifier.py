@@ -97,6 +97,11 @@ class Classifier:
     def num_classes(self) -> int:
         return len(self.class_names)
 
+    def rank(self, logits_BC: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the numbers [B, K] of the most probable classes, and their probabilities."""
+        top_BK = rank_classes(logits_BC, top)
+        return top_BK, (logits_BC / self.temperature).softmax(dim=1).gather(1, top_BK)
+
     def classify(
         self,
         source: Source,
@@ -132,8 +137,7 @@ class Classifier:
                         f"{self.path} ({self.runtime}) answers with NaN or infinity to an image of "
                         f"{len(batch.positions)} from {place} on."
                     )
-                top_BK = rank_classes(logits_BC, top)
-                p_BK = (logits_BC / self.temperature).softmax(dim=1).gather(1, top_BK)
+                top_BK, p_BK = self.rank(logits_BC, top)
                 causes = iter(batch.bad)
                 for index, readable, classes, shares in zip(
                     batch.positions.tolist(),
@@ -180,6 +184,11 @@ class Classifier:
         source = in_memory(images)
         answers = self.classify(source, top=top, batch_size=len(images), num_workers=num_workers)
         return list(answers)
+
+
+def share_of(probability: float) -> float:
+    """Return a probability with all the digits that float32 has, and no more."""
+    return float(f"{probability:.6g}")
 
 
 def of_model(loaded: LoadedModel, runtime: Runtime) -> Network:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vitbase.errors import ConfigError
-from vitbase.evaluation.classifier import Answer, Classifier
+from vitbase.evaluation.classifier import Answer, Classifier, share_of
 from vitbase.shipping.opened import open_classifier
 from vitbase.sources.named import open_named
 from vitbase.sources.source import Source
@@ -133,6 +133,6 @@ def _prediction(answer: Answer, source: Source, names: Sequence[str], unsure: fl
     image = source.describe(answer.index)
     if answer.error is not None:
         return Prediction(image, error=answer.error)
-    shares = [float(f"{share:.6g}") for share in answer.probabilities]  # all that float32 has
+    shares = map(share_of, answer.probabilities)
     pairs = zip((names[number] for number in answer.classes), shares, strict=True)
     return Prediction(image, tuple(pairs), answer.probabilities[0] < unsure)

@@ -1,0 +1,1 @@
+"""A model as a service over HTTP: bounded, batched, stopped and reloaded without loss."""
