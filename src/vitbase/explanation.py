@@ -7,16 +7,15 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from vitbase.config.complete import Facts, complete
 from vitbase.config.config import Config
 from vitbase.config.options import EMBEDDED
 from vitbase.errors import ConfigError, DeviceError
-from vitbase.model.cost import count_flops
+from vitbase.model.cost import count_flops, count_kept
 from vitbase.model.spec import ViTSpec
-from vitbase.model.zoo import allocate, build_unfilled
+from vitbase.model.zoo import build_unfilled
 from vitbase.runtime import local_runtime
 from vitbase.sources.shards.raw import bytes_in_shard
 from vitbase.training.architecture import load_for_training, preprocess_of_weights, spec_of
@@ -92,7 +91,7 @@ def explain(config: Config) -> Explanation:
         freeze_backbone(model)
     flops = count_flops(spec, head_only=head_only)
     forward, training = flops.forward, flops.training
-    activations = _count_kept_values(spec, head_only)
+    kept_values = count_kept(spec, head_only=head_only)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     groups = decay_groups(model, config.optimizer.decay_on)
@@ -106,7 +105,8 @@ def explain(config: Config) -> Explanation:
     if sharded:
         state //= devices
     bytes_per_value = 4 if _precision(config) == "fp32" else 2
-    activation_bytes = activations * bytes_per_value
+    activation_bytes = kept_values.each * bytes_per_value
+    all_bytes = state + activation_bytes * layout.batch_size + kept_values.once * bytes_per_value
     facts = (
         Fact("model", f"{spec.name}, {_size(spec)} px", spec_source),
         Fact("training images", f"{num_images:,}", images_source),
@@ -166,7 +166,7 @@ def explain(config: Config) -> Explanation:
         ),
         Fact(
             "memory estimate",
-            f"{(state + activation_bytes * layout.batch_size) / _MEBI:,.0f} MiB",
+            f"{all_bytes / _MEBI:,.0f} MiB",
             f"the two above, {layout.batch_size} images a forward pass; without workspace",
         ),
     )
@@ -256,43 +256,6 @@ def _find_spec(config: Config) -> tuple[ViTSpec, str]:
         return loaded.spec, f"read off {loaded.path}"
     origin = "the zoo" if config.model.model else "the zoo; small, as no weights are given"
     return spec_of(config), origin
-
-
-def _count_kept_values(spec: ViTSpec, head_only: bool) -> int:
-    """Count the values that autograd keeps for one image.
-
-    Measured on real models of two and three blocks, since the others are like the third: the meta
-    device would have no fused attention, and keep the attention matrices.
-    """
-    if spec.depth <= 3:
-        return _kept_values(spec, head_only)
-    two = _kept_values(spec.replace(depth=2), head_only)
-    three = _kept_values(spec.replace(depth=3), head_only)
-    return two + (spec.depth - 2) * (three - two)
-
-
-def _kept_values(spec: ViTSpec, head_only: bool) -> int:
-    model = build_unfilled(spec).train()
-    allocate(model)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()  # their values change nothing, and cost time to draw
-    if head_only:
-        freeze_backbone(model)
-    own = {parameter.data_ptr() for parameter in model.parameters()}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes() // tensor.element_size()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        # Held until counted: a freed tensor's place in memory would be used, and counted, again.
-        logits = model(torch.zeros(1, spec.in_channels, *spec.image_size))
-    assert logits.requires_grad
-    return sum(kept.values())
 
 
 def _milestones(schedule: Schedule) -> list[int]:
