@@ -66,6 +66,23 @@ print(json.dumps([name for name in {HEAVY} if name in sys.modules]))
     assert json.loads(loaded) == []
 
 
+def test_garbage_is_searched_for_again_once_torch_is_loaded():
+    program = """
+import gc, sys
+from vitbase.cli.commands import loading
+try:
+    with loading():
+        assert not gc.isenabled()
+        import torch
+        raise ImportError
+except ImportError:
+    assert gc.isenabled() and gc.get_freeze_count() > 100_000
+with loading():  # a second time there is nothing to load
+    assert gc.isenabled()
+"""
+    run_python(program)
+
+
 @pytest.mark.parametrize("room", ["runs", "config"])
 def test_runs_and_configurations_are_read_where_torch_is_not(room):
     modules = [module for module in MODULES if room_of(module) == room]

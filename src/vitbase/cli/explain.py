@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vitbase.cli.arguments import parse_config
+from vitbase.cli.commands import loading
 from vitbase.cli.naming import telling_whose
 from vitbase.console import say
 
@@ -12,7 +13,8 @@ _DEFAULT = "fashion"
 
 def run_explain(words: list[str]) -> None:
     config = parse_config("explain", words, default_recipe=_DEFAULT)
-    from vitbase.explanation import explain
+    with loading():
+        from vitbase.explanation import explain
 
     with telling_whose(words, config, _DEFAULT):
         explanation = explain(config)
