@@ -2,9 +2,9 @@
 
     python benchmarks/explain.py --rounds 5 --json results/explain.json
 
-In turns, each a process of its own: `explain` with an empty cache, so that it measures; some updates
-of `train`; an evaluation of its checkpoint. Medians of the speeds, and of the ratios within a round.
-Images of Ti/16 and S/16 are photo-like JPEGs of 110 kB.
+In turns, each a process of its own: `explain` with an empty cache, so that it measures; some
+updates of `train`; an evaluation of its checkpoint. Medians of the speeds, and of the ratios within
+a round. Images of Ti/16 and S/16 are photo-like JPEGs of 110 kB.
 """
 
 from __future__ import annotations

@@ -77,8 +77,9 @@ def test_more_work_takes_longer(name):
         assert all(a > b for a, b in zip(at_peak(more), (training, -1, evaluating), strict=True))
 
 
-# Images per second in the tables that timm publishes: results/ of its repository, of the files
-# benchmark-infer-amp-nchw-pt240-cu124-rtx3090, -pt291-cu128-4090, -train-amp-nchw-pt112-cu113-rtx3090.
+# Images per second in the tables that timm publishes, results/benchmark-*.csv of its repository:
+# infer-amp-nchw-pt240-cu124-rtx3090, infer-amp-nchw-pt291-cu128-4090, and
+# train-amp-nchw-pt112-cu113-rtx3090.
 PUBLISHED = [
     ("3090", "evaluating", {"ViT-S_16": 4584.86, "ViT-B_16": 1570.66, "ViT-L_16": 486.7}),
     ("4090", "evaluating", {"ViT-S_16": 8214.74, "ViT-B_16": 2992.79, "ViT-L_16": 954.12}),
@@ -171,6 +172,10 @@ def test_what_was_measured_is_kept_for_any_depth(tiny_config, monkeypatch):
         explain(config.replace(batch_size=3), on="here")
 
 
+def kept_twice(**values: float) -> str:
+    return json.dumps({name: {"depth": 1, **values} for name in ("shallow", "deep")})
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -178,12 +183,8 @@ def test_what_was_measured_is_kept_for_any_depth(tiny_config, monkeypatch):
         "[]",
         '{"shallow": 3}',
         '{"shallow": {"depth": 1, "training": -1, "update": 0, "evaluating": 1}}',
-        json.dumps(dict.fromkeys(["shallow", "deep"], {"depth": 1, "training": 1, "more": 2})),
-        json.dumps(
-            dict.fromkeys(
-                ["shallow", "deep"], {"depth": 1, "training": 1e9, "update": 0, "evaluating": 0}
-            )
-        ),
+        kept_twice(training=1, more=2),
+        kept_twice(training=1e9, update=0, evaluating=0),
         '{"shallow": {"depth": 1, "training": NaN, "update": 0, "evaluating": 1}}',
     ],
 )
