@@ -1,12 +1,14 @@
 # Two commands: `make demo` trains a Vision Transformer on real images and reports its accuracy,
 # `make test` runs lint, types and tests. Each installs what it needs into .venv first.
-# `make test-mindspore` runs the tests of the MindSpore engine, in .venv-mindspore.
+# `make test-mindspore` runs the tests of the MindSpore engine, in .venv-mindspore; `make test-demo`
+# those of the demo's page, in .venv-demo and in Chromium.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 VENV_MINDSPORE ?= .venv-mindspore
+VENV_DEMO ?= .venv-demo
 
-.PHONY: demo test test-mindspore test-report test-slow soak weights-table golden-losses lint types format clean
+.PHONY: demo test test-mindspore test-report test-demo test-slow soak weights-table golden-losses lint types format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/vitbase train fashion
@@ -23,6 +25,9 @@ soak: $(VENV)/.installed-dev
 
 test-report: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/evaluation/test_report_page.py
+
+test-demo: $(VENV_DEMO)/.installed
+	$(VENV_DEMO)/bin/python -m pytest tests/shipping/test_demo_page.py
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow
@@ -62,5 +67,10 @@ $(VENV_MINDSPORE)/.installed: pyproject.toml tests/mindspore/requirements.txt
 	$(VENV_MINDSPORE)/bin/python -m pip install --quiet --requirement tests/mindspore/requirements.txt --editable .
 	touch $@
 
+$(VENV_DEMO)/.installed: pyproject.toml tests/shipping/demo_requirements.txt
+	test -x $(VENV_DEMO)/bin/python || $(PYTHON) -m venv $(VENV_DEMO)
+	$(VENV_DEMO)/bin/python -m pip install --quiet --requirement tests/shipping/demo_requirements.txt --editable .
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV_MINDSPORE) runs .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV_MINDSPORE) $(VENV_DEMO) runs .mypy_cache .ruff_cache .pytest_cache .hypothesis

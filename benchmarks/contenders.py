@@ -19,12 +19,12 @@ def vitbase_batches(folder: str, pipeline: str, workers: int, as_floats: bool) -
     from vitbase.data.augment import EvalTransform, TrainTransform
     from vitbase.data.loader import EvalLoader, TrainLoader
     from vitbase.data.normalize import normalize
-    from vitbase.sources.folders import read_folder
+    from vitbase.sources.open import open_source
 
     preprocess = default_preprocess(SIZE, SIZE, 3)
     if "bicubic" in pipeline:
         preprocess = preprocess.model_copy(update={"interpolation": "bicubic"})
-    source = read_folder(Path(folder), "folder")
+    source = open_source(folder, "train", "folder")
     epoch = 0
     while True:
         if pipeline == "eval":
@@ -77,7 +77,9 @@ def timm_batches(folder: str, pipeline: str, workers: int, as_floats: bool) -> I
             yield len(images)
 
 
-def torchvision_batches(folder: str, pipeline: str, workers: int, new: bool) -> Iterator[int]:
+def torchvision_batches(
+    folder: str, pipeline: str, workers: int, new: bool, decoder: str = "torchvision"
+) -> Iterator[int]:
     import torch
     from torchvision import transforms as v1
     from torchvision.datasets import ImageFolder
@@ -101,7 +103,11 @@ def torchvision_batches(folder: str, pipeline: str, workers: int, new: bool) -> 
         steps.append(v1.ConvertImageDtype(torch.float32))
     transform = kit.Compose([*steps, kit.Normalize(MEAN, STD)])
     read: dict[str, Any] = {}
-    if new:
+    if decoder == "TorchCodec":
+        from torchcodec.decoders import decode_image as decode_codec
+
+        read["loader"] = decode_codec
+    elif new:
         read["loader"] = lambda path: decode_image(read_file(path), ImageReadMode.RGB)
     loader = torch.utils.data.DataLoader(
         ImageFolder(folder, transform, **read),
@@ -113,6 +119,54 @@ def torchvision_batches(folder: str, pipeline: str, workers: int, new: bool) -> 
     )
     while True:
         for images, _ in loader:
+            yield len(images)
+
+
+def spdl_batches(folder: str, pipeline: str, workers: int) -> Iterator[int]:
+    """FFmpeg decodes, crops, resizes (bilinear, which antialiases) and flips in SPDL's threads."""
+    import random
+
+    import torch
+    from spdl import io
+    from spdl.pipeline import PipelineBuilder
+
+    from vitbase.data.augment import draw_window
+
+    if "randaugment" in pipeline:
+        raise SystemExit("not compared")
+    paths = [str(path) for path in image_files(folder)]
+    mean, std = (255 * torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
+
+    def source() -> Iterator[str]:
+        while True:
+            if pipeline != "eval":
+                random.shuffle(paths)
+            yield from paths
+
+    def load(path: str) -> Any:
+        packets = io.demux_image(path)
+        height, width = packets.height, packets.width
+        if pipeline == "eval":
+            scale = 256 / min(height, width)
+            steps = f"scale={round(width * scale)}:{round(height * scale)}:flags=bilinear"
+            steps += f",crop={SIZE}:{SIZE}"
+        else:
+            window: Any = draw_window((height, width), (0.08, 1.0), random)  # type: ignore[arg-type]
+            top, left, rows, columns = window
+            steps = f"crop={columns}:{rows}:{left}:{top},scale={SIZE}:{SIZE}:flags=bilinear"
+            steps += ",hflip" if random.random() < 0.5 else ""
+        return io.decode_packets(packets, filter_desc=f"{steps},format=pix_fmts=rgb24")
+
+    def batch(frames: list[Any]) -> torch.Tensor:
+        pixels = io.to_torch(io.convert_frames(frames))
+        return (pixels.permute(0, 3, 1, 2).float() - mean) / std
+
+    builder = PipelineBuilder().add_source(source()).pipe(load, concurrency=workers)
+    flow = (
+        builder.aggregate(BATCH).pipe(batch).add_sink(3).build(num_threads=workers, max_failures=0)
+    )
+    with flow.auto_stop():
+        for images in flow:
             yield len(images)
 
 
@@ -213,10 +267,14 @@ def batches_of(name: str, folder: str, pipeline: str, workers: int) -> Iterator[
     makers: dict[str, Callable[[], Iterator[int]]] = {
         "vitbase": lambda: vitbase_batches(folder, pipeline, workers, True),
         "vitbase uint8": lambda: vitbase_batches(folder, pipeline, workers, False),
+        "vitbase raw": lambda: vitbase_batches(folder, pipeline, workers, True),
+        "vitbase raw uint8": lambda: vitbase_batches(folder, pipeline, workers, False),
         "timm": lambda: timm_batches(folder, pipeline, workers, True),
         "timm uint8": lambda: timm_batches(folder, pipeline, workers, False),
         "torchvision PIL": lambda: torchvision_batches(folder, pipeline, workers, False),
         "torchvision v2": lambda: torchvision_batches(folder, pipeline, workers, True),
+        "TorchCodec": lambda: torchvision_batches(folder, pipeline, workers, True, "TorchCodec"),
+        "SPDL": lambda: spdl_batches(folder, pipeline, workers),
         "DALI": lambda: dali_batches(folder, pipeline, workers),
         "MindSpore": lambda: mindspore_batches(folder, pipeline, workers),
         "decode": lambda: decode_batches(folder, workers),

@@ -1,4 +1,4 @@
-"""Speed of the input pipeline beside timm's, torchvision's, DALI's and MindSpore's.
+"""Speed of the input pipeline beside those of timm, torchvision, TorchCodec, SPDL, DALI, MindSpore.
 
     python benchmarks/input.py                     # makes its photographs; train and eval pipelines
     python benchmarks/input.py --folder photos/    # a folder of class folders instead
@@ -11,9 +11,11 @@ antialiased. Each runs in a process of its own, pinned to the same cores, with a
 cores; contenders and numbers of cores take turns within a round, and a ratio is the median over
 rounds of the ratio within a round. `vitbase uint8` and `timm uint8` are what a device is sent: it
 normalises there. `decode` is the ceiling: decoding whole files and nothing else, in threads.
+`vitbase raw` reads the same images as `vitbase data pack --raw 256` writes them, decoded.
 
 DALI and MindSpore come with requirements of their own: name a Python that has them in
-`DALI_PYTHON` and `MINDSPORE_PYTHON`.
+`DALI_PYTHON` and `MINDSPORE_PYTHON`. TorchCodec decodes for torchvision's v2 transforms; SPDL crops
+and resizes with FFmpeg, in threads. Contenders that are not installed are left out, and named.
 
 Without `--folder`, photographs are made: the 1/f spectrum of natural images, 500 x 375 pixels, at
 the qualities that give files of 70 KB and of 110 KB (ImageNet's mean).
@@ -36,14 +38,19 @@ from typing import Any
 from contenders import batches_of, image_files
 from photos import make_corpus
 
+RAW = "raw"
 OURS, UINT8 = "vitbase", "vitbase uint8"
 CONTENDERS = (
     "vitbase",
     "vitbase uint8",
+    "vitbase raw",
+    "vitbase raw uint8",
     "timm",
     "timm uint8",
     "torchvision PIL",
     "torchvision v2",
+    "TorchCodec",
+    "SPDL",
     "DALI",
     "MindSpore",
     "decode",
@@ -112,15 +119,24 @@ def run_one(name: str, folder: str, pipeline: str, cores: int, seconds: float) -
     return result
 
 
+def pack_pixels(folder: str, out: str) -> None:
+    """Pack a folder as `vitbase data pack --raw 256` does."""
+    from vitbase.curation.packing.split import pack_source  # other Pythons run this file, too
+    from vitbase.sources.folders import read_folder
+
+    pack_source(read_folder(Path(folder), "folder"), out, "train", raw=256)
+
+
 def compare(
-    corpus: str, folder: str, pipeline: str, args: argparse.Namespace
+    corpus: str, folder: str, pixels: str, pipeline: str, args: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """Let the contenders take turns; return and print a row for each and each number of cores."""
     found: dict[tuple[str, int], list[dict[str, float]]] = {}
     for _ in range(args.rounds):
         for name in args.contenders:
             for cores in args.cores:
-                result = run_one(name, folder, pipeline, cores, args.seconds)
+                place = pixels if RAW in name else folder
+                result = run_one(name, place, pipeline, cores, args.seconds)
                 if result:
                     found.setdefault((name, cores), []).append(result)
     print(f"\n{corpus}, {pipeline}\n")
@@ -188,8 +204,11 @@ def main() -> None:
             name = f"{kilobytes} KB"
             corpora[name] = str(make_corpus(Path(made) / name.replace(" ", "_"), kilobytes))
         for corpus, folder in corpora.items():
+            pixels = f"{made}/pixels of {corpus}"
+            if any(RAW in name for name in args.contenders):
+                pack_pixels(folder, pixels)
             for pipeline in args.pipelines:
-                rows += compare(corpus, folder, pipeline, args)
+                rows += compare(corpus, folder, pixels, pipeline, args)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=2) + "\n")
 

@@ -11,6 +11,8 @@ from commands import environment_of_commands
 from import_graph import MODULES, room_of
 from made_runs import TINY
 
+import vitbase
+
 HEAVY = ("torch", "numpy", "safetensors", "PIL", "simplejpeg")
 LATE = {"torch._dynamo", "torch.distributed.tensor", "torch.utils.flop_counter"}
 
@@ -76,3 +78,22 @@ print(json.dumps(sorted({LATE} & set(sys.modules))))
 """
     *_, loaded = run_python(program, json.dumps(options), str(tmp_path)).splitlines()
     assert json.loads(loaded) == []
+
+
+def test_what_only_tells_computes_with_no_compiler(tmp_path):
+    """Explain counts by arithmetic, and weights have memory without torch's own way to it."""
+    weights = tmp_path / "w.safetensors"
+    vitbase.save_weights(vitbase.create_model("testing", num_classes=3, image_size=32), weights)
+    program = f"""
+import json, sys
+from vitbase.cli.main import main
+try:
+    main(sys.argv[1:])
+except SystemExit as stopped:
+    assert not stopped.code, stopped.code
+print(json.dumps([name for name in {[*sorted(LATE), "sympy"]} if name in sys.modules]))
+"""
+    for words in (["explain", "imagenet"], ["weights", "show", str(weights)]):
+        *told, loaded = run_python(program, *words).splitlines()
+        assert told
+        assert json.loads(loaded) == [], words

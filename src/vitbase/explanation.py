@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,16 @@ from vitbase.config.options import EMBEDDED
 from vitbase.errors import ConfigError, DeviceError
 from vitbase.model.cost import count_flops
 from vitbase.model.spec import ViTSpec
-from vitbase.model.zoo import build_model, build_unfilled
+from vitbase.model.zoo import allocate, build_unfilled
 from vitbase.runtime import local_runtime
+from vitbase.sources.shards.raw import bytes_in_shard
 from vitbase.training.architecture import load_for_training, preprocess_of_weights, spec_of
 from vitbase.training.optim import decay_groups
 from vitbase.training.parallel import freeze_backbone
 from vitbase.training.schedule import Schedule
 
-_OPTIMIZER_COPIES = {"momentum": 1, "adamw": 2, "lamb": 2}  # tensors kept for each parameter
+_OPTIMIZER_COPIES = {"momentum": 1, "adamw": 2, "lamb": 2, "muon": 1}
+"""Tensors that are kept for each parameter; of Muon, for nearly all."""
 _MEBI = 2**20
 
 
@@ -107,6 +110,7 @@ def explain(config: Config) -> Explanation:
     facts = (
         Fact("model", f"{spec.name}, {_size(spec)} px", spec_source),
         Fact("training images", f"{num_images:,}", images_source),
+        _as_pixels(config, num_images),
         Fact(
             "effective batch",
             f"{global_batch}",
@@ -125,7 +129,7 @@ def explain(config: Config) -> Explanation:
         Fact(
             "forward, per image",
             f"{_flops(forward)}",
-            "torch's FLOP counter; a multiply-add is two",
+            "as torch's FLOP counter; a multiply-add is two",
         ),
         Fact(
             "training, per image",
@@ -182,6 +186,20 @@ def explain(config: Config) -> Explanation:
         kept=groups.kept,
         facts=facts,
         notes=completed.notes,
+    )
+
+
+def _as_pixels(config: Config, num_images: int) -> Fact:
+    """Return the bytes of the training images as decoded pixels, at the size that is resized to."""
+    height, width = config.data.image_size or (224, 224)
+    # As evaluation resizes; without a ratio of one's own, by the usual 0.875: 256 for 224.
+    side = math.floor(min(height, width) / (config.data.crop_ratio or 0.875) + 1e-6)
+    longer = round(4 / 3 * side)
+    total = num_images * bytes_in_shard(side, longer, config.data.image_channels or 3)
+    return Fact(
+        "as decoded pixels",
+        f"{total / _MEBI:,.0f} MiB",
+        f"`vitbase data pack --raw {side}`, where all are photographs of 4:3",
     )
 
 
@@ -254,7 +272,11 @@ def _count_kept_values(spec: ViTSpec, head_only: bool) -> int:
 
 
 def _kept_values(spec: ViTSpec, head_only: bool) -> int:
-    model = build_model(spec).train()
+    model = build_unfilled(spec).train()
+    allocate(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()  # their values change nothing, and cost time to draw
     if head_only:
         freeze_backbone(model)
     own = {parameter.data_ptr() for parameter in model.parameters()}
@@ -268,7 +290,7 @@ def _kept_values(spec: ViTSpec, head_only: bool) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         # Held until counted: a freed tensor's place in memory would be used, and counted, again.
-        logits = model(torch.rand(1, spec.in_channels, *spec.image_size))
+        logits = model(torch.zeros(1, spec.in_channels, *spec.image_size))
     assert logits.requires_grad
     return sum(kept.values())
 

@@ -101,9 +101,10 @@ def listed(names: Iterable[str]) -> str:
     return "".join(f"{_as_line(name)}\n" for name in names)
 
 
-def json_line(value: object, indent: int | None = None) -> str:
+def json_line(value: object, indent: int | None = None, *, sort_keys: bool = False) -> str:
     """Return a value as JSON of ASCII that can be seen: `json` leaves DEL as it is."""
-    return json.dumps(value, indent=indent).replace("\x7f", "\\u007f")
+    text = json.dumps(value, indent=indent, sort_keys=sort_keys)
+    return text.replace("\x7f", "\\u007f")
 
 
 def plain_name(name: str) -> str:

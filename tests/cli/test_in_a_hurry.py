@@ -148,7 +148,7 @@ def test_help_shows_values_as_they_are_typed(capsys, monkeypatch):
     said = " ".join(run_command(capsys, "train", "imagenet", "--help")[1].split())
     assert "--image_size INT height and width of the input, in pixels (default: 224)" in said
     assert "(default: 128 0.02 1024 0.18)" in said
-    assert "--betas FLOAT FLOAT of adamw and lamb (default: 0.9 0.999)" in said
+    assert "--betas FLOAT FLOAT of adamw, lamb and muon (default: 0.9 0.999)" in said
     assert "--num_workers INT decoding threads (default: one per core)" in said  # it is empty
     assert "--dropout FLOAT rate, after every linear map (default: the variant's)" in said
 

@@ -47,6 +47,7 @@ def test_a_given_rate_is_used_as_it_is():
     [
         ({"optimizer": "adamw"}, 2.0),
         ({"optimizer": "lamb"}, 2.0),
+        ({"optimizer": "muon"}, 2.0),
         ({"optimizer": "adamw", "lr_scaling": "linear"}, 4.0),
         ({"optimizer": "momentum"}, 4.0),
         ({"optimizer": "momentum", "lr_scaling": "sqrt"}, 2.0),

@@ -263,7 +263,7 @@ def test_help_reads_well(vitbase_command):
     text = " ".join(out.replace("│", "").split())
     assert text.startswith("usage: vitbase data pack PATH OUT")
     assert "Interrupted, the same command continues." in text
-    assert "size at which a shard ends (default: 256)" in text
+    assert "size at which a shard ends (default: 256; 1024 of pixels)" in text
 
 
 # The same images give the same run

@@ -358,7 +358,7 @@ def test_a_bottleneck_is_told_in_numbers_and_with_a_remedy(source, embedded, cor
     assert "4 workers deliver 100 images/s, the model could take 250" in line
     assert ("--num_workers 7" in line) == (cores == 7)
     assert ("more cores" in line) == (cores == 4)
-    assert "data pack --short_side" in line
+    assert "vitbase data pack --raw" in line
     decoded = train_loader(embedded, num_workers=4)
     decoded.seconds_waited = 6.0
     assert "pack" not in (decoded.describe_bottleneck(1000, 10.0) or "pack")

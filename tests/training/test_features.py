@@ -58,7 +58,7 @@ def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor])
         assert torch.equal(value, theirs[name]), name
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
+@pytest.mark.parametrize("optimizer", ["adamw", "lamb", "muon"])
 def test_with_everything_on_a_continued_run_is_the_uninterrupted_one(
     tiny_config, tmp_path, optimizer
 ):

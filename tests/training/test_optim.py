@@ -117,7 +117,7 @@ def test_without_layer_decay_there_are_two_groups_with_the_whole_rate():
     assert [(group.weight_decay, group.lr_scale) for group in groups] == [(0.1, 1.0), (0.0, 1.0)]
 
 
-@pytest.mark.parametrize("rule", ["momentum", "adamw", "lamb"])
+@pytest.mark.parametrize("rule", ["momentum", "adamw", "lamb", "muon"])
 def test_each_depth_moves_at_its_share_of_the_rate(rule):
     def steps_of(layer_decay: float) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)

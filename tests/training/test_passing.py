@@ -89,7 +89,13 @@ def interrupt_at(patch: pytest.MonkeyPatch, updates: int) -> None:
 
 @pytest.mark.parametrize(
     ("optimizer", "what", "bad"),
-    [("momentum", "gradient", 0), ("adamw", "loss", 7), ("lamb", "loss", 0), ("lamb", "loss", 7)],
+    [
+        ("momentum", "gradient", 0),
+        ("adamw", "loss", 7),
+        ("lamb", "loss", 0),
+        ("lamb", "loss", 7),
+        ("muon", "loss", 7),
+    ],
 )
 def test_a_bad_update_is_none(run, planned, capsys, optimizer, what, bad):
     with pytest.MonkeyPatch.context() as patch:  # as on devices, of which the host asks later
@@ -237,7 +243,7 @@ def test_half_precision_finds_its_scale_without_alarm(run, monkeypatch, capsys):
         run("never", range(99), "gradient", **options)
 
 
-@pytest.mark.parametrize("optimizer", ["momentum", "adamw", "lamb"])
+@pytest.mark.parametrize("optimizer", ["momentum", "adamw", "lamb", "muon"])
 def test_nobody_waits_for_the_device_in_an_update(run, monkeypatch, optimizer):
     """What the host reads from a tensor, it reads where it settles the update before."""
     step = Learner.step

@@ -85,11 +85,11 @@ def test_a_run_goes_on_with_another_number_of_ranks(alone, tiny_idx, tmp_path, b
     assert "Continuing from" in (tmp_path / "logs" / "rank-0.log").read_text()
 
 
-def test_each_optimizer_trains_on_shards(tiny_idx, tmp_path):
-    for optimizer in ("momentum", "lamb"):
+def test_each_optimizer_trains_on_two_ranks(tiny_idx, tmp_path):
+    for optimizer, parallel in (("momentum", "fsdp"), ("lamb", "fsdp"), ("muon", "ddp")):
         options = {**OPTIONS, "data_path": str(tiny_idx), "optimizer": optimizer}
         train_on(tmp_path / optimizer / "one", 1, "fashion", **options)
-        train_on(tmp_path / optimizer / "two", 2, "fashion", parallel="fsdp", **options)
+        train_on(tmp_path / optimizer / "two", 2, "fashion", parallel=parallel, **options)
         assert_same_run(tmp_path / optimizer / "two", tmp_path / optimizer / "one")
 
 

@@ -13,7 +13,7 @@ from vitbase.config.options import Reading
 from vitbase.console import counting, printable, say, say_json
 
 _USAGE = """usage: vitbase data check PATH [--val_data_path PATH] [--json]
-       vitbase data pack PATH OUT [--short_side N] [--quality N] [--leave_out FILE.csv]
+       vitbase data pack PATH OUT [--short_side N | --raw N] [--leave_out FILE.csv]
        vitbase data doubts PREDICTIONS --out FOLDER [--train PREDICTIONS] [--data_path PATH]
 
 PATH is whatever --data_path takes in training: class folders, ImageNet as it is, tar shards or
@@ -30,7 +30,9 @@ Exit code 0: nothing makes training wrong; 1: something does (marked ERROR); 2: 
 
 _PACK = """Write images as tar shards in the folder OUT (WebDataset layout, an index, and a manifest
 with checksums), and `vitbase train --data_path OUT` reads them. Files are copied as they are, and
-images larger than --short_side become smaller JPEGs. Interrupted, the same command continues."""
+images larger than --short_side become smaller JPEGs. --raw 256 writes pixels instead, their shorter
+side no longer than 256: more bytes, told beforehand, nothing to decode in training. Interrupted,
+the same command continues."""
 
 
 _ValDataPath = Annotated[str, option("evaluation images, where they are not in PATH")]
@@ -52,7 +54,8 @@ class _PackOptions(TypedDict, total=False):
     layout: _Layout
     short_side: Annotated[int, option("pixels that the shorter side may keep", "all")]
     quality: Annotated[int, option("of JPEGs made smaller, 1 to 100", 92)]
-    shard_megabytes: Annotated[int, option("size at which a shard ends", 256)]
+    raw: Annotated[int, option("write decoded pixels, their shorter side no longer than this")]
+    shard_megabytes: Annotated[int, option("size at which a shard ends", "256; 1024 of pixels")]
     shuffle: Annotated[bool, option("mix, for programs that read front to back", False)]
     max_bad_images: Annotated[int, option("unreadable images left out, each named", 10)]
     leave_out: Annotated[str, option("FILE.csv of images not to pack: columns id and split")]
@@ -85,7 +88,7 @@ def _pack(words: list[str]) -> None:
     from vitbase.curation.packing.pack import pack_data
 
     with without_option("data_path"), counting() as progress:
-        reports = pack_data(place, out, **options, progress=progress)
+        reports = pack_data(place, out, **options, progress=progress, tell=say)
     for report in reports:
         for line in report.lines():
             say(printable(line))

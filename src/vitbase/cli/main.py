@@ -12,11 +12,13 @@ from vitbase.cli.arguments import drop_value, parse_config, parse_launch, parse_
 from vitbase.cli.bench import run_bench
 from vitbase.cli.data import run_data
 from vitbase.cli.debug import run_debug
+from vitbase.cli.demo import run_demo
 from vitbase.cli.evaluate import run_eval
 from vitbase.cli.export import run_export
 from vitbase.cli.inspect import run_inspect
 from vitbase.cli.predict import run_predict
 from vitbase.cli.probe import run_probe
+from vitbase.cli.push import run_push
 from vitbase.cli.report import run_report
 from vitbase.cli.serve import run_serve
 from vitbase.cli.train import run_explain, run_recipes, run_train
@@ -38,6 +40,8 @@ _USAGE = """usage: vitbase COMMAND [...]
   serve CHECKPOINT... [--port 8000]        models over HTTP: POST an image to /predict
   inspect CHECKPOINT [IMAGE...] --out DIR  what it looks at: attention, features, gradients
   probe WEIGHTS... --data_path PATH        how good features are for images, before training
+  demo CHECKPOINT [--port 7860]            a page to drop images on: classes, and where it looks
+  push CHECKPOINT [--to FOLDER]            a folder that timm and transformers open, or the hub
   report RUN... [--out FILE.html]          a page that shows runs, offline and on paper
   weights show FILE                        what a weights file of any origin holds
   weights convert IN OUT --dialect NAME    rewrite it for another system, and prove it equal
@@ -155,6 +159,8 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "serve": run_serve,
     "inspect": run_inspect,
     "probe": run_probe,
+    "demo": run_demo,
+    "push": run_push,
     "report": run_report,
     "weights": run_weights,
     "data": run_data,

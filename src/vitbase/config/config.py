@@ -15,9 +15,9 @@ import tomllib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from vitbase.config.evaluating import EvaluationSection
@@ -60,6 +60,15 @@ class Config(BaseModel):
     loss: LossSection = LossSection()
     checkpoint: CheckpointSection = CheckpointSection()
     evaluation: EvaluationSection = EvaluationSection()
+
+    @model_validator(mode="after")
+    def _shards_fit(self) -> Self:
+        if self.optimizer.optimizer == "muon" and self.run.parallel == "fsdp":
+            raise ValueError(
+                "optimizer muon needs whole matrices, and parallel fsdp shards them: give "
+                "--parallel ddp, or --optimizer adamw"
+            )
+        return self
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Config) and self.model_dump() == other.model_dump()

@@ -12,7 +12,9 @@ from vitbase.config.options import Section, free_on_resume
 class OptimizerSection(Section):
     """How a gradient becomes an update."""
 
-    optimizer: Literal["momentum", "adamw", "lamb"] = Field("momentum", description="update rule")
+    optimizer: Literal["momentum", "adamw", "lamb", "muon"] = Field(
+        "momentum", description="update rule; muon: of hidden matrices, adamw for the rest"
+    )
     lr_init: float = Field(0.02, gt=0, description="peak learning rate; given: used as it is")
     lr_by_global_batch: tuple[tuple[int, float], ...] = Field(
         (),
@@ -22,9 +24,9 @@ class OptimizerSection(Section):
     lr_scaling: Literal["linear", "sqrt"] | None = Field(
         None, description="of lr_by_global_batch; none: linear for momentum, sqrt for the others"
     )
-    momentum: float = Field(0.9, ge=0, lt=1, description="of optimizer momentum")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="of adamw and lamb")
-    weight_decay: float = Field(1e-4, ge=0, description="adamw, lamb: decoupled; momentum: L2")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of momentum and muon")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="of adamw, lamb and muon")
+    weight_decay: float = Field(1e-4, ge=0, description="momentum: L2; others: decoupled")
     decay_on: Literal["all", "all_but_norms", "kernels"] = Field(
         "all_but_norms", description="which parameters decay"
     )

@@ -227,7 +227,7 @@ class TrainTransform:
     def _decode_window(self, raw: bytes | Pixels, window: Window) -> Pixels:
         preprocess = self.preprocess
         if not isinstance(raw, bytes):
-            return cut(to_channels(raw, preprocess.channels), window)
+            return to_channels(cut(raw, window), preprocess.channels)
         fits = min(window[2] // preprocess.height, window[3] // preprocess.width)
         shrink = max((s for s in (1, 2, 4, 8) if s <= fits), default=1)
         return decode_window(raw, window, preprocess.channels, shrink)

@@ -39,6 +39,8 @@ from vitbase.sources.source import Source
 IGNORED_LABEL = -100
 """The label of an image that could not be read in training; the loss passes over it."""
 
+_SMALL = 64
+"""Rows of an image that takes microseconds, if it is decoded."""
 _NAMED = 3
 """Images of a batch that are named to say which batch it is."""
 
@@ -272,7 +274,7 @@ class TrainLoader(_Workers):
         spare = self.num_workers < cores
         help_ = f"--num_workers {cores}, one for each core" if spare else "more cores"
         if not self.source.decoded:
-            help_ += ", or images packed at the size they are used (vitbase data pack --short_side)"
+            help_ += ", or images packed decoded (vitbase data pack --raw) or small (--short_side)"
         return (
             f"Waiting for images takes {waited / seconds:.0%} of the time: {self.num_workers} "
             f"workers deliver {images / seconds:.0f} images/s, the model could take "
@@ -364,6 +366,6 @@ def _chunk_size(workers: _Workers, count: int) -> int:
 
     A small decoded image takes microseconds, less than its share of a small task would cost.
     """
-    if workers.source.decoded:
+    if workers.source.decoded and workers.transform.height <= _SMALL:
         return 64
     return max(1, min(16, count // (4 * workers.num_workers)))

@@ -13,6 +13,7 @@ import re
 from typing import Any, TypedDict
 
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from vitbase.errors import ConfigError
@@ -252,7 +253,11 @@ class _Undrawn(TorchFunctionMode):
 
 def allocate(model: VisionTransformer) -> None:
     """Give the parameters of :func:`build_unfilled` memory; the caller fills every one of them."""
-    model.to_empty(device="cpu")
+    # `to_empty` does the same, and loads a second's worth of torch to do so.
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            memory = torch.empty(parameter.shape, dtype=parameter.dtype)
+            setattr(module, name, nn.Parameter(memory, parameter.requires_grad))
     if model.spec.pos_embed == "sincos2d":
         model.pos_embed = sincos_pos_embed(model.spec.grid_hw, model.spec.width)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -15,11 +15,12 @@ from vitbase.runtime import Runtime
 from vitbase.training.foreach import SGD, AdamW
 from vitbase.training.lamb import Lamb
 from vitbase.training.momentum import Momentum, with_velocity
+from vitbase.training.muon import Muon
 from vitbase.training.sharded import is_sharded
 
 NORM_LAYERS = (nn.LayerNorm, nn.GroupNorm)
 DecayRule = Literal["all", "all_but_norms", "kernels"]
-UpdateRule = Literal["momentum", "adamw", "lamb"]
+UpdateRule = Literal["momentum", "adamw", "lamb", "muon"]
 _BEFORE_THE_BLOCKS = {"stem", "cls_token", "registers", "pos_embed"}
 
 
@@ -168,7 +169,8 @@ def build_update_rule(
     Args:
       rule: "momentum" is MindSpore's: v = momentum * v + (gradient + weight_decay * p);
         p = p - lr * v. "adamw" and "lamb" decay inside the learning rate: what big_vision writes
-        as a decay outside of it, 1e-4 at a rate of 1e-3, is 0.1 here.
+        as a decay outside of it, 1e-4 at a rate of 1e-3, is 0.1 here. "muon" is Muon for hidden
+        matrices and AdamW for all else, both at AdamW's rates.
       groups: of the model's parameters, see :func:`parameter_groups`.
       fused: one kernel for the whole update; LAMB has none.
     """
@@ -195,7 +197,41 @@ def build_update_rule(
         return sgd
     if rule == "lamb":
         return Lamb(as_torch, lr=lr, betas=betas, eps=eps)
+    if rule == "muon":
+        if any(is_sharded(p) for p in parameters.values()):
+            raise ConfigError(
+                "optimizer muon needs whole matrices, and parallel fsdp shards them: give "
+                "--parallel ddp, or --optimizer adamw."
+            )
+        divided = [part for group in as_torch for part in _by_hidden(group, model)]
+        return Muon(divided, lr=lr, momentum=momentum, betas=betas, eps=eps, fused=fused)
     return AdamW(as_torch, lr=lr, betas=betas, eps=eps, fused=fused)
+
+
+def hidden_kernels(model: nn.Module) -> list[str]:
+    """Return the names of the matrices between the first layer and the head."""
+    kernels = [
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+    ]
+    first = next((name for name in kernels if name.startswith("stem.")), None)
+    return [name for name in kernels if name != first and not name.startswith("head.")]
+
+
+def _by_hidden(group: dict[str, Any], model: nn.Module) -> list[dict[str, Any]]:
+    """Divide a group into hidden matrices, for Muon, and all else; neither is empty."""
+    hidden = set(hidden_kernels(model))
+    parameters = dict(zip(group["names"], group["params"], strict=True))
+    found = []
+    for orthogonal in (True, False):
+        names = [name for name in group["names"] if (name in hidden) == orthogonal]
+        if names:
+            part = {"names": names, "params": [parameters[name] for name in names]}
+            # Query, key and value are three matrices.
+            parts = [3 if name.endswith(".qkv.weight") else 1 for name in names]
+            found.append({**group, **part, "orthogonal": orthogonal, "parts": parts})
+    return found
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

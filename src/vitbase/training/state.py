@@ -135,7 +135,13 @@ class RunState:
                     stored[name].add(kind)
         if self.average is not None and trained != dict(self.model.named_parameters()).keys():
             raise CheckpointError(f"{origin} does not store every weight that learns.")
-        if len({frozenset(kinds) for kinds in stored.values()}) > 1:
+        rules = {  # Muon keeps other tensors of its matrices
+            name: bool(group.get("orthogonal"))
+            for group in self.optimizer.param_groups
+            for name in group["names"]
+        }
+        kept = {(rules[name], frozenset(kinds)) for name, kinds in stored.items()}
+        if len(kept) > len(set(rules.values())):
             # The optimizer would begin anew with those that are missing, and nobody would know.
             raise CheckpointError(f"{origin} does not store the same of every parameter.")
 

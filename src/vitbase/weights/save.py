@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vitbase.config.preprocess import Preprocess
 from vitbase.errors import WeightsError, nearest
-from vitbase.files import final_name, written_whole
+from vitbase.files import final_name, json_line, written_whole
 from vitbase.model.spec import PosEmbed, ViTSpec
 from vitbase.model.vit import VisionTransformer
 from vitbase.weights.files.mindspore import stream_mindspore
@@ -107,6 +107,8 @@ def _write_folder(
     write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
     for name, content in files.items():
         text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
+        if not text.replace("\n", "").isprintable():  # names that a terminal obeys, or no UTF-8
+            text = json_line(content, indent=2, sort_keys=True)
         (folder / name).write_text(text + "\n", encoding="utf-8")
 
 

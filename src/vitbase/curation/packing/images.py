@@ -1,4 +1,4 @@
-"""What becomes of an image when it is packed: the same bytes, or a smaller JPEG."""
+"""What becomes of an image when it is packed: the same bytes, a smaller JPEG, or its pixels."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import simplejpeg
 from vitbase.data.decode import Pixels, decode, decode_window, read_size
 from vitbase.data.formats import encode_png, suffix_of
 from vitbase.data.resize import resize
+from vitbase.sources.shards.raw import encode_raw, shorter_side_of
 
-Change = Literal["copied", "resized", "encoded"]
+Change = Literal["copied", "resized", "encoded", "decoded"]
 _LONGEST_JPEG = 65_500
 """Pixels that a side of a JPEG can have (libjpeg's JPEG_MAX_DIMENSION)."""
 
@@ -36,33 +37,46 @@ def prepare_image(raw: bytes | Pixels, short_side: int | None, quality: int | No
     if not isinstance(raw, bytes):
         if short_side is None or min(raw.shape[:2]) <= short_side:
             return Prepared("png", encode_png(raw), "encoded")
-        smaller = resize(raw, *_smaller(raw.shape[:2], short_side), "bicubic")
-        return _resized(smaller, quality)
-    height, width = read_size(raw)
-    if short_side is None or min(height, width) <= short_side:
+        return _resized(_smaller(raw, raw.shape[:2], short_side), quality)
+    size = read_size(raw)
+    if short_side is None or min(size) <= short_side:
         decode(raw)
         return Prepared(suffix_of(raw), raw, "copied")
+    return _resized(_smaller(raw, size, short_side), quality)
+
+
+def prepare_pixels(raw: bytes | Pixels, short_side: int) -> Prepared:
+    """Decode an image for a shard of pixels; one that is grey has a single channel there.
+
+    Args: as of :func:`prepare_image`.
+    Raises: ImageError if it cannot be decoded.
+    """
+    size = read_size(raw) if isinstance(raw, bytes) else raw.shape[:2]
+    change: Change = "decoded"
+    if min(size) > short_side:
+        pixels, change = _smaller(raw, size, short_side), "resized"
+    else:
+        pixels = decode(raw) if isinstance(raw, bytes) else raw
+    return Prepared(*encode_raw(pixels[..., :1] if _is_grey(pixels) else pixels), change)
+
+
+def _smaller(raw: bytes | Pixels, size: tuple[int, ...], short_side: int) -> Pixels:
+    """Return an image's pixels with a shorter side of that length and the same aspect."""
+    height, width = size
+    if not isinstance(raw, bytes):
+        return resize(raw, *shorter_side_of(height, width, short_side), "bicubic")
     # A JPEG decodes faster to a half, a quarter or an eighth. At least twice the wanted size is
     # left to the filter, so that what it makes is nearly that of the whole image.
     fits = min(height, width) // (2 * short_side)
     shrink = max((s for s in (1, 2, 4, 8) if s <= fits), default=1)
     pixels = decode_window(raw, (0, 0, height, width), shrink=shrink)
-    smaller = resize(pixels, *_smaller((height, width), short_side), "bicubic")
-    return _resized(smaller, quality)
+    return resize(pixels, *shorter_side_of(height, width, short_side), "bicubic")
 
 
 def _resized(pixels: Pixels, quality: int | None) -> Prepared:
     if max(pixels.shape[:2]) > _LONGEST_JPEG:
         return Prepared("png", encode_png(pixels), "resized")
     return Prepared("jpg", _encode_jpeg(pixels, quality), "resized")
-
-
-def _smaller(size: tuple[int, ...], short_side: int) -> tuple[int, int]:
-    """Return (height, width) with a shorter side of that length and the same aspect."""
-    height, width = size
-    if height <= width:
-        return short_side, round(width * short_side / height)
-    return round(height * short_side / width), short_side
 
 
 def _encode_jpeg(pixels: Pixels, quality: int | None) -> bytes:
@@ -72,12 +86,15 @@ def _encode_jpeg(pixels: Pixels, quality: int | None) -> bytes:
     4:4:4 at 90 (34.7 against 34.1 dB), 9% larger, and decodes a tenth faster.
     """
     assert quality is not None
-    grey = pixels.shape[2] == 1 or (
-        np.array_equal(pixels[..., 0], pixels[..., 1])
-        and np.array_equal(pixels[..., 0], pixels[..., 2])
-    )
-    if grey:
+    if _is_grey(pixels):
         plane = np.ascontiguousarray(pixels[..., :1])
         return bytes(simplejpeg.encode_jpeg(plane, quality, "GRAY", "Gray"))
     data = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, "RGB", "420")
     return bytes(data)
+
+
+def _is_grey(pixels: Pixels) -> bool:
+    return pixels.shape[2] == 1 or (
+        np.array_equal(pixels[..., 0], pixels[..., 1])
+        and np.array_equal(pixels[..., 0], pixels[..., 2])
+    )

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vitbase.config.options import Reading
+from vitbase.curation.packing.estimate import tell_bytes
 from vitbase.curation.packing.files import read_manifest
 from vitbase.curation.packing.leave_out import without_named
-from vitbase.curation.packing.split import SHARD_BYTES, PackReport, pack_source
+from vitbase.curation.packing.split import PackReport, check_options, pack_source
 from vitbase.disk import as_path
 from vitbase.errors import DataError
 from vitbase.sources.layouts import Beside, Given, HeldOut, Layout, find_val, recognise
@@ -27,9 +28,11 @@ def pack_data(
     layout: Reading = "auto",
     short_side: int | None = None,
     quality: int | None = None,
-    shard_megabytes: int = SHARD_BYTES >> 20,
+    raw: int | None = None,
+    shard_megabytes: int | None = None,
     leave_out: str | None = None,
     progress: Callable[[str, int, int], None] = lambda split, done, images: None,
+    tell: Callable[[str], None] = lambda line: None,
     **options: Any,
 ) -> list[PackReport]:
     """Pack what a path names, as :func:`pack_source` does: the training images, and the others.
@@ -44,20 +47,25 @@ def pack_data(
       layout: as the option of that name in training.
       short_side: images whose shorter side is longer are made smaller.
       quality: of the JPEGs that these become; None: 92.
-      shard_megabytes: in 2**20 bytes; a shard ends with the image that reaches this size.
+      raw: write decoded pixels instead of files, with a shorter side of at most this.
+      shard_megabytes: in 2**20 bytes; a shard ends with the image that reaches this size. None:
+        256, or 1024 of pixels.
       leave_out: FILE.csv that names images not to pack, as :func:`without_named` reads it.
       progress: told a split's name, images done, and images in all, now and then.
+      tell: told before anything is written how many bytes pixels will take.
       **options: as of :func:`pack_source`.
     Returns: a report of every split.
     Raises: DataError as :func:`pack_source`, or if there is nothing to pack.
     """
-    if shard_megabytes < 1:
+    if shard_megabytes is not None and shard_megabytes < 1:
         raise DataError(f"--shard_megabytes {shard_megabytes}: expected at least 1.")
-    if quality is not None and short_side is None:
+    if quality is not None and short_side is None and raw is None:
         raise DataError(
             f"--quality {quality} is that of images made smaller; others are copied as they are. "
             "Give --short_side too."
         )
+    shard_bytes = None if shard_megabytes is None else shard_megabytes << 20
+    check_options(shard_bytes, options.get("shard_images"), short_side, quality, raw)
     out = as_path(out_dir)
     layouts: dict[Split, Layout] = {}
     used: dict[str, str] = {}
@@ -84,14 +92,19 @@ def pack_data(
             names = tuple(packed["class_names"]) if "train" in packed["splits"] else ()
         if names:
             sources["val"], _ = with_classes(sources["val"], names)
+    if raw is not None:
+        for name, source in sources.items():
+            for line in tell_bytes(source, name, raw, out):
+                tell(line)
     return [
         pack_source(
             source,
             out,
             name,
             short_side=short_side,
-            quality=92 if quality is None else quality,
-            shard_bytes=shard_megabytes << 20,
+            quality=quality,
+            raw=raw,
+            shard_bytes=shard_bytes,
             progress=partial(progress, name),
             **options,
         )

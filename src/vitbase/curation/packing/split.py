@@ -1,4 +1,4 @@
-"""From any source of images to tar shards, smaller if wanted.
+"""From any source of images to tar shards, smaller or decoded if wanted.
 
 The shards are a function of the source and the options alone, not of the number of threads, the
 time, or who packs them. A finished shard appears whole, under its name, and then in the manifest;
@@ -35,7 +35,7 @@ from vitbase.curation.packing.files import (
     verify_shards,
     write_json,
 )
-from vitbase.curation.packing.images import Change, Prepared, prepare_image
+from vitbase.curation.packing.images import Change, Prepared, prepare_image, prepare_pixels
 from vitbase.data.order import epoch_permutation
 from vitbase.data.threads import CHUNK, count_workers, map_positions
 from vitbase.disk import as_path
@@ -50,6 +50,9 @@ from vitbase.sources.splits import Split
 __all__ = ["LeftOut", "PackReport", "pack_source", "verify_shards"]
 
 SHARD_BYTES = 256 * 2**20
+RAW_SHARD_BYTES = 2**30
+"""Of decoded pixels: fewer open files, of which a process may have about a thousand."""
+_QUALITY = 92
 INFO = "_info.json"  # timm's reader of WebDataset shards wants it
 
 
@@ -63,7 +66,7 @@ class PackReport:
     shards: int
     bytes: int
     kept_shards: int  # that were there already
-    changes: dict[Change, int]  # images copied, resized, or encoded; of shards not kept
+    changes: dict[Change, int]  # images copied, resized, encoded or decoded; of shards not kept
     left_out: tuple[LeftOut, ...]
     notes: tuple[str, ...] = ()  # what is remarkable about where they were
 
@@ -87,10 +90,11 @@ def pack_source(
     out_dir: str | Path,
     split: Split,
     *,
-    shard_bytes: int = SHARD_BYTES,
+    shard_bytes: int | None = None,
     shard_images: int | None = None,
     short_side: int | None = None,
-    quality: int = 92,
+    quality: int | None = None,
+    raw: int | None = None,
     shuffle: bool = False,
     max_bad_images: int = 10,
     num_workers: int | None = None,
@@ -100,18 +104,21 @@ def pack_source(
 
     Every sample is ``<number>.jpg`` (or png, webp…: files are copied as they are), ``<number>.cls``
     with the class number, and ``<number>.json`` with the path it came from (and the classes, where
-    there may be several). Decoded pixels become PNG. Every image is decoded once, so that what is
-    in the shards can be read.
+    there may be several). Decoded pixels become PNG, unless ``raw`` asks for pixels. Every image is
+    decoded once, so that what is in the shards can be read.
 
     Args:
       source: the images.
       out_dir: gets ``<split>-000000.tar`` and so on, the manifest, the class names and the index.
         Both splits may be packed into one.
       split: "train" or "val".
-      shard_bytes: a shard ends with the image that reaches this size.
+      shard_bytes: a shard ends with the image that reaches this size; None: 256 MiB, or 1 GiB of
+        pixels.
       shard_images: end a shard after so many images instead.
       short_side: images whose shorter side is longer are resized to it, and encoded as JPEG.
-      quality: of those JPEGs, 1 to 100.
+      quality: of those JPEGs, 1 to 100; None: 92.
+      raw: write decoded pixels, of images whose shorter side is longer than this made smaller. An
+        image is ``<number>.raw.ppm`` then, or ``.raw.pgm`` if it is grey.
       shuffle: whether to mix the images, always in the same way.
       max_bad_images: unreadable images left out, before packing is given up.
       num_workers: threads; None: one per usable core.
@@ -120,13 +127,16 @@ def pack_source(
       cannot be read, or the disk is full. Starting again continues.
     """
     folder = as_path(out_dir)
-    _check_options(shard_bytes, shard_images, short_side, quality)
+    check_options(shard_bytes, shard_images, short_side, quality, raw)
+    if shard_bytes is None:
+        shard_bytes = SHARD_BYTES if raw is None else RAW_SHARD_BYTES
     options = {
         "shard_bytes": shard_bytes if shard_images is None else None,
         "shard_images": shard_images,
         "short_side": short_side,
-        "quality": None if short_side is None else quality,
+        "quality": None if short_side is None else quality or _QUALITY,
         "shuffle": shuffle,
+        **({} if raw is None else {"raw": raw}),  # manifests of others stay as they were
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -168,10 +178,11 @@ class _Packing:
     def _refuse_others(self, before: dict[str, Any], facts: dict[str, Any]) -> None:
         what = f"{self.folder} holds shards of '{self.split}'"
         if before:
+            then, now = before["options"], facts["options"]
             differing = [
-                _difference(name, before["options"].get(name), value)
-                for name, value in facts["options"].items()
-                if before["options"].get(name) != value
+                _difference(name, then.get(name), now.get(name))
+                for name in {**now, "raw": None}
+                if then.get(name) != now.get(name)
             ]
             if before.get("source") != facts["source"]:
                 differing.append(f"other images ({before.get('images')}, now {facts['images']})")
@@ -230,7 +241,7 @@ class _Packing:
                     left_out.append(prepared)
                     self._count(prepared)
                     continue
-                self.changes[prepared.change] += 1
+                self.changes[prepared.change] = self.changes.get(prepared.change, 0) + 1
                 shard = shard or ShardWriter(self.folder, f"{self.split}-{number:06}.tar")
                 shard.add(f"{position:08}", prepared, *self._described(position))
                 if several and self._is_full(shard):
@@ -250,6 +261,8 @@ class _Packing:
         index = int(self.order[position])
         try:
             raw = self.source.read(index)
+            if "raw" in self.options:
+                return prepare_pixels(raw, self.options["raw"])
             return prepare_image(raw, self.options["short_side"], self.options["quality"])
         except ImageError as error:
             return LeftOut(self.source.name(index), str(error))
@@ -312,15 +325,27 @@ class _Packing:
         )
 
 
-def _check_options(
-    shard_bytes: int, shard_images: int | None, short_side: int | None, quality: int
+def check_options(
+    shard_bytes: int | None,
+    shard_images: int | None,
+    short_side: int | None,
+    quality: int | None,
+    raw: int | None,
 ) -> None:
-    if shard_bytes < 1 or (shard_images is not None and shard_images < 1):
+    """Raise a DataError for options that make no sense, by themselves or together."""
+    if any(number is not None and number < 1 for number in (shard_bytes, shard_images)):
         raise DataError("--shard_bytes and --shard_images must be at least 1.")
-    if short_side is not None and short_side < 1:
-        raise DataError(f"--short_side {short_side}: expected at least 1 pixel.")
-    if not 1 <= quality <= 100:
+    for name, side in (("short_side", short_side), ("raw", raw)):
+        if side is not None and side < 1:
+            raise DataError(f"--{name} {side}: expected at least 1 pixel.")
+    if quality is not None and not 1 <= quality <= 100:
         raise DataError(f"--quality {quality}: expected 1 to 100.")
+    for name, value in (("short_side", short_side), ("quality", quality)):
+        if raw is not None and value is not None:
+            raise DataError(
+                f"--raw {raw} and --{name} {value}: pixels are not encoded, and --raw says their "
+                f"shorter side itself. Leave out one of the two."
+            )
 
 
 def _difference(option: str, before: object, now: object) -> str:

@@ -57,7 +57,7 @@ def _missing(run: RunData) -> Child:
     return tag("ul", rows, [tag("li", note) for note in run.notes])
 
 
-def _order(scored: Scored) -> list[int]:
+def order_of_classes(scored: Scored) -> list[int]:
     """Return the classes that have images, the hardest first."""
     recall = scored.per_class["recall"]
     images = scored.images_per_class
@@ -69,7 +69,7 @@ def _order(scored: Scored) -> list[int]:
 def _classes(scored: Scored | None) -> Child:
     if scored is None or "recall" not in scored.per_class:
         return None
-    order = _order(scored)
+    order = order_of_classes(scored)
     if not order:
         return None
     images = scored.images_per_class

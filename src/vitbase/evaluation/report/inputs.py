@@ -90,7 +90,7 @@ class RunData:
         """The numbers of the evaluation; without it, those of the last one in training."""
         if self.scored is not None and self.scored.figures:
             return self.scored.figures
-        return _figures_of(self.evaluations[-1]) if self.evaluations else {}
+        return figures_of(self.evaluations[-1]) if self.evaluations else {}
 
 
 def read_run(path: Path) -> RunData:
@@ -314,8 +314,8 @@ def _read_picture(folder: Path, name: Any) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
 
-def _figures_of(row: Mapping[str, Any]) -> dict[str, Figure]:
-    """Return the figures of an evaluation row, accuracies with the interval of their images."""
+def figures_of(row: Mapping[str, Any]) -> dict[str, Figure]:
+    """Return the figures of a row of evaluation, accuracies with the interval of their images."""
     images, figures = as_finite(row.get("eval_images")), {}
     for name, value in row.items():
         number = as_finite(value)

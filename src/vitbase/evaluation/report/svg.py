@@ -1,17 +1,21 @@
 """Charts of matplotlib as SVG inside a page: text stays text, colours are those of the page.
 
 A chart is drawn with stand-ins, which become CSS variables: so it is light, dark and printed with
-the page around it. It is read back as XML, so that nothing in a name can become markup.
+the page around it. It is read back as XML, so that nothing in a name can become markup. For other
+pages than ours, :func:`pictured` makes PNG of the same charts, in the colours of the light page.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import re
 import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+from contextvars import ContextVar
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from vitbase.console import printable
@@ -21,17 +25,21 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, FAINT, GRID, GOOD, BAD = "#010101", "#020202", "#030303", "#040404", "#050505"
-SERIES = tuple(f"#{number:02x}0610" for number in range(0x10, 0x1C))
-"""Stand-ins of the colours of runs; as many runs can be compared."""
-_VARIABLES = {
-    INK: "--ink",
-    FAINT: "--faint",
-    GRID: "--grid",
-    GOOD: "--good",
-    BAD: "--bad",
-    **{stand_in: f"--run{number}" for number, stand_in in enumerate(SERIES)},
+INK, FAINT, GRID, GOOD, BAD = (
+    f"vitbase:{name}" for name in ("ink", "faint", "grid", "good", "bad")
+)
+SERIES = tuple(f"vitbase:run{number}" for number in range(12))
+"""Names of the colours of runs; as many runs can be compared."""
+_STAND_INS = {
+    **{
+        name: f"#{number:02x}{number:02x}{number:02x}"
+        for number, name in enumerate((INK, FAINT, GRID, GOOD, BAD), 1)
+    },
+    **{name: f"#{number:02x}0610" for number, name in enumerate(SERIES, 0x10)},
 }
+_VARIABLES = {stand_in: name.replace("vitbase:", "--") for name, stand_in in _STAND_INS.items()}
+_DPI = 150
+"""Pixels of an inch of a PNG."""
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _STYLE: Any = {
     "svg.fonttype": "none",
@@ -87,8 +95,12 @@ def charted(width: float, height: float, title: str) -> Iterator[Chart]:
     """
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.colors import get_named_colors_mapping
     from matplotlib.figure import Figure
 
+    pictures = _pictures.get()
+    for name, colour in (_STAND_INS if pictures is None else _light()).items():
+        get_named_colors_mapping()[name] = colour  # one by one: `update` leaves a cache as it is
     with rc_context(_STYLE), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a letter that the measuring font lacks
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -96,8 +108,37 @@ def charted(width: float, height: float, title: str) -> Iterator[Chart]:
         chart = Chart(figure, figure.add_subplot())
         yield chart
         out = io.BytesIO()
+        if pictures is not None:
+            paper = _light()["vitbase:paper"]
+            figure.savefig(
+                out, format="png", dpi=_DPI, facecolor=paper, metadata={"Software": None}
+            )
+            pictures[title] = out.getvalue()
+            return
         figure.savefig(out, format="svg", metadata={"Date": None}, transparent=True)
     chart.svg = _for_page(out.getvalue(), title)
+
+
+_pictures: ContextVar[dict[str, bytes] | None] = ContextVar("pictures", default=None)
+
+
+@contextlib.contextmanager
+def pictured() -> Iterator[dict[str, bytes]]:
+    """Inside, charts become PNG, kept by their titles, and no SVG: what draws them returns ""."""
+    pictures: dict[str, bytes] = {}
+    token = _pictures.set(pictures)
+    try:
+        yield pictures
+    finally:
+        _pictures.reset(token)
+
+
+@functools.cache
+def _light() -> dict[str, str]:
+    """Return the colours of the light page by their names here, as its style has them."""
+    style = (files("vitbase.evaluation.report") / "page.css").read_text(encoding="utf-8")
+    root = style[: style.index("}")]
+    return {f"vitbase:{name}": colour for name, colour in re.findall(r"--(\w+): (#\w+)", root)}
 
 
 def _for_page(svg: bytes, title: str) -> str:

@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 
 from vitbase.errors import DataError
 from vitbase.files import parse_json
+from vitbase.sources.shards.raw import BLOCK, are_raw
 from vitbase.stores import FileFacts
 
-BLOCK = 512
-"""Bytes of a tar file's unit; a member's header is one, right before its content."""
 Label = int | str | list[Any]
 MAGIC = b"VBINDEX1"
 # Bytes of names, and of labels, when unpacked. Some bytes of brackets become a list of seventy: so
@@ -54,6 +53,7 @@ class Shard:
     names: bytes  # packed list of [member, path of the original or ""]
     texts: bytes = b""  # packed list of labels, where some are no integers
     left_out: tuple[str, ...] = field(default=())  # members without use: how many, the first
+    raw: bool = False  # whether its images are decoded pixels
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -99,6 +99,7 @@ def build_shard(
         names=pack([[m.name, origin] for m, origin in zip(members, origins, strict=True)]),
         texts=b"" if plain else pack(list(labels)),
         left_out=left_out,
+        raw=bool(members) and are_raw(member.name for member in members),
     )
 
 
@@ -113,6 +114,7 @@ def encode_index(shards: Sequence[Shard]) -> bytes:
             "names": len(shard.names),
             "texts": len(shard.texts),
             "left_out": shard.left_out,
+            **({"raw": True} if shard.raw else {}),
         }
         for shard in shards
     ]
@@ -176,7 +178,9 @@ def _decode_shard(described: dict[str, Any], body: memoryview, at: int) -> tuple
     facts = FileFacts(size, _is(str, described["tag"]))
     left_out = tuple(described["left_out"])
     name = _is(str, described["name"])
-    return Shard(name, facts, **columns, names=names, texts=texts, left_out=left_out), at
+    raw = _is(bool, described.get("raw", False))
+    shard = Shard(name, facts, **columns, names=names, texts=texts, left_out=left_out, raw=raw)
+    return shard, at
 
 
 def _is(kind: type[Any], value: object) -> Any:

@@ -19,7 +19,8 @@ from vitbase.disk import LONGEST_IMAGE, SYSTEM_NAMES
 from vitbase.errors import DataError
 from vitbase.files import parse_json
 from vitbase.sources.folders import IMAGE_SUFFIXES
-from vitbase.sources.shards.index import BLOCK, Label, Member, Shard, as_label, build_shard
+from vitbase.sources.shards.index import Label, Member, Shard, as_label, build_shard
+from vitbase.sources.shards.raw import BLOCK, RAW_SUFFIXES
 from vitbase.stores import FileFacts, ReadRange
 
 LOCAL_WINDOW = 4096
@@ -27,7 +28,10 @@ LOCAL_WINDOW = 4096
 REMOTE_WINDOW = 1 << 16
 """Over a network a request costs as much as this many bytes do."""
 
-_SUFFIXES = ("jpg", "jpeg", "png", "webp", *sorted(s[1:] for s in IMAGE_SUFFIXES), "ico")
+_SUFFIXES = (
+    *("jpg", "jpeg", "png", "webp", *sorted(s[1:] for s in IMAGE_SUFFIXES), "ico"),
+    *RAW_SUFFIXES,
+)
 _LABEL_FIELDS = ("label", "cls", "class_id", "class_index", "class", "target", "labels")
 _ORIGIN_FIELDS = ("filename", "file_name", "path")
 _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)

@@ -1,5 +1,7 @@
 """Images in tar shards of the WebDataset layout, read at random places.
 
+They are files, or pixels decoded beforehand (`vitbase data pack --raw`).
+
 Shards are ``*.tar`` in a folder or behind a URL, of both splits (told by ``train`` and ``val``,
 ``validation``, ``valid`` or ``test`` in their names), or in a folder for each split. An index of
 byte offsets makes every image one read away. It is written once: beside the shards of this machine,
@@ -12,7 +14,7 @@ import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from hashlib import sha256
+from hashlib import blake2b, sha256
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +39,8 @@ from vitbase.stores import (
 )
 
 _SCANS_AT_ONCE = {True: 4, False: 16}  # by whether the shards are on this machine
+_PROBE = 4096
+"""Values from the middle of an image that tell most from others."""
 _PLACE = np.dtype([("shard", "<u4"), ("offset", "<i8"), ("size", "<u4"), ("check", "<u4")])
 
 
@@ -48,15 +52,28 @@ class ShardImages(Images):
     places: NDArray[np.void]  # [M] of _PLACE
     firsts: NDArray[np.int64]  # row of each shard's first image
     names: tuple[bytes, ...]  # of each shard, packed
+    raw: tuple[bool, ...]  # of each shard: whether its images are decoded pixels
     reader: Reader
 
-    def read(self, row: int) -> bytes:
-        """Return an image file's bytes.
+    def read(self, row: int) -> bytes | NDArray[np.uint8]:
+        """Return an image file's bytes, or pixels uint8 [H, W, C], read-only.
 
         Raises: ImageError if the shard cannot be read or has changed; DataError if a server does
           not answer.
         """
-        return self.reader.read(*self.places[row].item())
+        place = self.places[row].item()
+        return self.reader.pixels(*place) if self.raw[place[0]] else self.reader.read(*place)
+
+    def digest(self, row: int, *, probe: bool = False) -> bytes:
+        """Return a digest of an image's content. Many pixels are alike in size: a probe is some."""
+        content = self.read(row)
+        if isinstance(content, bytes):
+            return blake2b(content, digest_size=32).digest()
+        values = content.reshape(-1)
+        if probe:
+            values = values[max(0, values.size - _PROBE) // 2 :][:_PROBE]
+        shape = np.array(content.shape, "<i8").tobytes()
+        return blake2b(shape + values.tobytes(), digest_size=32).digest()
 
     def name(self, row: int) -> str:
         """Return the path that the image was packed from, or else its shard and member."""
@@ -148,6 +165,7 @@ def open_shards(
         class_names=class_names,
         named=given is not None or any(shard.texts for shard in shards),
         notes=tuple(notes),
+        decoded=all(shard.raw for shard in shards),
     )
 
 
@@ -159,7 +177,8 @@ def _build_images(files: tuple[str, ...], shards: Sequence[Shard], reader: Reade
     places["size"] = np.concatenate([shard.sizes for shard in shards])
     places["check"] = np.concatenate([shard.checks for shard in shards])
     names = tuple(shard.names for shard in shards)
-    return ShardImages(files, places, np.cumsum(counts) - counts, names, reader)
+    raw = tuple(shard.raw for shard in shards)
+    return ShardImages(files, places, np.cumsum(counts) - counts, names, raw, reader)
 
 
 # The index

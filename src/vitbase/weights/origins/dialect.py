@@ -98,6 +98,8 @@ class Dialect:
       write_sidecar: returns the JSON files of its folders, by name.
       arguments: what its code must be told to build the model of a file that only has tensors.
       momentum_prefix: of the names of momentum, where its training checkpoints keep it.
+      opened_by: what opens its folders, here or from the hub, by the hub's name of that library,
+        and the Python that does; see `usage.py`. Nothing: its weights have no place there.
     """
 
     name: str
@@ -125,6 +127,7 @@ class Dialect:
     ] = lambda spec, preprocess, labels: {}
     arguments: Callable[[ViTSpec], tuple[str, ...]] = arguments_of_heads
     momentum_prefix: str | None = None
+    opened_by: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def said_in(self, suffix: str) -> tuple[str, ...]:
         """Return the fields that a file of a suffix tells."""

@@ -15,6 +15,7 @@ from vitbase.weights.origins.dialect import Dialect, Row
 from vitbase.weights.origins.dinov2 import reads_both
 from vitbase.weights.origins.rows import HALF, IMAGENET, PLAIN, layers
 from vitbase.weights.origins.sidecar import Sidecar, gelu_of
+from vitbase.weights.origins.usage import TRANSFORMERS
 
 _RESAMPLING: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}  # Pillow's
 
@@ -217,6 +218,7 @@ HF_VIT = Dialect(
     read_sidecar=_read_sidecar,
     write_sidecar=_write_sidecar,
     prefix=lambda spec: "vit.",
+    opened_by={"transformers": TRANSFORMERS},
 )
 
 # Source: transformers/models/dinov2 and dinov2_with_registers.

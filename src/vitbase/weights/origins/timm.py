@@ -19,6 +19,8 @@ from vitbase.weights.files.tensors import TensorFile
 from vitbase.weights.origins.dialect import Dialect, Row, arguments_of_heads
 from vitbase.weights.origins.rows import BLOCKS, HALF, IMAGENET, LAYER_SCALES, layer, layers
 from vitbase.weights.origins.sidecar import Sidecar, gelu_of
+from vitbase.weights.origins.usage import TIMM as TIMM_USAGE
+from vitbase.weights.origins.usage import TRANSFORMERS
 
 # What timm's model functions set that no shape tells, by their names; None: no model of ours.
 _NAMES: tuple[tuple[str, dict[str, Any] | None], ...] = (
@@ -95,11 +97,11 @@ def _write_sidecar(
     ratio = spec.mlp_dim / spec.width
     if int(spec.width * ratio) != spec.mlp_dim:  # timm cuts off, and the quotient was rounded down
         ratio = (spec.mlp_dim + 0.5) / spec.width
+    # Not the classes: transformers gives them itself, beside these.
     arguments: dict[str, Any] = {
         "img_size": list(spec.image_size),
         "patch_size": spec.patch_size // spec.stem_stride,
         "in_chans": spec.in_channels,
-        "num_classes": spec.num_classes,
         "global_pool": "token" if spec.pool == "token" else "avg",
         "embed_dim": spec.width,
         "depth": spec.depth,
@@ -218,6 +220,8 @@ TIMM = Dialect(
     write_sidecar=_write_sidecar,
     express=_express,
     arguments=_arguments,
+    # transformers opens timm's folders where timm is installed, with a wrapper of its own.
+    opened_by={"timm": TIMM_USAGE, "transformers": TRANSFORMERS},
 )
 
 

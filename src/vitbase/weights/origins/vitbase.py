@@ -15,6 +15,7 @@ from vitbase.weights.files.tensors import TensorFile
 from vitbase.weights.origins.dialect import COMPUTED, Dialect, Row
 from vitbase.weights.origins.rows import BLOCKS, layers
 from vitbase.weights.origins.sidecar import Sidecar
+from vitbase.weights.origins.usage import OURS
 
 METADATA_KEY = "vitbase"
 """Where our safetensors files keep what is not a tensor, as JSON."""
@@ -73,4 +74,5 @@ VITBASE = Dialect(
     says=dict.fromkeys(COMPUTED, (".safetensors",)),
     read_sidecar=_refuse_without_metadata,
     arguments=lambda spec: (),
+    opened_by=OURS,
 )

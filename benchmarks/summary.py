@@ -1,0 +1,126 @@
+"""One page of all numbers: what was measured, beside whom, its limit and its goal.
+
+    python benchmarks/summary.py            # print the table
+    python benchmarks/summary.py --write    # put it into README.md, and draw summary.svg
+
+`results/` holds what the scripts wrote with --json (`earlier.json`: figures of README.md's tables
+whose files were not kept), `goals.json` which of them count, and against what. A row of it names a
+`result`; the goal is for its `ratio`, or its `value` where `field` says so; `better` is more or
+less. What missed its goal says why (`missed`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+BEGIN, END = "<!-- summary.py -->", "<!-- end of summary.py -->"
+
+
+def read_rows() -> list[dict[str, Any]]:
+    """Return the rows of goals.json, each with its `measured` figure, `reached` share and result.
+
+    Raises: KeyError for a goal without a result, ValueError for one missed without a reason.
+    """
+    results: dict[str, dict[str, Any]] = {}
+    for path in sorted(HERE.glob("results/*.json")):
+        results |= {row["name"]: row for row in json.loads(path.read_text(encoding="utf-8"))}
+    rows = json.loads((HERE / "goals.json").read_text(encoding="utf-8"))
+    for row in rows:
+        row["of"] = results[row["result"]]
+        row["measured"] = row["of"][row.get("field", "ratio")]
+        row["reached"] = None
+        if row["goal"] is not None:
+            less = row.get("better", "more") == "less"
+            row["reached"] = (
+                row["goal"] / row["measured"] if less else row["measured"] / row["goal"]
+            )
+            if row["reached"] < 1 and not row.get("missed"):
+                raise ValueError(f"{row['result']} missed its goal: goals.json should say why")
+    return rows
+
+
+def figure_of(row: dict[str, Any], number: float) -> str:
+    """Write a figure as it is read: a share in percent, a ratio with 'x', others with a unit."""
+    if row.get("field", "ratio") == "ratio":
+        return f"{number:.2f} x"
+    unit = row["of"]["unit"]
+    share = unit in {"top-1", "of the time"}
+    return f"{number:.2%}" if share else f"{number:g} {unit}"
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| what | here | its peer | ratio or figure | goal | its limit |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        of = row["of"]
+        own = f"{of['value']:.4g} {of['unit']}"
+        peer = of["peer"]
+        if of["peer_value"] is not None:
+            peer = f"{of['peer_value']:.4g}, {peer}"
+        goal = "" if row["goal"] is None else figure_of(row, row["goal"])
+        if row.get("better") == "less":
+            goal = f"at most {goal}"
+        missed = row["reached"] is not None and row["reached"] < 1
+        found = figure_of(row, row["measured"])
+        lines.append(
+            f"| {row['what']} | {own} | {peer} | {found if missed else f'**{found}**'} | {goal} | "
+            f"{row['limit']} |"
+        )
+    lines += ["", "Missed, and why:", ""]
+    lines += [
+        f"- {row['what']}, {figure_of(row, row['measured'])} of {figure_of(row, row['goal'])}: "
+        f"{row['missed']}."
+        for row in rows
+        if row["reached"] is not None and row["reached"] < 1
+    ]
+    return "\n".join(lines)
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw how far each goal is reached: a bar to 1 and beyond."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams["svg.hashsalt"] = "vitbase"  # the same figures give the same file
+    shown = [row for row in rows if row["reached"] is not None][::-1]
+    figure, axes = plt.subplots(figsize=(9, 0.3 * len(shown) + 1), layout="constrained")
+    reached = [row["reached"] for row in shown]
+    colours = ["#2a6f97" if share >= 1 else "#c1666b" for share in reached]
+    axes.barh(range(len(shown)), [min(share, 2.5) for share in reached], color=colours, height=0.65)
+    axes.axvline(1, color="#444444", linewidth=1)
+    axes.set_yticks(range(len(shown)), [row["what"] for row in shown])
+    for number, row in enumerate(shown):
+        text = figure_of(row, row["measured"])
+        axes.text(min(row["reached"], 2.5) + 0.02, number, text, va="center", fontsize=8)
+    axes.set_xlim(0, 2.8)
+    axes.set_xlabel("of the goal (1: reached)")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="into README.md, with the figure")
+    args = parser.parse_args()
+    rows = read_rows()
+    text = table(rows)
+    if not args.write:
+        print(text)
+        return
+    readme = HERE / "README.md"
+    before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+    draw(rows, HERE / "summary.svg")
+
+
+if __name__ == "__main__":
+    main()

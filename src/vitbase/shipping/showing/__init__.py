@@ -1,0 +1,1 @@
+"""A page on which a model is tried: an image in, its classes and what the model looks at out."""
