@@ -37,7 +37,8 @@ from made_damage import NUMBERS, damaged
 from made_images import idx
 from made_shards import JPEG, samples, write_tar
 
-from vitbase.config.config import load_config, read_recipe_text, recipe_names
+from vitbase.config.config import load_config
+from vitbase.config.shipped import read_recipe_text, recipe_names
 from vitbase.errors import VitbaseError
 from vitbase.sources.imagenet.classes import imagenet_synsets
 from vitbase.sources.open import open_source

@@ -28,7 +28,8 @@ from vitbase.cli import (
 )
 from vitbase.cli.arguments import LaunchOptions, TableOptions
 from vitbase.cli.verify import VerifyOptions
-from vitbase.config.config import FIELDS, recipe_names
+from vitbase.config.config import FIELDS
+from vitbase.config.shipped import recipe_names
 from vitbase.launch.ranktable import read_rank_table
 
 ROOT = Path(__file__).parents[1]

@@ -12,8 +12,10 @@ from import_graph import MODULES, room_of
 from made_runs import TINY
 
 import vitbase
+from vitbase.cli.commands import COMMANDS
 
 HEAVY = ("torch", "numpy", "safetensors", "PIL", "simplejpeg")
+PARSING = ("pydantic", "tyro", "rich", "logging.config", "importlib.resources", "multiprocessing")
 LATE = {"torch._dynamo", "torch.distributed.tensor", "torch.utils.flop_counter"}
 
 
@@ -30,7 +32,8 @@ def run_python(program: str, *words: str) -> str:
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["--version"], ["recipes"]], ids=" ".join)
-def test_the_command_line_answers_without_torch(words):
+def test_the_command_line_answers_at_once(words):
+    """With neither torch nor what parses options, which takes five times as long as all else."""
     program = f"""
 import json, sys
 from vitbase.cli.main import main
@@ -38,10 +41,28 @@ try:
     main(sys.argv[1:])
 except SystemExit as stopped:
     assert not stopped.code, stopped.code
-print(json.dumps([name for name in {HEAVY} if name in sys.modules]))
+print(json.dumps([name for name in {HEAVY + PARSING} if name in sys.modules]))
 """
     *told, loaded = run_python(program, *words).splitlines()
     assert told
+    assert json.loads(loaded) == []
+
+
+def test_help_of_a_command_needs_no_torch():
+    """Each command is there, and its file is found."""
+    program = f"""
+import json, sys
+from vitbase.cli.main import main
+for command in sys.argv[1:]:
+    try:
+        main([command, "--help"])
+    except SystemExit as stopped:
+        assert not stopped.code, (command, stopped.code)
+print(json.dumps([name for name in {HEAVY} if name in sys.modules]))
+"""
+    *told, loaded = run_python(program, *COMMANDS).splitlines()
+    for command in COMMANDS:
+        assert any(line.lower().startswith(f"usage: vitbase {command}") for line in told), command
     assert json.loads(loaded) == []
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from ranks import free_port
 
 from vitbase.cli.main import main
-from vitbase.config.config import recipe_names
+from vitbase.config.shipped import recipe_names
 
 TINY = [
     *("--model", "testing", "--pool", "gap", "--image_height", "16", "--image_width", "16"),

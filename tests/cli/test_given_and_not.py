@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from commands import run_command
 
-from vitbase.config.config import load_config, recipe_names
+from vitbase.config.config import load_config
+from vitbase.config.shipped import recipe_names
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from vitbase.config.adapt import adapt
 from vitbase.config.batch import batch_layout
 from vitbase.config.complete import Facts, complete
-from vitbase.config.config import differences_on_resume, load_config, recipe_names
+from vitbase.config.config import differences_on_resume, load_config
+from vitbase.config.shipped import recipe_names
 
 OF_A_DATA_SET = [name for name in recipe_names() if load_config(name).data.num_train_images]
 

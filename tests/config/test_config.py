@@ -11,9 +11,8 @@ from vitbase.config.config import (
     Config,
     differences_on_resume,
     load_config,
-    read_recipe_text,
-    recipe_names,
 )
+from vitbase.config.shipped import read_recipe_text, recipe_names
 from vitbase.errors import ConfigError
 
 # R7: what the seed's users find in its config.py.

@@ -15,7 +15,8 @@ from made_runs import losses_of
 from safetensors.torch import load_file
 
 import vitbase
-from vitbase.config.config import load_config, read_recipe_text, recipe_names
+from vitbase.config.config import load_config
+from vitbase.config.shipped import read_recipe_text, recipe_names
 from vitbase.explanation import explain
 
 SYNSETS = ("n01440764", "n01443537", "n01484850")

@@ -11,7 +11,8 @@ import pytest
 from commands import run_command
 
 import vitbase
-from vitbase.config.config import FIELDS, load_config, recipe_names
+from vitbase.config.config import FIELDS, load_config
+from vitbase.config.shipped import recipe_names
 from vitbase.errors import ConfigError, DeviceError
 from vitbase.mindspore.fits import (
     NOT_READ,

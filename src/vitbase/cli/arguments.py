@@ -19,7 +19,7 @@ from vitbase.config.config import FIELDS, Config, load_config, section_of, with_
 from vitbase.config.hints import hint_for
 from vitbase.console import printable, printable_lines, say_text, warn
 from vitbase.errors import LAUNCHED, ConfigError, nearest
-from vitbase.launch.words import find_value
+from vitbase.launch.words import drop_value, find_value
 
 _TYRO: Any = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
 
@@ -126,20 +126,6 @@ def refuse_unknown(words: list[str], known: Sequence[str]) -> None:
 def _of_evaluation(name: str) -> str:
     is_its = name in FIELDS and section_of(name) == EVALUATION
     return " It is an option of `vitbase eval`." if is_its else ""
-
-
-def drop_value(words: list[str], option: str) -> list[str]:
-    """Return the words without an option and its value."""
-    kept: list[str] = []
-    skip = False
-    for word in words:
-        if skip:
-            skip = False
-        elif word.partition("=")[0].replace("-", "_") == f"__{option}":
-            skip = "=" not in word
-        else:
-            kept.append(word)
-    return kept
 
 
 def take_options(words: list[str], options: Any) -> tuple[list[str], dict[str, str]]:

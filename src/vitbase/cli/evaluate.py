@@ -41,7 +41,7 @@ class _Asked(NamedTuple):
     as_json: bool
 
 
-def run_eval(words: list[str]) -> None:
+def run_evaluate(words: list[str]) -> None:
     if words[:1] == ["compare"]:  # no recipe is called so
         run_compare(words[1:])
         return

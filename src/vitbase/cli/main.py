@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from vitbase._version import __version__
-from vitbase.cli.arguments import drop_value, parse_config, parse_launch, parse_table
-from vitbase.cli.bench import run_bench
-from vitbase.cli.data import run_data
-from vitbase.cli.debug import run_debug
-from vitbase.cli.demo import run_demo
-from vitbase.cli.evaluate import run_eval
-from vitbase.cli.export import run_export
-from vitbase.cli.inspect import run_inspect
-from vitbase.cli.predict import run_predict
-from vitbase.cli.probe import run_probe
-from vitbase.cli.push import run_push
-from vitbase.cli.report import run_report
-from vitbase.cli.serve import run_serve
-from vitbase.cli.train import run_explain, run_recipes, run_train
-from vitbase.cli.verify import run_verify
-from vitbase.cli.weights import run_weights
+from vitbase.cli.commands import COMMANDS, function_of
 from vitbase.console import escape_reports, printable_lines, say, say_text, warn, warn_text
 from vitbase.errors import LAUNCHED, ConfigError, VitbaseError, nearest, tell_launcher
-from vitbase.launch.words import find_value
+from vitbase.launch.words import drop_value, find_value
 from vitbase.stopping import STOPPED, Stopped, end_with
 
 _USAGE = """usage: vitbase COMMAND [...]
@@ -116,60 +100,12 @@ def _run(words: list[str]) -> None:
     if words[0] in {"--version", "version"}:
         say(f"vitbase {__version__}")
         return
-    command = _COMMANDS.get(words[0])
-    if command is None:
+    if words[0] not in COMMANDS:
         raise ConfigError(
-            f"Unknown command '{words[0]}'.{nearest(words[0], _COMMANDS)} "
-            f"There are {', '.join(_COMMANDS)}."
+            f"Unknown command '{words[0]}'.{nearest(words[0], COMMANDS)} "
+            f"There are {', '.join(COMMANDS)}."
         )
-    command(words[1:])
-
-
-def _run_launch(words: list[str]) -> None:
-    if "--make_rank_table" in words:
-        options = parse_table(words)
-        from vitbase.launch.maketable import make_rank_table
-        from vitbase.launch.plan import count_devices
-
-        servers = options.pop("server", ())
-        table = make_rank_table(servers, **options, local_devices=count_devices() or 1)
-        say_text(json.dumps(table, indent=1))
-        return
-    command, options, only_print = parse_launch(words, _COMMANDS)
-    engine = find_value(command, "engine") or "torch"
-    if command[0] == "train":  # a mistake shows at once
-        engine = parse_config("train", command[1:], default_recipe="fashion").run.engine
-    # Read when torch is loaded: without it, a server that goes leaves pages of C++ frames here.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from vitbase.launch.start import command_of, plan_for, start
-
-    plan = plan_for(engine, command, **options)
-    if only_print:
-        say_text(command_of(plan, engine))
-    elif code := start(plan, engine):
-        sys.exit(code)
-
-
-_COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "train": run_train,
-    "eval": run_eval,
-    "predict": run_predict,
-    "export": run_export,
-    "bench": run_bench,
-    "serve": run_serve,
-    "inspect": run_inspect,
-    "probe": run_probe,
-    "demo": run_demo,
-    "push": run_push,
-    "report": run_report,
-    "weights": run_weights,
-    "data": run_data,
-    "debug": run_debug,
-    "launch": _run_launch,
-    "explain": run_explain,
-    "verify-resume": run_verify,
-    "recipes": run_recipes,
-}
+    function_of(words[0])(words[1:])
 
 
 def seed_main(command: str) -> None:

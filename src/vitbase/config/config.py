@@ -13,7 +13,6 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,8 +24,8 @@ from vitbase.config.hints import hint_for
 from vitbase.config.learning import AugmentSection, LossSection, OptimizerSection, ScheduleSection
 from vitbase.config.options import CheckpointSection, DataSection, ModelSection, RunSection, Section
 from vitbase.config.preprocess import OPTION_OF, Preprocess
+from vitbase.config.shipped import read_recipe_text
 from vitbase.console import warn
-from vitbase.disk import read_regular
 from vitbase.errors import ConfigError, nearest, shown
 
 
@@ -234,42 +233,6 @@ def _explain(error: ValidationError, origin: str) -> list[str]:
     prefix = f"{origin}: " if origin else ""
     return [prefix + line for line in lines]
 
-
-def recipe_names() -> list[str]:
-    """Return the names of the recipes that ship with the package, sorted."""
-    folder = resources.files("vitbase") / "config" / "recipes"
-    return sorted(
-        entry.name.removesuffix(".toml")
-        for entry in folder.iterdir()
-        if entry.name.endswith(".toml")
-    )
-
-
-def read_recipe_text(recipe: str) -> str:
-    """Read a shipped recipe, or any ``.toml`` file, as text.
-
-    Raises: ConfigError if there is no such recipe or file.
-    """
-    if recipe.endswith(".toml"):
-        try:
-            # A path in it may hold bytes that are no UTF-8.
-            return read_regular(recipe, _LONGEST).decode("utf-8", "surrogateescape")
-        except OSError as error:
-            raise ConfigError(
-                f"Cannot read the configuration file {recipe}: {error.strerror or error}."
-            ) from None
-    names = recipe_names()
-    if recipe not in names:
-        raise ConfigError(
-            f"Unknown recipe '{recipe}'.{nearest(recipe, names)} "
-            f"There are {', '.join(names)}; or give the path of a .toml file."
-        )
-    path = resources.files("vitbase") / "config" / "recipes" / f"{recipe}.toml"
-    return path.read_text(encoding="utf-8")
-
-
-_LONGEST = 1 << 18
-"""Bytes of a configuration; with every option it has some thousands."""
 
 _LONG_KEY = re.compile(r"""(?<![\w"'-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){50}""")
 

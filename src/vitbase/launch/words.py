@@ -10,3 +10,17 @@ def find_value(words: list[str], option: str) -> str | None:
         if name.replace("-", "_") == f"__{option}":
             return value if equals else (words[i + 1] if i + 1 < len(words) else None)
     return None
+
+
+def drop_value(words: list[str], option: str) -> list[str]:
+    """Return the words without an option and its value."""
+    kept: list[str] = []
+    skip = False
+    for word in words:
+        if skip:
+            skip = False
+        elif word.partition("=")[0].replace("-", "_") == f"__{option}":
+            skip = "=" not in word
+        else:
+            kept.append(word)
+    return kept

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from vitbase.config.config import parse_toml, read_recipe_text
+from vitbase.config.config import parse_toml
+from vitbase.config.shipped import read_recipe_text
 from vitbase.disk import find_strange, open_regular
 from vitbase.errors import CheckpointError, ConfigError
 from vitbase.evaluation.report.scored import Figure, Scored, as_finite, as_scored, wilson
