@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 
+from vitbase.stopping import answering
+
 COMMANDS = {
     "train": "train",
     "eval": "evaluate",
@@ -29,9 +31,12 @@ COMMANDS = {
 
 
 def function_of(command: str) -> Callable[[list[str]], None]:
-    """Load what runs a command. What parses options takes longer to load than many a command."""
+    """Load what runs a command. What parses options takes longer to load than many a command.
+
+    Raises: Stopped if the process is asked to stop meanwhile.
+    """
     file = COMMANDS[command]
-    run: Callable[[list[str]], None] = getattr(
-        importlib.import_module(f"vitbase.cli.{file}"), f"run_{file}"
-    )
+    with answering():
+        module = importlib.import_module(f"vitbase.cli.{file}")
+    run: Callable[[list[str]], None] = getattr(module, f"run_{file}")
     return run
