@@ -24,6 +24,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import statistics
 import subprocess
@@ -158,7 +159,8 @@ def memory_of(pid: int) -> int:
 @contextlib.contextmanager
 def running(words: list[str], port: int, request: bytes) -> Iterator[int]:
     """Run a server until it answers a first request; gives its process."""
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=sys.stderr)
+    silent = subprocess.DEVNULL
+    process = subprocess.Popen(words, stdout=silent, stderr=silent, start_new_session=True)
     try:
         for _ in range(600):
             load = Load()
@@ -171,10 +173,11 @@ def running(words: list[str], port: int, request: bytes) -> Iterator[int]:
         yield process.pid
     finally:
         process.terminate()
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+        with contextlib.suppress(ProcessLookupError):  # LitServe's workers may outlive it
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def measured(
@@ -250,6 +253,7 @@ def compare(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
         "litserve": [request_of(path, "/predict") for path in sorted(images.rglob("*.JPEG"))],
     }
     rates = [offline(args, weights, images, args.offline_seconds)]
+    print(f"offline: {rates[0]:.2f} images/s\n", flush=True)
     port = free_port()
     words = [sys.executable, "-m", "vitbase", "serve", str(weights), "--port", str(port)]
     words += ["--batch_size", str(args.batch_size), "--runtime", args.runtime]
@@ -265,6 +269,15 @@ def compare(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
         )
         after_overload = memory_of(pid)
     rates.append(offline(args, weights, images, args.offline_seconds))
+    ratio = found.percentile(0.99) / batch
+    worse = over.percentile(0.99) / found.percentile(0.99)
+    print(
+        f"A batch takes {batch:.3f} s; p99 is {ratio:.2f} of that.\n"
+        f"Overloaded, {3 * found.rate:.1f} requests/s: {dict(over.statuses)}; answered "
+        f"{over.rate:.2f} images/s, p99 {over.percentile(0.99):.2f} s, **{worse:.2f}** of the p99 "
+        f"before; memory {after_overload / 1e6:,.0f} MB\n",
+        flush=True,
+    )
     peers = {}
     python = os.environ.get("LITSERVE_PYTHON")
     for workers in args.litserve_workers if python else []:
@@ -281,14 +294,6 @@ def compare(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     show("vitbase serve", found, before, after, rate)
     for workers, peer in peers.items():
         show(f"LitServe, {workers} worker{'s' * (workers > 1)}", *peer, rate)
-    ratio = found.percentile(0.99) / batch
-    print(f"\nA batch takes {batch:.3f} s; p99 is {ratio:.2f} of that.")
-    worse = over.percentile(0.99) / found.percentile(0.99)
-    print(
-        f"Overloaded, {3 * found.rate:.1f} requests/s: {dict(over.statuses)}; answered "
-        f"{over.rate:.2f} images/s, p99 {over.percentile(0.99):.2f} s, **{worse:.2f}** of the p99 "
-        f"before; memory {after_overload / 1e6:,.0f} MB"
-    )
     best = max((peer[0].rate for peer in peers.values()), default=float("nan"))
     row = {"name": "serve", "unit": "images/s", "value": found.rate}
     return [

@@ -49,7 +49,13 @@ def figure_of(row: dict[str, Any], number: float) -> str:
         return f"{number:.2f} x"
     unit = row["of"]["unit"]
     share = unit in {"top-1", "of the time"}
-    return f"{number:.2%}" if share else f"{number:g} {unit}"
+    return (
+        f"{number:.2%}"
+        if share
+        else f"{number:.3g} {unit}"
+        if number < 100
+        else f"{number:,.0f} {unit}"
+    )
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -96,7 +102,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     colours = ["#2a6f97" if share >= 1 else "#c1666b" for share in reached]
     axes.barh(range(len(shown)), [min(share, 2.5) for share in reached], color=colours, height=0.65)
     axes.axvline(1, color="#444444", linewidth=1)
-    axes.set_yticks(range(len(shown)), [row["what"] for row in shown])
+    axes.set_yticks(range(len(shown)), [row["what"].replace("`", "") for row in shown])
     for number, row in enumerate(shown):
         text = figure_of(row, row["measured"])
         axes.text(min(row["reached"], 2.5) + 0.02, number, text, va="center", fontsize=8)

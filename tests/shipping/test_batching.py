@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from vitbase.shipping.serving import batching
 from vitbase.shipping.serving.batching import Batcher
 from vitbase.shipping.serving.refusals import Refusal
 
@@ -66,19 +67,29 @@ def test_what_is_there_at_once_is_computed_together_up_to_a_size():
     run(test, queue_size=14)
 
 
-def test_batches_of_clients_that_wait_for_each_other_become_alike():
-    """One of many and one of few would else stay so for ever."""
+def test_batches_of_clients_that_wait_for_each_other_become_alike(monkeypatch):
+    """One of one and one of many would else stay so for ever."""
+    monkeypatch.setattr(batching, "_JUST_NOW", LONG)
 
     async def test(batcher, computer):
         async def ask_on(number):
-            for _ in range(30):
+            while computer.batches[3:] == []:
                 await answer(batcher, number)
+                for _ in range(20):  # a client takes longer than the next batch does to begin
+                    await asyncio.sleep(0)
 
-        first = asyncio.create_task(ask_on(0))
+        turns = threading.Semaphore(0)
+        monkeypatch.setattr(computer.may_go, "wait", lambda seconds: turns.acquire(timeout=seconds))
+        asking = [asyncio.create_task(ask_on(0))]
         await until(lambda: computer.batches)
-        await asyncio.gather(first, *(ask_on(number) for number in range(1, 12)))
-        sizes = [len(images) for images, _ in computer.batches[10:20]]
-        assert max(sizes) <= 7, sizes
+        asking += [asyncio.create_task(ask_on(number)) for number in range(1, 12)]
+        for number, waiting in enumerate((11, 6, 6), start=1):
+            await until(lambda: batcher.waiting == waiting)  # noqa: B023
+            turns.release()
+            await until(lambda: len(computer.batches) > number)  # noqa: B023
+        turns.release(100)
+        await asyncio.gather(*asking)
+        assert [len(images) for images, _ in computer.batches[:4]] == [1, 6, 6, 6]
 
     run(test, size=12, queue_size=12)
 

@@ -8,6 +8,8 @@ import importlib
 import sys
 from collections.abc import Callable, Iterator
 
+from vitbase.stopping import answering
+
 COMMANDS = {
     "train": "train",
     "eval": "evaluate",
@@ -32,11 +34,14 @@ COMMANDS = {
 
 
 def function_of(command: str) -> Callable[[list[str]], None]:
-    """Load what runs a command. What parses options takes longer to load than many a command."""
+    """Load what runs a command. What parses options takes longer to load than many a command.
+
+    Raises: Stopped if the process is asked to stop meanwhile.
+    """
     file = COMMANDS[command]
-    run: Callable[[list[str]], None] = getattr(
-        importlib.import_module(f"vitbase.cli.{file}"), f"run_{file}"
-    )
+    with answering():
+        module = importlib.import_module(f"vitbase.cli.{file}")
+    run: Callable[[list[str]], None] = getattr(module, f"run_{file}")
     return run
 
 
