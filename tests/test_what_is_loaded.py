@@ -118,7 +118,7 @@ print(json.dumps(sorted({LATE} & set(sys.modules))))
     assert json.loads(loaded) == []
 
 
-def test_what_only_tells_computes_with_no_compiler(tmp_path):
+def test_what_only_tells_computes_with_no_compiler(tmp_path, cache):
     """Explain counts by arithmetic, and weights have memory without torch's own way to it."""
     weights = tmp_path / "w.safetensors"
     vitbase.save_weights(vitbase.create_model("testing", num_classes=3, image_size=32), weights)

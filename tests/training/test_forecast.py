@@ -135,7 +135,7 @@ def test_no_time_is_told_where_none_is_asked_for(capsys, monkeypatch):
     assert "time of" not in run_command(capsys, "explain", "fashion", "--on", "none")[1]
 
 
-def test_what_the_time_is_told_of_is_what_the_run_does(tiny_config):
+def test_what_the_time_is_told_of_is_what_the_run_does(tiny_config, cache):
     config = tiny_config(epoch_size=3, eval_every_epochs=2)
     estimate = explain(config, on="here").estimate
     result = vitbase.train(config)
@@ -153,14 +153,14 @@ def test_what_the_time_is_told_of_is_what_the_run_does(tiny_config):
 
 def test_features_that_are_kept_are_computed_once(photo_folder):
     options = {"model": "testing", "image_size": 32, "pre_trained": False, "epoch_size": 100}
-    config = load_config("linear_probe", data_path=str(photo_folder), batch_size=3, **options)
+    config = load_config("linear_probe", data_path=str(photo_folder), global_batch=3, **options)
     estimate = explain(config, on="h100").estimate
     assert estimate is not None
     assert estimate.trained == 0
     assert 21 <= estimate.evaluated < 21 + 100 * 3 + 1
 
 
-def test_what_was_measured_is_kept_for_any_depth(tiny_config, monkeypatch):
+def test_what_was_measured_is_kept_for_any_depth(tiny_config, cache, monkeypatch):
     config = tiny_config(model="ViT-Ti_16", image_height=32, image_width=32, batch_size=2)
     first = explain(config, on="here").estimate
     monkeypatch.delattr(forecast, "_measure")
@@ -168,7 +168,7 @@ def test_what_was_measured_is_kept_for_any_depth(tiny_config, monkeypatch):
     assert first is not None
     assert again is not None
     assert (again.training, again.evaluating) == (first.training, first.evaluating)
-    with pytest.raises(AttributeError):  # another batch was not measured
+    with pytest.raises(NameError):  # another batch was not measured
         explain(config.replace(batch_size=3), on="here")
 
 
@@ -188,10 +188,10 @@ def kept_twice(**values: float) -> str:
         '{"shallow": {"depth": 1, "training": NaN, "update": 0, "evaluating": 1}}',
     ],
 )
-def test_what_is_kept_and_makes_no_sense_is_measured_anew(tiny_config, tmp_path, content):
+def test_what_is_kept_and_makes_no_sense_is_measured_anew(tiny_config, cache, content):
     config = tiny_config()
     explain(config, on="here")
-    (place,) = (tmp_path / "cache" / "pace").iterdir()
+    (place,) = (cache / "pace").iterdir()
     place.write_text(content)
     estimate = explain(config, on="here").estimate
     assert estimate is not None
