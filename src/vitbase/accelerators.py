@@ -27,7 +27,7 @@ class Peak:
 
 # Dense half-precision FLOPs per second of the tensor cores, summed in fp32, and bandwidth, by the
 # makers' data sheets (which often print twice the FLOPs, of sparse matrices) and for GeForce their
-# white papers. Of several sizes of memory, that of the largest.
+# white papers. Of several sizes of memory, that of the largest; of the GH200 the one of 96 GB.
 _PEAKS = {
     "B200": Peak(2250e12, 8e12),
     "GH200": Peak(989e12, 4e12),
@@ -50,14 +50,14 @@ _PEAKS = {
     "RTX 4090": Peak(165.2e12, 1008e9),
     "RTX 3090": Peak(71e12, 936e9),
 }
-# No names of torch's. The 910's are the maker's (Hot Chips 31); of the 910B there is no data sheet:
-# FLOPs as verl counts them, bandwidth that of a die of the 910C (arXiv 2506.12708 section 3).
+# No names of torch's. The 910's are the maker's (Hot Chips 31). Of the 910B there is no data sheet,
+# and what is said of it differs (0.4 to 1.6 TB/s): FLOPs as verl counts them, bandwidth that of a
+# die of the 910C (arXiv 2506.12708 section 3). Its estimate is the roughest.
 _ASCEND = {"910": Peak(256e12, 1.2e12), "910B": Peak(354e12, 1.6e12)}
 _SHORT = {"H100": "H100 HBM3", "H100 SXM": "H100 HBM3", "A100": "A100 SXM4", "V100": "V100 SXM2"}
 _SHORT |= {"4090": "RTX 4090", "3090": "RTX 3090"}
-_NO_PART_OF_A_NAME = re.compile(
-    r"NVIDIA|TESLA|GEFORCE|ASCEND|\d+GB"
-)  # makers, lines, sizes of memory
+# Makers, lines, sizes of memory.
+_NO_PART_OF_A_NAME = re.compile(r"NVIDIA|TESLA|GEFORCE|ASCEND|\d+GB")
 
 
 def peak_flops_of(device_name: str) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 
 import pytest
 from commands import run_command
@@ -170,6 +171,26 @@ def test_what_was_measured_is_kept_for_any_depth(tiny_config, cache, monkeypatch
     assert (again.training, again.evaluating) == (first.training, first.evaluating)
     with pytest.raises(NameError):  # another batch was not measured
         explain(config.replace(batch_size=3), on="here")
+
+
+@pytest.mark.parametrize(("kept", "stays"), [(1e-12, True), (1e3, False)])
+def test_after_a_day_it_is_measured_again_and_the_quicker_kept(tiny_config, cache, kept, stays):
+    config = tiny_config()
+    explain(config, on="here")
+    (place,) = (cache / "pace").iterdir()
+    content = json.loads(place.read_text())
+    for slices in content.values():
+        slices |= {"training": kept}
+    place.write_text(json.dumps(content))
+    estimate = explain(config, on="here").estimate
+    assert estimate is not None
+    assert estimate.training >= kept  # beside the share of an update
+    os.utime(place, (0, 0))
+    explain(config, on="here")
+    now = json.loads(place.read_text())
+    assert (now["deep"]["training"] == kept) == stays
+    assert now["deep"]["training"] <= kept
+    assert place.stat().st_mtime > 1e9
 
 
 def kept_twice(**values: float) -> str:

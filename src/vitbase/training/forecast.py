@@ -52,6 +52,9 @@ _BUDGET = 1.0
 
 _ROUNDS = 5
 
+_LASTS = 24 * 3600.0
+"""Seconds for which a measurement is good; the next one may have found the machine less busy."""
+
 _EVALUATION_PASSES, _TRAINING_PASSES = 2.5, 18.0
 """How often what a forward pass keeps goes from or to memory, in half precision, beside products at
 their peak. Fitted to timm's published tables (results/ of its repository): evaluation on RTX 3090
@@ -77,6 +80,11 @@ class Pace:
         ours, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
         return Pace(*(max(0.0, a + share * (b - a)) for a, b in zip(ours, theirs, strict=True)))
 
+    def least(self, *others: Pace) -> Pace:
+        """Return the quickest of each."""
+        each = zip(*(dataclasses.astuple(pace) for pace in (self, *others)), strict=True)
+        return Pace(*map(min, each))
+
 
 @dataclasses.dataclass(frozen=True)
 class _Slices:
@@ -87,6 +95,15 @@ class _Slices:
 
     def tell_of(self, depth: int) -> bool:
         return self.shallow[0] != self.deep[0] or self.deep[0] == depth
+
+    @property
+    def depths(self) -> tuple[int, int]:
+        return self.shallow[0], self.deep[0]
+
+    def quickest(self, other: _Slices) -> _Slices:
+        """Return the least of what was measured twice: other programs only make it longer."""
+        pairs = zip((self.shallow, self.deep), (other.shallow, other.deep), strict=True)
+        return _Slices(*((depth, pace.least(there)) for (depth, pace), (_, there) in pairs))
 
     def at(self, depth: int) -> Pace:
         """Return the pace of a model of so many blocks."""
@@ -124,17 +141,20 @@ def pace_here(config: Config, layout: BatchLayout, spec: ViTSpec, runtime: Runti
     """
     plain = config.derive(compile=False, parallel="auto", num_devices=None)
     place = _place(plain, layout, spec, runtime)
-    slices = None if place is None else _read(place)
-    if slices is None or not slices.tell_of(spec.depth):
-        try:
-            slices = _measure(plain, layout, spec, runtime)
-        except torch.OutOfMemoryError:
-            raise DeviceError(
-                f"{layout.batch_size} images at once do not fit into the memory of "
-                f"{runtime.machine}: give a smaller --batch_size."
-            ) from None
-        if place is not None:
-            _keep(place, slices)
+    kept = None if place is None else _read(place)
+    if place and kept and kept.tell_of(spec.depth) and time.time() - _written(place) < _LASTS:
+        return kept.at(spec.depth)
+    try:
+        slices = _measure(plain, layout, spec, runtime)
+    except torch.OutOfMemoryError:
+        raise DeviceError(
+            f"{layout.batch_size} images at once do not fit into the memory of "
+            f"{runtime.machine}: give a smaller --batch_size."
+        ) from None
+    if kept and kept.depths == slices.depths:
+        slices = slices.quickest(kept)
+    if place is not None:
+        _keep(place, slices)
     return slices.at(spec.depth)
 
 
@@ -315,6 +335,13 @@ def _keep(place: Path, slices: _Slices) -> None:
     with contextlib.suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
         write_whole(place, json_line(content, indent=1) + "\n")
+
+
+def _written(place: Path) -> float:
+    """Return when a file was written; long ago, if it is gone."""
+    with contextlib.suppress(OSError):
+        return place.stat().st_mtime
+    return 0.0
 
 
 def _read(place: Path) -> _Slices | None:
