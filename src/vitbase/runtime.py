@@ -27,7 +27,7 @@ T = TypeVar("T")
 Precision = Literal["fp32", "bf16", "fp16"]
 
 _TORCH_NAMES = {"Ascend": ("npu",), "GPU": ("cuda", "xpu", "mps"), "CPU": ("cpu",)}
-_AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # A cross-entropy's loss scale: MindSpore and torch both start near 2**16.
 _INITIAL_LOSS_SCALE = 2.0**16
 # Longer than a rank may be alone with a checkpoint or a slow disk; a rank that has died is noticed
@@ -219,11 +219,16 @@ class Runtime:
         if self.device.type != "cpu":
             torch.accelerator.synchronize(self.device)
 
+    @property
+    def half(self) -> torch.dtype | None:
+        """What matrix products are computed in, if not in fp32."""
+        return _HALF.get(self.precision)
+
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """Context for the forward pass: half precision where the run asks for it."""
-        if self.precision == "fp32":
+        if self.half is None:
             return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=_AUTOCAST_DTYPES[self.precision])
+        return torch.autocast(self.device.type, dtype=self.half)
 
     def build_loss_scaler(self) -> torch.amp.GradScaler:
         """Return the dynamic loss scaler; it does nothing unless the precision is fp16."""

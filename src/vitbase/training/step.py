@@ -157,23 +157,24 @@ class Learner:
         taken = Taken(lr, loss_sum, mix=mix)
         last = self.layout.accumulation_steps - 1
         share = self.replicas.loss_factor / self.layout.global_batch
-        for micro in range(self.layout.accumulation_steps):
-            batch = next(batches)
-            images, labels = self.runtime.send(batch.images, batch.labels)
-            inputs = images
-            if not self.on_features:
-                inputs = mix.images(normalize(images, self.preprocess), labels)
-            scales = None if depth_scales is None else depth_scales[micro]
-            with self.replicas.accumulating(last=micro == last):
-                with self.runtime.autocast():
-                    logits = self.replicas(inputs, scales)
-                    loss_sum = self.objective.loss_sum(logits, labels, mix)
-                # Of a loss that is no number, on any rank, every rank's gradient is none.
-                self.scaler.scale(loss_sum * (share + 0 * loss_sum.detach())).backward()
-            taken.loss_sum += loss_sum.detach()
-            taken.passes.append((batch.positions, torch.isfinite(logits.detach()).all(dim=1)))
-            taken.seen.append((batch, scales))
-            taken.bad += batch.bad
+        with self.replicas.casting():
+            for micro in range(self.layout.accumulation_steps):
+                batch = next(batches)
+                images, labels = self.runtime.send(batch.images, batch.labels)
+                inputs = images
+                if not self.on_features:
+                    inputs = mix.images(normalize(images, self.preprocess), labels)
+                scales = None if depth_scales is None else depth_scales[micro]
+                with self.replicas.accumulating(last=micro == last):
+                    with self.runtime.autocast():
+                        logits = self.replicas(inputs, scales)
+                        loss_sum = self.objective.loss_sum(logits, labels, mix)
+                    # Of a loss that is no number, on any rank, every rank's gradient is none.
+                    self.scaler.scale(loss_sum * (share + 0 * loss_sum.detach())).backward()
+                taken.loss_sum += loss_sum.detach()
+                taken.passes.append((batch.positions, torch.isfinite(logits.detach()).all(dim=1)))
+                taken.seen.append((batch, scales))
+                taken.bad += batch.bad
         settle()
         self.scaler.unscale_(self.optimizer)
         taken.gradient_norm = norm = self.replicas.clip(self.clip_norm)
@@ -208,8 +209,10 @@ class Learner:
         (images,) = self.runtime.send(torch.zeros(shape, dtype=torch.uint8))
         self.model.train()
         # Shards would keep a gradient that is not exchanged; copies would exchange it in vain.
-        with self.replicas.accumulating(last=self.replicas.sharded), self.runtime.autocast():
-            self.replicas(normalize(images, preprocess), None).float().mean().backward()
+        with self.replicas.casting(), self.replicas.accumulating(last=self.replicas.sharded):
+            with self.runtime.autocast():
+                loss = self.replicas(normalize(images, preprocess), None).float().mean()
+            loss.backward()
         self.optimizer.zero_grad(set_to_none=True)
 
     def _draw_depth_scales(self) -> tuple[Tensor, ...] | None:
