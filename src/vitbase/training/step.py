@@ -20,6 +20,7 @@ from vitbase.model.vit import VisionTransformer
 from vitbase.runtime import Runtime
 from vitbase.training.architecture import seed_generators
 from vitbase.training.ema import ExponentialMovingAverage
+from vitbase.training.inputs import build_inputs
 from vitbase.training.lamb import Lamb
 from vitbase.training.objective import Objective
 from vitbase.training.optim import build_optimizer, set_learning_rate, step_unless
@@ -94,6 +95,7 @@ class Learner:
             checkpoint_activations(model)
         if config.run.compile:
             compile_blocks(model)
+        self.inputs = build_inputs(self.preprocess, runtime, compiled=config.run.compile)
         self.on_features = on_features
         self.replicas = Replicas(model, runtime, config.run.parallel, head_only=on_features)
         self.optimizer = build_optimizer(model, config.optimizer, runtime)
@@ -161,9 +163,7 @@ class Learner:
             for micro in range(self.layout.accumulation_steps):
                 batch = next(batches)
                 images, labels = self.runtime.send(batch.images, batch.labels)
-                inputs = images
-                if not self.on_features:
-                    inputs = mix.images(normalize(images, self.preprocess), labels)
+                inputs = images if self.on_features else self.inputs(images, labels, mix)
                 scales = None if depth_scales is None else depth_scales[micro]
                 with self.replicas.accumulating(last=micro == last):
                     with self.runtime.autocast():
