@@ -92,6 +92,11 @@ class Runtime(Ranks):
         """Whether torch has a one-kernel optimizer step for this device."""
         return self.device.type in {"cpu", "cuda"}
 
+    @property
+    def has_graphs(self) -> bool:
+        """Whether the device records work, and has optimizers that may be recorded."""
+        return self.device.type == "cuda" and hasattr(torch.accelerator, "Graph")
+
     def send(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Copy host tensors to the device, while it still computes what was asked of it before.
 

@@ -28,6 +28,7 @@ from vitbase.model.zoo import VARIANTS, variant_spec
 REFUSED: dict[str, Any] = {
     "tf32": True,
     "compile": True,
+    "device_graph": True,
     "tensorboard": True,
     "layer_scale_init": 1e-5,
     "freeze_backbone": True,

@@ -69,6 +69,25 @@ class Config(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _can_be_recorded(self) -> Self:
+        run, optimizer = self.run, self.optimizer.optimizer
+        if not run.device_graph:
+            return self
+        for is_in_the_way, what in (
+            (optimizer not in {"momentum", "adamw"}, f"optimizer {optimizer}"),
+            (run.precision == "fp16", "precision fp16, whose loss scale is found by trial"),
+            (run.parallel == "fsdp", "parallel fsdp"),
+            ((run.num_devices or 1) > 1, f"num_devices {run.num_devices}"),
+            (
+                self.model.activation_checkpointing and bool(self.model.dropout),
+                "activation_checkpointing with dropout, whose random state the host keeps",
+            ),
+        ):
+            if is_in_the_way:
+                raise ValueError(f"device_graph cannot record {what}: leave out --device_graph")
+        return self
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Config) and self.model_dump() == other.model_dump()
 

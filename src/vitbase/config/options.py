@@ -58,6 +58,9 @@ class RunSection(Section):
     )
     tf32: bool = Field(False, description="let fp32 matrix products round to TF32, where there is")
     compile: bool = Field(False, description="compile the repeated block with torch.compile")
+    device_graph: bool = Field(
+        False, description="record an update once on the GPU and replay it (CUDA graphs)"
+    )
     resume: bool = free_on_resume(True, "continue the run found in output_dir")
     hang_minutes: float = free_on_resume(
         10.0,

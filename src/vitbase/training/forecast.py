@@ -139,7 +139,7 @@ def pace_here(config: Config, layout: BatchLayout, spec: ViTSpec, runtime: Runti
       config: complete. What compiles, and what shards, is left out.
     Raises: DeviceError if its memory is too small.
     """
-    plain = config.derive(compile=False, parallel="auto", num_devices=None)
+    plain = config.derive(compile=False, device_graph=False, parallel="auto", num_devices=None)
     place = _place(plain, layout, spec, runtime)
     kept = None if place is None else _read(place)
     if place and kept and kept.tell_of(spec.depth) and time.time() - _written(place) < _LASTS:

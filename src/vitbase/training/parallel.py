@@ -173,8 +173,13 @@ def _shard(model: VisionTransformer, runtime: Runtime) -> None:
 
 def checkpoint_activations(model: VisionTransformer) -> None:
     """Let every block keep its input only, and compute again what its backward pass needs."""
+    again = partial(
+        checkpoint,
+        use_reentrant=False,
+        preserve_rng_state=model.spec.dropout > 0,  # nothing else is drawn inside
+    )
     for block in model.blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        block.forward = partial(again, block.forward)
 
 
 def compile_blocks(model: VisionTransformer) -> None:

@@ -24,6 +24,7 @@ from vitbase.sources.open import Source, TrainVal, open_train_val
 from vitbase.training.agreement import check_agreement, check_same_images
 from vitbase.training.mindspore_state import MindSporeState
 from vitbase.training.objective import Objective
+from vitbase.training.recorded import check_recordable
 from vitbase.training.saver import Saver
 from vitbase.training.schedule import Place, Schedule
 from vitbase.training.start import (
@@ -93,6 +94,7 @@ def prepare(config: Config, runtime: Runtime, folder: RunFolder) -> Prepared | T
     Raises: VitbaseError on all ranks, before anything is written.
     """
     check_agreement(runtime, config)
+    check_recordable(config, runtime)
     found = runtime.from_first(lambda: find_run(config, folder))
     completed = runtime.everywhere(lambda: complete(config, found.facts, runtime.num_ranks))
     runtime.from_first(lambda: check_start(completed, folder))

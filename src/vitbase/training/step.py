@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,19 @@ from vitbase.training.ema import ExponentialMovingAverage
 from vitbase.training.inputs import build_inputs
 from vitbase.training.lamb import Lamb
 from vitbase.training.objective import Objective
-from vitbase.training.optim import build_optimizer, set_learning_rate, step_unless
+from vitbase.training.optim import (
+    build_optimizer,
+    keep_numbers_on_device,
+    set_learning_rate,
+    step_unless,
+)
 from vitbase.training.parallel import (
     Replicas,
     checkpoint_activations,
     compile_blocks,
     freeze_backbone,
 )
+from vitbase.training.recorded import Found, Given, RecordedUpdate
 from vitbase.training.schedule import Schedule
 from vitbase.training.state import Readers, RunState
 
@@ -108,6 +114,10 @@ class Learner:
             )
         self.state = RunState(model, self.optimizer, self.average, runtime)
         self.scaler = runtime.build_loss_scaler()
+        self.recorded: RecordedUpdate | None = None
+        if config.run.device_graph:
+            keep_numbers_on_device(self.optimizer, runtime.device)
+            self.recorded = RecordedUpdate(self._gradients, self._update_weights, runtime.device)
 
     def restore(
         self,
@@ -124,6 +134,8 @@ class Learner:
         if weights is not None:
             self.state.refill(weights)
         self.state.restore(read, origin)
+        if self.recorded is not None:
+            self.recorded.forget()
         if loss_scaler is not None:
             self.scaler.load_state_dict(dict(loss_scaler))
 
@@ -151,43 +163,75 @@ class Learner:
         """
         set_learning_rate(self.optimizer, lr := self.schedule.at(update))
         seed_generators(self.seed, _STEP_STREAM, update)
-        self.optimizer.zero_grad(set_to_none=True)
         depth_scales = self._draw_depth_scales()
         if self.runtime.rank:  # dropout, unlike all else, is drawn by each rank for itself
             seed_generators(self.seed, _STEP_STREAM, update, self.runtime.rank)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.runtime.device)
         taken = Taken(lr, loss_sum, mix=mix)
-        last = self.layout.accumulation_steps - 1
+        given = self._take_in(batches, depth_scales, taken)
+        if self.recorded is None:
+            found = self._gradients(given, mix)
+        else:
+            found = self.recorded.gradients(list(given), mix)
+        for (batch, _), (loss, finite_B) in zip(taken.seen, found, strict=True):
+            taken.loss_sum += loss
+            taken.passes.append((batch.positions, finite_B))
+            taken.bad += batch.bad
+        settle()
+        apply = self._update_weights if self.recorded is None else self.recorded.apply
+        taken.gradient_norm, taken.flags, found_inf = apply()
+        if self.average is not None:
+            self.average.update(update + 1, self._flag(found_inf))
+        return taken
+
+    def _take_in(
+        self, batches: Iterator[Batch], depth_scales: tuple[Tensor, ...] | None, taken: Taken
+    ) -> Iterator[Given]:
+        """Send micro-batch after micro-batch to the device, as they are asked for."""
+        for micro in range(self.layout.accumulation_steps):
+            batch, scales = next(batches), None if depth_scales is None else depth_scales[micro]
+            taken.seen.append((batch, scales))
+            images, labels = self.runtime.send(batch.images, batch.labels)
+            yield images, labels, scales
+
+    def _gradients(self, given: Iterable[Given], mix: Mix) -> list[Found]:
+        """Compute the gradients of an update (collective). Returns: what each pass has found."""
+        self.optimizer.zero_grad(set_to_none=True)
         share = self.replicas.loss_factor / self.layout.global_batch
+        found = []
         with self.replicas.casting():
-            for micro in range(self.layout.accumulation_steps):
-                batch = next(batches)
-                images, labels = self.runtime.send(batch.images, batch.labels)
+            for number, (images, labels, scales) in enumerate(given, 1):
                 inputs = images if self.on_features else self.inputs(images, labels, mix)
-                scales = None if depth_scales is None else depth_scales[micro]
-                with self.replicas.accumulating(last=micro == last):
+                last = number == self.layout.accumulation_steps
+                with self.replicas.accumulating(last=last):
                     with self.runtime.autocast():
                         logits = self.replicas(inputs, scales)
                         loss_sum = self.objective.loss_sum(logits, labels, mix)
                     # Of a loss that is no number, on any rank, every rank's gradient is none.
                     self.scaler.scale(loss_sum * (share + 0 * loss_sum.detach())).backward()
-                taken.loss_sum += loss_sum.detach()
-                taken.passes.append((batch.positions, torch.isfinite(logits.detach()).all(dim=1)))
-                taken.seen.append((batch, scales))
-                taken.bad += batch.bad
-        settle()
+                finite_B = torch.isfinite(logits.detach()).all(dim=1)
+                found.append((loss_sum.detach(), finite_B))
+        return found
+
+    def _update_weights(self) -> list[Tensor]:
+        """Take the gradients to the weights (collective), where they are numbers.
+
+        Returns: their norm, the flags as of :class:`Taken`, and the first of these alone.
+        """
         self.scaler.unscale_(self.optimizer)
-        taken.gradient_norm = norm = self.replicas.clip(self.clip_norm)
+        norm = self.replicas.clip(self.clip_norm)
         found_inf = (~torch.isfinite(norm)).float()
-        taken.flags = torch.stack([found_inf, self.scaler.scale(torch.ones_like(found_inf))])
-        # Where the host computes itself it knows the flag, and need not hand it on to be asked for.
-        flag = None if self.runtime.reads_at_once and not found_inf else found_inf
+        flags = torch.stack([found_inf, self.scaler.scale(torch.ones_like(found_inf))])
         # Not by the scaler, which would look at the flag where an optimizer cannot.
-        step_unless(self.optimizer, flag)
+        step_unless(self.optimizer, self._flag(found_inf))
         self.scaler.update()
-        if self.average is not None:
-            self.average.update(update + 1, flag)
-        return taken
+        return [norm, flags, found_inf]
+
+    def _flag(self, found_inf: Tensor) -> Tensor | None:
+        """Return a flag to be looked at by the device, or None if it is known to be 0."""
+        # Where the host computes itself it knows the flag, and need not hand it on to be asked for.
+        reads = self.runtime.reads_at_once and self.recorded is None
+        return None if reads and not found_inf else found_inf
 
     def take_back(self) -> None:
         """Correct what the host has counted for the last update, which was not applied."""
