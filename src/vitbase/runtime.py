@@ -77,6 +77,14 @@ class Runtime(Ranks):
             return None
         return int(torch.accelerator.max_memory_allocated(self.device))
 
+    def free_memory(self) -> int | None:
+        """Return the bytes that this process could still take on the device; None on a CPU."""
+        if self.device.type == "cpu":
+            return None
+        free, _ = torch.get_device_module(self.device).mem_get_info(self.device)
+        held = torch.accelerator.memory_reserved(self.device)
+        return int(free + held - torch.accelerator.memory_allocated(self.device))
+
     @property
     def pin_memory(self) -> bool:
         """Whether batches belong in pinned memory: an accelerator copies faster from it."""

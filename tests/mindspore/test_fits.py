@@ -33,6 +33,7 @@ REFUSED: dict[str, Any] = {
     "layer_scale_init": 1e-5,
     "freeze_backbone": True,
     "activation_checkpointing": True,
+    "memory_budget": 8.0,
     "layer_decay": 0.75,
     "ema_decay": 0.999,
     "over_classes": "mean",

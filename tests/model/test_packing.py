@@ -77,7 +77,7 @@ def test_weights_that_changed_are_packed_anew():
 
 def test_blocks_that_compute_again_do_so_afterwards():
     model = small()
-    checkpoint_activations(model)
+    checkpoint_activations(model, 2)
     with torch.inference_mode(), packed(model):
         model(torch.randn(1, 3, 32, 48))
     assert all("forward" in block.__dict__ for block in model.blocks)

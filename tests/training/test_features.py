@@ -113,8 +113,8 @@ def test_linear_probing_trains_the_head_alone(tiny_config, tmp_path):
     assert {name.split("/")[1] for name in kept} == changed
 
 
-def test_computing_activations_again_changes_no_number(tiny_config, tmp_path):
-    options: dict[str, Any] = {"model": "ViTC-Mini_8", "pool": None, "stochastic_depth": 0.3}
+def test_computing_activations_again_changes_no_number(tiny_config, tmp_path, three_blocks):
+    options: dict[str, Any] = {"stochastic_depth": 0.3, "dropout": 0.1}
     for name, again in (("kept", False), ("again", True)):
         vitbase.train(
             tiny_config(output_dir=str(tmp_path / name), activation_checkpointing=again, **options)

@@ -49,6 +49,7 @@ class CountedCasts(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+@pytest.mark.usefixtures("three_blocks")
 @pytest.mark.parametrize("options", [{}, {"activation_checkpointing": True}, {"pool": "token"}])
 def test_weights_are_cast_once_an_update(tiny_config, monkeypatch, options):
     step: Callable[..., Any] = Learner.step

@@ -70,6 +70,21 @@ class Config(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _saves_memory_in_one_way(self) -> Self:
+        if self.model.memory_budget is not None:
+            if self.model.activation_checkpointing:
+                raise ValueError(
+                    "memory_budget says how many blocks are computed again, and "
+                    "activation_checkpointing that all are: give one of them"
+                )
+            if self.model.freeze_backbone:
+                raise ValueError(
+                    "memory_budget has nothing to compute again with freeze_backbone, which keeps "
+                    "no activations of the blocks: leave out --memory_budget"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _can_be_recorded(self) -> Self:
         run, optimizer = self.run, self.optimizer.optimizer
         if not run.device_graph:
@@ -80,8 +95,9 @@ class Config(BaseModel):
             (run.parallel == "fsdp", "parallel fsdp"),
             ((run.num_devices or 1) > 1, f"num_devices {run.num_devices}"),
             (
-                self.model.activation_checkpointing and bool(self.model.dropout),
-                "activation_checkpointing with dropout, whose random state the host keeps",
+                bool(self.model.dropout)
+                and (self.model.activation_checkpointing or self.model.memory_budget is not None),
+                "blocks that are computed again with dropout, whose random state the host keeps",
             ),
         ):
             if is_in_the_way:

@@ -254,6 +254,12 @@ class ModelSection(Section):
     activation_checkpointing: bool = free_on_resume(
         False, "compute blocks again in the backward pass: less memory, more time"
     )
+    memory_budget: float | None = free_on_resume(
+        None,
+        "GiB that training may take on a device: as many blocks as it needs are computed again; 0: "
+        "what is free there; none: no block",
+        ge=0,
+    )
 
 
 class CheckpointSection(Section):

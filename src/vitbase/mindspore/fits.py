@@ -64,7 +64,7 @@ ONLY: Mapping[str, tuple[Any, ...]] = {
 NOT_READ = frozenset(
     {
         *("tf32", "compile", "device_graph", "tensorboard", "layer_scale_init", "freeze_backbone"),
-        *("activation_checkpointing", "layer_decay", "ema_decay", "over_classes"),
+        *("activation_checkpointing", "memory_budget", "layer_decay", "ema_decay", "over_classes"),
         *("binary_targets", "class_weights", "max_nonfinite_updates", "on_nonfinite"),
     }
 )

@@ -171,14 +171,16 @@ def _shard(model: VisionTransformer, runtime: Runtime) -> None:
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
 
 
-def checkpoint_activations(model: VisionTransformer) -> None:
-    """Let every block keep its input only, and compute again what its backward pass needs."""
+def checkpoint_activations(model: VisionTransformer, blocks: int) -> None:
+    """Let the first blocks, so many, keep their input only, and be computed again for the backward
+    pass. The first ones: when it comes to them, what the others keep is free again.
+    """
     again = partial(
         checkpoint,
         use_reentrant=False,
         preserve_rng_state=model.spec.dropout > 0,  # nothing else is drawn inside
     )
-    for block in model.blocks:
+    for block in model.blocks[:blocks]:
         block.forward = partial(again, block.forward)
 
 

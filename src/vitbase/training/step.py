@@ -22,6 +22,7 @@ from vitbase.training.architecture import seed_generators
 from vitbase.training.ema import ExponentialMovingAverage
 from vitbase.training.inputs import build_inputs
 from vitbase.training.lamb import Lamb
+from vitbase.training.memory import Memory, training_memory
 from vitbase.training.objective import Objective
 from vitbase.training.optim import (
     build_optimizer,
@@ -97,8 +98,8 @@ class Learner:
         self.seed, self.clip_norm = config.run.seed, config.optimizer.clip_norm
         if config.model.freeze_backbone:
             freeze_backbone(model)
-        if config.model.activation_checkpointing:
-            checkpoint_activations(model)
+        self.memory = self._count_memory(config)
+        checkpoint_activations(model, self.memory.recomputed)
         if config.run.compile:
             compile_blocks(model)
         self.inputs = build_inputs(self.preprocess, runtime, compiled=config.run.compile)
@@ -258,6 +259,25 @@ class Learner:
                 loss = self.replicas(normalize(images, preprocess), None).float().mean()
             loss.backward()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def _count_memory(self, config: Config) -> Memory:
+        """Count the memory of the run; what all ranks compute again is what the fullest has to."""
+        numbers = [(p.numel(), p.requires_grad) for p in self.model.parameters()]
+        parameters = sum(number for number, _ in numbers)
+        free = self.runtime.free_memory()
+        memory = self.runtime.everywhere(
+            lambda: training_memory(
+                config,
+                self.model.spec,
+                parameters=parameters,
+                trainable=sum(number for number, learns in numbers if learns),
+                batch_size=self.layout.batch_size,
+                half=self.runtime.half is not None,
+                shards=self.runtime.num_ranks if config.run.parallel == "fsdp" else 1,
+                free=None if free is None else free + 4 * parameters,  # which are there already
+            )
+        )
+        return max(self.runtime.all_gather(memory), key=lambda found: found.recomputed)
 
     def _draw_depth_scales(self) -> tuple[Tensor, ...] | None:
         """Draw stochastic depth for the global batch, and cut out this rank's micro-batches."""
