@@ -101,6 +101,14 @@ class Runtime(Ranks):
         return self.device.type in {"cpu", "cuda"}
 
     @property
+    def has_fp8(self) -> bool:
+        """Whether the device multiplies matrices in FP8."""
+        return self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) >= (
+            8,
+            9,
+        )
+
+    @property
     def has_graphs(self) -> bool:
         """Whether the device records work, and has optimizers that may be recorded."""
         return self.device.type == "cuda" and hasattr(torch.accelerator, "Graph")

@@ -29,6 +29,7 @@ REFUSED: dict[str, Any] = {
     "tf32": True,
     "compile": True,
     "device_graph": True,
+    "fp8": True,
     "tensorboard": True,
     "layer_scale_init": 1e-5,
     "freeze_backbone": True,

@@ -70,6 +70,23 @@ class Config(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _multiplies_in_fp8(self) -> Self:
+        if not self.run.fp8:
+            return self
+        if self.run.precision not in {"auto", "bf16"}:
+            raise ValueError(
+                f"fp8 stands beside bf16, in which all else is computed, and precision is "
+                f"{self.run.precision}: give --precision bf16, or leave out --fp8"
+            )
+        for is_in_the_way, what in (
+            (self.run.parallel == "fsdp", "parallel fsdp, whose shards are gathered in bf16"),
+            (self.model.freeze_backbone, "freeze_backbone, which trains no block"),
+        ):
+            if is_in_the_way:
+                raise ValueError(f"fp8 has no use with {what}: leave out --fp8")
+        return self
+
+    @model_validator(mode="after")
     def _saves_memory_in_one_way(self) -> Self:
         if self.model.memory_budget is not None:
             if self.model.activation_checkpointing:

@@ -58,6 +58,9 @@ class RunSection(Section):
     )
     tf32: bool = Field(False, description="let fp32 matrix products round to TF32, where there is")
     compile: bool = Field(False, description="compile the repeated block with torch.compile")
+    fp8: bool = Field(
+        False, description="multiply in FP8 in the blocks, by torchao; needs precision bf16"
+    )
     device_graph: bool = Field(
         False, description="record an update once on the GPU and replay it (CUDA graphs)"
     )

@@ -155,8 +155,8 @@ def pace_here(config: Config, layout: BatchLayout, spec: ViTSpec, runtime: Runti
     Raises: DeviceError if its memory is too small.
     """
     plain = config.derive(
-        **{"compile": False, "device_graph": False, "parallel": "auto", "num_devices": None},
-        **{"activation_checkpointing": False, "memory_budget": None},
+        **{"compile": False, "device_graph": False, "fp8": False, "parallel": "auto"},
+        **{"num_devices": None, "activation_checkpointing": False, "memory_budget": None},
     )
     place = _place(plain, layout, spec, runtime)
     kept = None if place is None else _read(place)

@@ -22,6 +22,7 @@ from vitbase.runs.result import TrainResult, report_finished, result_of, say_res
 from vitbase.runtime import Runtime
 from vitbase.sources.open import Source, TrainVal, open_train_val
 from vitbase.training.agreement import check_agreement, check_same_images
+from vitbase.training.fp8 import check_fp8
 from vitbase.training.mindspore_state import MindSporeState
 from vitbase.training.objective import Objective
 from vitbase.training.recorded import check_recordable
@@ -95,6 +96,7 @@ def prepare(config: Config, runtime: Runtime, folder: RunFolder) -> Prepared | T
     """
     check_agreement(runtime, config)
     check_recordable(config, runtime)
+    check_fp8(config, runtime)
     found = runtime.from_first(lambda: find_run(config, folder))
     completed = runtime.everywhere(lambda: complete(config, found.facts, runtime.num_ranks))
     runtime.from_first(lambda: check_start(completed, folder))

@@ -20,6 +20,7 @@ from vitbase.model.vit import VisionTransformer
 from vitbase.runtime import Runtime
 from vitbase.training.architecture import seed_generators
 from vitbase.training.ema import ExponentialMovingAverage
+from vitbase.training.fp8 import multiply_in_fp8
 from vitbase.training.inputs import build_inputs
 from vitbase.training.lamb import Lamb
 from vitbase.training.memory import Memory, training_memory
@@ -98,6 +99,8 @@ class Learner:
         self.seed, self.clip_norm = config.run.seed, config.optimizer.clip_norm
         if config.model.freeze_backbone:
             freeze_backbone(model)
+        if config.run.fp8:
+            multiply_in_fp8(model)
         self.memory = self._count_memory(config)
         checkpoint_activations(model, self.memory.recomputed)
         if config.run.compile:
