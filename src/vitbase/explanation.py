@@ -27,7 +27,7 @@ from vitbase.training.estimate import Estimate
 from vitbase.training.forecast import Images, pace_at_peak, pace_here, reading_pace, whole_run
 from vitbase.training.memory import copies_kept, training_memory
 from vitbase.training.optim import decay_groups
-from vitbase.training.parallel import freeze_backbone
+from vitbase.training.parallel import freeze_backbone, will_shard
 from vitbase.training.schedule import Schedule
 
 _MEBI = 2**20
@@ -113,7 +113,7 @@ def explain(config: Config, *, on: str | None = None) -> Explanation:
     schedule = Schedule.of(rate.lr, config.schedule, steps)
     rates = tuple((step, schedule.at(step)) for step in _milestones(schedule))
     kept = copies_kept(config)
-    sharded = config.run.parallel == "fsdp" and devices > 1
+    sharded = will_shard(config.run.parallel, parameters, devices)
     half = _precision(config) != "fp32"
     memory = training_memory(
         config,
@@ -123,7 +123,7 @@ def explain(config: Config, *, on: str | None = None) -> Explanation:
         batch_size=layout.batch_size,
         half=half,
         shards=devices if sharded else 1,
-        free=_free_memory(config),
+        free=_free_memory(config) if config.model.memory_budget == 0 else None,
     )
     activation_bytes = count_kept(spec, head_only=head_only, recomputed=memory.recomputed).bytes_of(
         1, half=half

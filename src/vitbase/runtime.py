@@ -78,10 +78,11 @@ class Runtime(Ranks):
         return int(torch.accelerator.max_memory_allocated(self.device))
 
     def free_memory(self) -> int | None:
-        """Return the bytes that this process could still take on the device; None on a CPU."""
-        if self.device.type == "cpu":
+        """Return the bytes that this process could still take on the device, if that says so."""
+        tell = getattr(torch.get_device_module(self.device), "mem_get_info", None)
+        if tell is None:
             return None
-        free, _ = torch.get_device_module(self.device).mem_get_info(self.device)
+        free, _ = tell(self.device)
         held = torch.accelerator.memory_reserved(self.device)
         return int(free + held - torch.accelerator.memory_allocated(self.device))
 

@@ -50,9 +50,7 @@ class Replicas:
         self._cast = model.head if head_only and model.head is not None else model
         self.loss_factor = runtime.num_ranks
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        large = parallel == "auto" and parameters >= _SHARDED_FROM_PARAMETERS
-        sharded = (parallel == "fsdp" or large) and not head_only
-        self.sharded = runtime.num_ranks > 1 and sharded
+        self.sharded = not head_only and will_shard(parallel, parameters, runtime.num_ranks)
         self._forward: nn.Module = HeadOnly(model) if head_only else model
         if runtime.num_ranks == 1:
             return
@@ -102,6 +100,14 @@ class Replicas:
         if self.runtime.num_ranks == 1:
             return ""
         return "sharded (FSDP2)" if self.sharded else "replicated (DDP)"
+
+
+def will_shard(
+    parallel: Literal["auto", "ddp", "fsdp"], num_parameters: int, num_ranks: int
+) -> bool:
+    """Whether the training state of a model is sharded over its ranks."""
+    large = parallel == "auto" and num_parameters >= _SHARDED_FROM_PARAMETERS
+    return num_ranks > 1 and (parallel == "fsdp" or large)
 
 
 class HeadOnly(nn.Module):

@@ -36,6 +36,7 @@ from vitbase.training.parallel import (
     checkpoint_activations,
     compile_blocks,
     freeze_backbone,
+    will_shard,
 )
 from vitbase.training.recorded import Found, Given, RecordedUpdate
 from vitbase.training.schedule import Schedule
@@ -267,7 +268,8 @@ class Learner:
         """Count the memory of the run; what all ranks compute again is what the fullest has to."""
         numbers = [(p.numel(), p.requires_grad) for p in self.model.parameters()]
         parameters = sum(number for number, _ in numbers)
-        free = self.runtime.free_memory()
+        free = self.runtime.free_memory() if config.model.memory_budget == 0 else None
+        ranks = self.runtime.num_ranks
         memory = self.runtime.everywhere(
             lambda: training_memory(
                 config,
@@ -276,7 +278,7 @@ class Learner:
                 trainable=sum(number for number, learns in numbers if learns),
                 batch_size=self.layout.batch_size,
                 half=self.runtime.half is not None,
-                shards=self.runtime.num_ranks if config.run.parallel == "fsdp" else 1,
+                shards=ranks if will_shard(config.run.parallel, parameters, ranks) else 1,
                 free=None if free is None else free + 4 * parameters,  # which are there already
             )
         )
