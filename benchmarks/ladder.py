@@ -128,6 +128,7 @@ def run(rung: Rung, seed: int, options: dict[str, object], *, threads: int | Non
     """Train once, and evaluate once more with the mirror images."""
     with tempfile.TemporaryDirectory() as folder:
         options = rung.options | options | {"seed": seed, "output_dir": f"{folder}/run"}
+        options["keep_checkpoint_max"] = 1  # the one that is evaluated once more
         words = [word for key, value in options.items() for word in (f"--{key}", f"{value}")]
         wall, cpu = call(["train", rung.recipe, *words], threads)
         rows = Path(folder, "run", "metrics.jsonl").read_text(encoding="utf-8").splitlines()
