@@ -64,7 +64,7 @@ def contenders(folder: Path) -> dict[str, Callable[[], tuple[float, float]]]:
     vitbase.save_weights(vitbase.create_model("ViT-Ti_16"), weights)
     python = [sys.executable, "-c"]
     # As its console script, which lies beside the interpreter.
-    command = [sys.executable, "-c", "from vitbase.cli.main import main; main()"]
+    command = [sys.executable, "-c", "from vitbase.__main__ import main; main()"]
     count = iter(range(10**6))
 
     def first_step() -> tuple[float, float]:
@@ -112,11 +112,11 @@ def main() -> None:
         rows.append(
             {
                 "name": f"start/{name}",
-                "value": wall,
+                "value": round(wall, 2),
                 "unit": "s",
                 "peer": PEER,
-                "peer_value": statistics.median(peers),
-                "ratio": ratio,
+                "peer_value": round(statistics.median(peers), 2),
+                "ratio": round(ratio, 3),
             }
         )
     if args.json:

@@ -7,19 +7,24 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
+from vitbase.accelerators import Peak, find_accelerator
+from vitbase.config.batch import BatchLayout
 from vitbase.config.complete import Facts, complete
 from vitbase.config.config import Config
 from vitbase.config.options import EMBEDDED
+from vitbase.console import spoken_seconds
 from vitbase.errors import ConfigError, DeviceError
-from vitbase.model.cost import count_flops
+from vitbase.model.cost import count_flops, count_kept
 from vitbase.model.spec import ViTSpec
-from vitbase.model.zoo import allocate, build_unfilled
+from vitbase.model.zoo import build_unfilled
 from vitbase.runtime import local_runtime
+from vitbase.sources.open import TrainVal, open_train_val
 from vitbase.sources.shards.raw import bytes_in_shard
 from vitbase.training.architecture import load_for_training, preprocess_of_weights, spec_of
+from vitbase.training.estimate import Estimate
+from vitbase.training.forecast import Images, pace_at_peak, pace_here, reading_pace, whole_run
 from vitbase.training.optim import decay_groups
 from vitbase.training.parallel import freeze_backbone
 from vitbase.training.schedule import Schedule
@@ -45,6 +50,7 @@ class Explanation:
     Attributes:
       config: complete, as the run would have it.
       notes: what of a recipe was fitted to the number of images.
+      estimate: of the time, where it was asked for.
     """
 
     config: Config
@@ -62,19 +68,29 @@ class Explanation:
     kept: tuple[str, ...]
     facts: tuple[Fact, ...]
     notes: tuple[str, ...]
+    estimate: Estimate | None = None
 
 
-def explain(config: Config) -> Explanation:
+HERE = "here"
+"""The device that a run would have in this place."""
+
+
+def explain(config: Config, *, on: str | None = None) -> Explanation:
     """Compute what a run would do. The data need not be there if the recipe tells its size.
 
-    Raises: ConfigError if the number of training images is not known.
+    Args:
+      on: how long it takes on which device: "here", where a few images are timed unless that was
+        done before; or the name of an accelerator, whose published peaks give an estimate. None
+        asks for no time.
+    Raises: ConfigError if the number of training images, or the accelerator, is not known.
     """
+    elsewhere = None if on in {None, HERE} else find_accelerator(str(on))
     asked = config
     # Weights that need not tell the architecture need not be there.
     tell = config.model.checkpoint_path is not None and config.model.model is None
     weights = preprocess_of_weights(config) if tell else None
     devices = config.run.num_devices or 1
-    num_images, num_classes, images_source = _find_images(config)
+    num_images, num_classes, images_source, data = _find_images(config)
     facts_of_data = Facts(weights, num_train_images=num_images, num_classes=num_classes)
     completed = complete(config, facts_of_data, devices)
     config, layout, rate = completed.config, completed.layout, completed.rate
@@ -92,7 +108,7 @@ def explain(config: Config) -> Explanation:
         freeze_backbone(model)
     flops = count_flops(spec, head_only=head_only)
     forward, training = flops.forward, flops.training
-    activations = _count_kept_values(spec, head_only)
+    kept_values = count_kept(spec, head_only=head_only)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     groups = decay_groups(model, config.optimizer.decay_on)
@@ -106,8 +122,9 @@ def explain(config: Config) -> Explanation:
     if sharded:
         state //= devices
     bytes_per_value = 4 if _precision(config) == "fp32" else 2
-    activation_bytes = activations * bytes_per_value
-    facts = (
+    activation_bytes = kept_values.each * bytes_per_value
+    all_bytes = state + activation_bytes * layout.batch_size + kept_values.once * bytes_per_value
+    facts: tuple[Fact, ...] = (
         Fact("model", f"{spec.name}, {_size(spec)} px", spec_source),
         Fact("training images", f"{num_images:,}", images_source),
         _as_pixels(config, num_images),
@@ -166,10 +183,23 @@ def explain(config: Config) -> Explanation:
         ),
         Fact(
             "memory estimate",
-            f"{(state + activation_bytes * layout.batch_size) / _MEBI:,.0f} MiB",
+            f"{all_bytes / _MEBI:,.0f} MiB",
             f"the two above, {layout.batch_size} images a forward pass; without workspace",
         ),
     )
+    images = Images(num_images, len(data.val) if data else config.data.num_val_images or 0)
+    estimate = None
+    if elsewhere is not None:
+        pace = pace_at_peak(spec, elsewhere[1], trainable, kept, head_only=head_only)
+        estimate = whole_run(config, layout, pace, steps, images)
+        source = f"an ESTIMATE, by the published peaks of {_named(elsewhere)}"
+    elif on == HERE and config.run.engine == "torch":
+        try:
+            estimate, source = _measured(config, layout, spec, steps, images, data)
+        except DeviceError as error:  # explained on another machine than it will run on
+            facts += (Fact("time of the run", "not told", f"{error} Or give --on DEVICE."),)
+    if estimate is not None:
+        facts += _times(estimate, layout, source)
     return Explanation(
         config=config,
         steps_per_epoch=steps,
@@ -186,7 +216,65 @@ def explain(config: Config) -> Explanation:
         kept=groups.kept,
         facts=facts,
         notes=completed.notes,
+        estimate=estimate,
     )
+
+
+def _measured(
+    config: Config,
+    layout: BatchLayout,
+    spec: ViTSpec,
+    steps: int,
+    images: Images,
+    data: TrainVal | None,
+) -> tuple[Estimate, str]:
+    """Return how long the run takes here, and who says so. Raises: DeviceError."""
+    run = config.run
+    runtime = local_runtime(run.device_target, run.device_id, run.precision, tf32=run.tf32)
+    pace = pace_here(config, layout, spec, runtime)
+    if data is None and config.data.data_path == EMBEDDED:
+        data = open_train_val(config)
+        images = Images(images.training, len(data.val))
+    reading = reading_pace(config, data.train if data else None)
+    source = f"measured: {runtime.machine}, {runtime.precision}"
+    source += "" if data else "; input as of photographs of 110 kB"
+    return whole_run(config, layout, pace, steps, images, reading, runtime), source
+
+
+def _named(accelerator: tuple[str, Peak]) -> str:
+    name, peak = accelerator
+    return f"{name}: {peak.flops / 1e12:g} TFLOPS, {peak.bandwidth / 1e12:g} TB/s; input keeps up"
+
+
+def _times(estimate: Estimate, layout: BatchLayout, source: str) -> tuple[Fact, ...]:
+    share = layout.batch_size * layout.accumulation_steps
+    training = estimate.each(estimate.training)
+    ranks = layout.num_ranks
+    several = f"; of {ranks} alike, without what they exchange" if ranks > 1 else ""
+    return (
+        Fact("time of an update", _seconds(share * training), source),
+        Fact("training speed", f"{_figure(ranks / training)} images/s", f"the same{several}"),
+        Fact(
+            "evaluation speed",
+            f"{_figure(ranks / estimate.each(estimate.evaluating))} images/s",
+            f"the same{several}",
+        ),
+        Fact(
+            "time of the run",
+            f"about {spoken_seconds(estimate.seconds)}",
+            f"{ranks * estimate.trained:,.0f} images trained on, "
+            f"{ranks * estimate.evaluated:,.0f} evaluated",
+        ),
+    )
+
+
+def _figure(value: float) -> str:
+    """Return a number with three digits, as a person writes it: 21,600 or 0.381."""
+    return f"{float(f'{value:.3g}'):,g}"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:,.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
 
 
 def _as_pixels(config: Config, num_images: int) -> Fact:
@@ -227,22 +315,21 @@ def _precision(config: Config) -> str:
         return "fp32"
 
 
-def _find_images(config: Config) -> tuple[int, int | None, str]:
-    """Return how many training images there are, of how many classes, and who says so."""
+def _find_images(config: Config) -> tuple[int, int | None, str, TrainVal | None]:
+    """Return how many training images there are, of how many classes, who says so, and them."""
     path, number, origin = config.data.data_path, config.data.num_train_images, config.origin
     recipe = (origin.base if origin else config).data
     is_here = path is not None and (path == EMBEDDED or Path(path).exists())
     if is_here and (number is None or path != recipe.data_path):
-        from vitbase.sources.open import open_train_val  # only this branch reads data
-
-        train = open_train_val(config).train
+        data = open_train_val(config)
+        train = data.train
         source = f"counted in {path}" if number is None else "num_train_images"
-        return number or len(train), len(train.class_names), source
+        return number or len(train), len(train.class_names), source, data
     if number is not None:
-        return number, recipe.num_classes, "num_train_images"
+        return number, recipe.num_classes, "num_train_images", None
     if recipe.num_train_images is not None:
         source = f"those of the recipe, as {path} is not here"
-        return recipe.num_train_images, recipe.num_classes, source
+        return recipe.num_train_images, recipe.num_classes, source, None
     raise ConfigError(
         "How many training images there are is not known: this recipe does not say, and "
         f"data_path is {'not given' if path is None else f'{path}, which is not there'}. "
@@ -256,43 +343,6 @@ def _find_spec(config: Config) -> tuple[ViTSpec, str]:
         return loaded.spec, f"read off {loaded.path}"
     origin = "the zoo" if config.model.model else "the zoo; small, as no weights are given"
     return spec_of(config), origin
-
-
-def _count_kept_values(spec: ViTSpec, head_only: bool) -> int:
-    """Count the values that autograd keeps for one image.
-
-    Measured on real models of two and three blocks, since the others are like the third: the meta
-    device would have no fused attention, and keep the attention matrices.
-    """
-    if spec.depth <= 3:
-        return _kept_values(spec, head_only)
-    two = _kept_values(spec.replace(depth=2), head_only)
-    three = _kept_values(spec.replace(depth=3), head_only)
-    return two + (spec.depth - 2) * (three - two)
-
-
-def _kept_values(spec: ViTSpec, head_only: bool) -> int:
-    model = build_unfilled(spec).train()
-    allocate(model)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()  # their values change nothing, and cost time to draw
-    if head_only:
-        freeze_backbone(model)
-    own = {parameter.data_ptr() for parameter in model.parameters()}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes() // tensor.element_size()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        # Held until counted: a freed tensor's place in memory would be used, and counted, again.
-        logits = model(torch.zeros(1, spec.in_channels, *spec.image_size))
-    assert logits.requires_grad
-    return sum(kept.values())
 
 
 def _milestones(schedule: Schedule) -> list[int]:

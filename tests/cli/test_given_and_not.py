@@ -58,13 +58,17 @@ OWN = {"model": "ViT-Ti_16", "image_size": 32, "pre_trained": False, "num_classe
 @pytest.mark.parametrize("recipe", recipe_names())
 def test_explain_counts_the_folder_it_is_given(recipe, capsys, photo_folder):
     options = [word for name, value in OWN.items() for word in (f"--{name}", value)]
-    code, out, _ = run_command(capsys, "explain", recipe, "--data_path", photo_folder, *options)
+    code, out, _ = run_command(
+        capsys, "explain", recipe, "--on", "none", "--data_path", photo_folder, *options
+    )
     assert code == 0
     assert f"counted in {photo_folder}" in out
 
 
 def test_explain_knows_a_recipes_images_where_the_given_folder_is_elsewhere(capsys):
-    code, out, _ = run_command(capsys, "explain", "imagenet", "--data_path", "/cluster/train")
+    code, out, _ = run_command(
+        capsys, "explain", "imagenet", "--on=none", "--data_path", "/cluster/train"
+    )
     assert code == 0
     assert "1,281,167" in out
     assert "those of the recipe, as /cluster/train is not here" in out

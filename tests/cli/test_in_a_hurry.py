@@ -25,7 +25,7 @@ def test_a_shorter_run_has_a_shorter_warm_up_and_says_so(capsys):
     config = load_config("fashion", epoch_size=1)  # the recipe: 2.4 of 24 epochs
     assert config.schedule.warmup_epochs == 0.1
     assert "warmup_epochs 2.4 of the recipe becomes 0.1" in capsys.readouterr().err
-    code, out, err = run_command(capsys, "explain", "fashion", "--epoch_size", 1)
+    code, out, err = run_command(capsys, "explain", "fashion", "--on", "none", "--epoch_size", 1)
     assert code == 0
     assert "warm-up 0.1 epochs" in out
     assert err.count("becomes 0.1, in proportion") == 1
@@ -58,7 +58,7 @@ def test_one_side_stands_for_both(capsys):
     config = load_config("imagenet", image_size=112)
     assert config.data.image_size == (112, 112)
     assert load_config("imagenet", image_size=112, image_width=224).data.image_size == (112, 224)
-    code, out, _ = run_command(capsys, "explain", "imagenet", "--image_size", 112)
+    code, out, _ = run_command(capsys, "explain", "imagenet", "--on", "none", "--image_size", 112)
     assert code == 0
     assert "112x112x3 px" in out
 

@@ -1,4 +1,4 @@
-"""The cost of a model is what torch's FLOP counter counts, for every variant."""
+"""The cost of a model is what torch's FLOP counter counts and autograd keeps, for every variant."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import torch
 from made_looks import MODELS
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitbase.model.cost import Flops, count_flops
+from vitbase.model.cost import Flops, Kept, count_flops, count_kept
 from vitbase.model.spec import ViTSpec
-from vitbase.model.zoo import build_unfilled, list_variants, variant_spec
+from vitbase.model.zoo import allocate, build_unfilled, list_variants, variant_spec
 
 OTHERS = {
     **MODELS,
@@ -23,6 +23,16 @@ OTHERS = {
     },
     "a stem of a root alone": {"stem": "resnet", "resnet_width_factor": 0.5, "patch_size": 16},
     "features": {"num_classes": 0},
+}
+WHAT_KEEPS = {
+    **OTHERS,
+    "erf": {"gelu": "erf"},
+    "dropout": {"dropout": 0.1},
+    "dropout beside LayerScale": {"dropout": 0.1, "layer_scale_init": 0.1, "pool": "gap"},
+    "stochastic depth": {"stochastic_depth": 0.1},
+    "a norm of channels": {**MODELS["conv"], "conv_norm": "layer"},
+    "filters as timm has them": {**MODELS["hybrid"], "resnet_form": "timm"},
+    "features of a representation": {"representation_size": 24, "num_classes": 0},
 }
 
 
@@ -61,6 +71,55 @@ def test_every_family(name):
         "testing", **{"image_size": 48, "depth": 2, "width": 16, "num_heads": 2, **OTHERS[name]}
     )
     assert count_flops(spec) == counted(spec)
+
+
+def kept_by_autograd(spec: ViTSpec, count: int, *, head_only: bool = False) -> int:
+    """Count the values of the tensors that a real forward pass keeps; each memory once."""
+    model = build_unfilled(spec).train()
+    allocate(model)
+    for name, parameter in model.named_parameters():
+        parameter.data.zero_()
+        parameter.requires_grad_(not head_only or name.startswith("head."))
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}  # held: what is freed would be used again
+    values: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage
+            values[storage.data_ptr()] = storage.nbytes() // tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits = model(torch.zeros(count, spec.in_channels, *spec.image_size))
+    assert logits.requires_grad
+    return sum(values.values())
+
+
+def in_batches(kept: Kept) -> list[int]:
+    return [count * kept.each + kept.once for count in (1, 3)]
+
+
+@pytest.mark.parametrize("name", list_variants())
+def test_what_every_variant_keeps(name):
+    row = variant_spec(name)
+    patch = row.patch_size
+    spec = row.replace(image_size=(2 * patch, 3 * patch), depth=min(row.depth, 2), mlp_dim=16)
+    assert [kept_by_autograd(spec, count) for count in (1, 3)] == in_batches(count_kept(spec))
+    assert count_kept(row.replace(depth=5)).each - count_kept(row.replace(depth=4)).each == (
+        count_kept(row.replace(depth=3)).each - count_kept(row.replace(depth=2)).each
+    )
+
+
+@pytest.mark.parametrize("name", WHAT_KEEPS)
+def test_what_every_family_keeps(name):
+    small = {"image_size": 48, "depth": 2, "width": 16, "num_heads": 2}
+    spec = variant_spec("testing", **{**small, **WHAT_KEEPS[name]})
+    assert [kept_by_autograd(spec, count) for count in (1, 3)] == in_batches(count_kept(spec))
+    if spec.num_classes:
+        head = [kept_by_autograd(spec, count, head_only=True) for count in (1, 3)]
+        assert head == in_batches(count_kept(spec, head_only=True))
 
 
 def test_what_others_publish():

@@ -129,6 +129,6 @@ def test_shards_are_refused(capsys, tiny_idx, tmp_path):
 
 
 def test_explain_counts_what_it_keeps(capsys):
-    code, said, _ = run_command(capsys, "explain", "fashion", "--optimizer", "muon")
+    code, said, _ = run_command(capsys, "explain", "fashion", "--on=h100", "--optimizer", "muon")
     assert code == 0
     assert "1 more for muon" in said

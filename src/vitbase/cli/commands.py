@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 
 from vitbase.stopping import answering
 
@@ -40,3 +43,20 @@ def function_of(command: str) -> Callable[[list[str]], None]:
         module = importlib.import_module(f"vitbase.cli.{file}")
     run: Callable[[list[str]], None] = getattr(module, f"run_{file}")
     return run
+
+
+@contextlib.contextmanager
+def loading() -> Iterator[None]:
+    """Import modules without a search for garbage in what they make, of which nothing is any.
+
+    Torch makes so much that the search takes a sixth of its time. Nor is it searched later.
+    """
+    if "torch" in sys.modules or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()

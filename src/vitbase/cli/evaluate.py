@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, NamedTuple, TypedDict
 
 from vitbase.cli.arguments import has_recipe, parse_config, take_options, take_switch
+from vitbase.cli.commands import loading
 from vitbase.cli.compare import run_compare
 from vitbase.cli.help import option
 from vitbase.cli.naming import telling_whose
@@ -88,13 +89,14 @@ def run_evaluate(words: list[str]) -> None:
 
 
 def _evaluate(config: Config, asked: _Asked) -> None:
-    from vitbase.engines import evaluate_each
-    from vitbase.evaluation.answers import Keep
-    from vitbase.evaluation.calibration import write_calibration
-    from vitbase.evaluation.predictions import write_predictions
-    from vitbase.evaluation.record import RECORD_FILE, Record
-    from vitbase.runs.checkpoints import is_own_weights
-    from vitbase.runtime import is_first_rank
+    with loading():
+        from vitbase.engines import evaluate_each
+        from vitbase.evaluation.answers import Keep
+        from vitbase.evaluation.calibration import write_calibration
+        from vitbase.evaluation.predictions import write_predictions
+        from vitbase.evaluation.record import RECORD_FILE, Record
+        from vitbase.runs.checkpoints import is_own_weights
+        from vitbase.runtime import is_first_rank
 
     _check_places(config, asked)
     keep = Keep(temperatures=asked.calibrate or asked.out is not None, features=asked.save_features)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from vitbase.cli.arguments import parse_config
+from typing import Annotated, TypedDict
+
+from vitbase.cli.arguments import parse_config, take_options
+from vitbase.cli.commands import loading
+from vitbase.cli.help import option
 from vitbase.cli.naming import telling_whose
 from vitbase.console import say
 
@@ -10,12 +14,26 @@ _DEFAULT = "fashion"
 """The recipe where none is named."""
 
 
-def run_explain(words: list[str]) -> None:
-    config = parse_config("explain", words, default_recipe=_DEFAULT)
-    from vitbase.explanation import explain
+class _Device(TypedDict, total=False):
+    """What the time is told for."""
 
+    on: Annotated[
+        str,
+        option(
+            "time it here, or an accelerator's estimate: h100, a100, 4090, 910b; or none", "here"
+        ),
+    ]
+
+
+def run_explain(words: list[str]) -> None:
+    words, asked = take_options(words, _Device)
+    config = parse_config("explain", words, default_recipe=_DEFAULT, others=_Device)
+    with loading():
+        from vitbase.explanation import explain
+
+    on = asked.get("on", "here")
     with telling_whose(words, config, _DEFAULT):
-        explanation = explain(config)
+        explanation = explain(config, on=None if on.lower() == "none" else on)
     width = max(len(fact.name) for fact in explanation.facts)
     values = max(len(fact.value) for fact in explanation.facts)
     for fact in explanation.facts:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypedDict
 import tyro
 
 from vitbase.cli.arguments import parse_options, take_image_size, take_switch
+from vitbase.cli.commands import loading
 from vitbase.cli.help import ImageSize, option
 from vitbase.cli.naming import without_option
 from vitbase.config.config import Config
@@ -66,12 +67,13 @@ def run_predict(words: list[str]) -> None:
     image_size = take_image_size(options)
     device = Config().replace(device_target=options.get("device_target", "auto")).run.device_target
     top, unsure = options.get("top", 5), options.get("unsure")
-    from vitbase.data.threads import count_workers
-    from vitbase.disk import as_path
-    from vitbase.shipping.keeping import Keeping
-    from vitbase.shipping.opened import open_classifier
-    from vitbase.shipping.outputs import check_out
-    from vitbase.shipping.predict import check_numbers
+    with loading():
+        from vitbase.data.threads import count_workers
+        from vitbase.disk import as_path
+        from vitbase.shipping.keeping import Keeping
+        from vitbase.shipping.opened import open_classifier
+        from vitbase.shipping.outputs import check_out
+        from vitbase.shipping.predict import check_numbers
 
     batch_size, workers = options.get("batch_size", 32), options.get("num_workers")
     check_numbers(top=top, unsure=unsure, batch_size=batch_size)

@@ -6,6 +6,7 @@ import os
 import sys
 
 from vitbase.cli.arguments import parse_config
+from vitbase.cli.commands import loading
 from vitbase.cli.naming import telling_whose
 from vitbase.console import go_on_unread
 from vitbase.stopping import answering
@@ -26,7 +27,8 @@ def run_train(words: list[str]) -> None:
         plan = plan_for(engine, ["train", *words], num_devices=devices, max_restarts=0)
         sys.exit(start(plan, engine))
     with answering():
-        from vitbase.engines import train  # torch: not needed to see a mistake in an option
+        with loading():  # torch: not needed to see a mistake in an option
+            from vitbase.engines import train
 
         go_on_unread()  # training that is watched through `head` is still to be done
         with telling_whose(words, config, _DEFAULT):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, TypedDict
 
 from vitbase.cli.arguments import parse_places, run_action, take_image_size, take_switch
+from vitbase.cli.commands import loading
 from vitbase.cli.help import ImageSize, option
 from vitbase.cli.naming import without_option
 from vitbase.console import say, say_json
@@ -48,7 +49,8 @@ def _show_weights(words: list[str]) -> None:
     words, with_tensors = take_switch(words, "--tensors")
     words, as_json = take_switch(words, "--json")
     places, options = parse_places("weights", "show FILE", 1, words, _WeightsOptions)
-    from vitbase.weights.show import show_weights
+    with loading():
+        from vitbase.weights.show import show_weights
 
     size = take_image_size(options)
     with without_option("checkpoint_path"):

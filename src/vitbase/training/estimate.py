@@ -11,17 +11,22 @@ import torch
 
 from vitbase.config.config import Config
 from vitbase.console import spoken_seconds
+from vitbase.data.augment import EvalTransform, TrainTransform
 from vitbase.data.loader import TrainLoader
 from vitbase.data.order import sample_generator
 from vitbase.errors import ConfigError, ImageError
 from vitbase.model.cost import count_flops
 from vitbase.model.spec import ViTSpec
+from vitbase.sources.source import Source
 from vitbase.training.frozen import Frozen
 from vitbase.training.schedule import Place
 from vitbase.training.step import Learner
 
 _ENOUGH = 0.5
 """Seconds of computing that tell how long an image takes."""
+
+_MOST_READ = 64
+"""Images whose preparation is timed."""
 
 _COLD = 3.0
 """Seconds above which a first pass, which sets things up, is not repeated."""
@@ -85,7 +90,8 @@ def estimate_run(
     runtime, layout = learner.runtime, learner.layout
     ranks = runtime.num_ranks
     overlaps = runtime.device.type != "cpu"
-    reading = max(runtime.all_gather(_reading_seconds(loader)))
+    seconds = reading_seconds(loader.source, loader.transform, loader.num_workers, loader.seed)
+    reading = max(runtime.all_gather(seconds))
     if frozen is not None:
         images = frozen.images_to_compute / ranks
         if not images:  # nothing else takes long: a head is small
@@ -182,24 +188,28 @@ def _seconds_an_image(
     return seconds / count
 
 
-def _reading_seconds(loader: TrainLoader) -> float:
+def reading_seconds(
+    source: Source, transform: TrainTransform | EvalTransform, num_workers: int, seed: int = 0
+) -> float:
     """Time the preparation of a few images. Returns: seconds an image, with all threads at work."""
-    preprocess, source = loader.transform.preprocess, loader.source
-    shape = (preprocess.height, preprocess.width, preprocess.channels)
-    row = np.empty(shape, np.uint8)
-    read, started = 0, time.perf_counter()
+    preprocess = transform.preprocess
+    row = np.empty((preprocess.height, preprocess.width, preprocess.channels), np.uint8)
+    read = 0
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the loader's threads
+    started = time.perf_counter()
     try:
-        for index in np.linspace(0, len(source) - 1, 8, dtype=np.int64).tolist():
-            generator = sample_generator(loader.seed, 0, index)
+        for turn in range(_MOST_READ):
+            index = turn * len(source) // _MOST_READ
             try:
-                loader.transform(source.read(index), generator, row)
+                transform(source.read(index), sample_generator(seed, 0, index), row)
             except ImageError:
                 continue
             read += 1
-            if time.perf_counter() - started > _ENOUGH:
+            if turn == 0:  # which has loaded and set up what the others use
+                read, started = 0, time.perf_counter()
+            if time.perf_counter() - started > _ENOUGH / 5:
                 break
     finally:
         torch.set_num_threads(threads)
-    return (time.perf_counter() - started) / max(read, 1) / loader.num_workers
+    return (time.perf_counter() - started) / max(read, 1) / num_workers
