@@ -6,6 +6,7 @@ import dataclasses
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ from turns import Turns, ratio_of_rounds, take_turns, time_steps
 from vitbase.config.learning import AugmentSection
 from vitbase.curation.packing.split import pack_source
 from vitbase.data.augment import TrainTransform
+from vitbase.data.device_decode import DeviceDecoder, DeviceTrainLoader
 from vitbase.data.loader import TrainLoader
+from vitbase.errors import ConfigError
 from vitbase.model.cost import count_flops
 from vitbase.runtime import Runtime, available_cores
 from vitbase.sources.folders import read_folder
@@ -218,17 +221,32 @@ def feed(bench: Bench, model: str) -> None:
         for kind, place in places:
             source = repeated(open_source(place, "train", "folder"), (steps + 4) * bench.batch)
             put_fed(bench, f"feeding/{model}/{kind}", source, side, steps, best)
+            if kind == "JPEG":
+                name = f"feeding/{model}/JPEG by the device"
+                try:
+                    decoder = DeviceDecoder(bench.runtime, side.learner.preprocess)
+                except ConfigError as error:
+                    bench.findings.leave_out(name, str(error))
+                else:
+                    put_fed(bench, name, source, side, steps, best, decoder)
 
 
 def put_fed(
-    bench: Bench, name: str, source: Source, side: OurUpdates, steps: int, best: float
+    bench: Bench,
+    name: str,
+    source: Source,
+    side: OurUpdates,
+    steps: int,
+    best: float,
+    decoder: DeviceDecoder | None = None,
 ) -> None:
     """Measure the loader alone, then updates that it feeds, and what share of them waits."""
     cores = available_cores()
+    kind: Any = TrainLoader if decoder is None else partial(DeviceTrainLoader, decoder)
     preprocess = side.learner.preprocess
 
-    def loader() -> TrainLoader:
-        return TrainLoader(
+    def loader() -> Any:
+        return kind(
             source,
             TrainTransform(preprocess, AugmentSection()),
             seed=0,

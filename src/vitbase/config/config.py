@@ -69,6 +69,25 @@ class Config(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _decoder_fits(self) -> Self:
+        augment = self.augment
+        needs_host = {
+            f"policy {augment.policy}": augment.policy != "none",
+            f"color_jitter {augment.color_jitter:g}": augment.color_jitter > 0,
+            f"erase_probability {augment.erase_probability:g}": augment.erase_probability > 0,
+            f"train_crop {augment.train_crop}": augment.train_crop != "random_resized",
+            "image_channels 1": self.data.image_channels == 1,
+            "freeze_backbone": self.model.freeze_backbone,
+        }
+        found = [what for what, is_so in needs_host.items() if is_so]
+        if self.data.decoder == "device" and found:
+            raise ValueError(
+                f"decoder device crops, resizes and flips in colour, and no more; {found[0]} needs "
+                f"the host: leave out --decoder"
+            )
+        return self
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Config) and self.model_dump() == other.model_dump()
 

@@ -65,7 +65,7 @@ NOT_READ = frozenset(
     {
         *("tf32", "compile", "tensorboard", "layer_scale_init", "freeze_backbone"),
         *("activation_checkpointing", "layer_decay", "ema_decay", "over_classes"),
-        *("binary_targets", "class_weights", "max_nonfinite_updates", "on_nonfinite"),
+        *("binary_targets", "class_weights", "max_nonfinite_updates", "on_nonfinite", "decoder"),
     }
 )
 """Options that must keep their defaults."""
