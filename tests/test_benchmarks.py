@@ -10,7 +10,10 @@ import time
 from contextlib import nullcontext
 
 import pytest
+import torch
 from commands import ROOT, environment_of_commands
+
+from vitbase.runtime import Runtime
 
 FOLDER = ROOT / "benchmarks"
 
@@ -149,3 +152,40 @@ def test_what_time_leaves_no_room_for_is_named(tmp_path, monkeypatch, capsys):
     assert "| b/half | 1 images/s | 2, timm | 0.500 |  |" in out
     (row,) = json.loads((tmp_path / "gpu.json").read_text())
     assert row["ratio"] == 0.5
+
+
+def test_who_computes_something_else_has_no_turn(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER / "gpu")
+    from turns import take_turns
+
+    class Side:
+        def __init__(self, value: float) -> None:
+            self.value = torch.tensor(value)
+
+        def step(self) -> torch.Tensor:
+            return self.value
+
+    def broken() -> Side:
+        raise RuntimeError("no memory")
+
+    told, measured = {}, []
+    take_turns(
+        Runtime(torch.device("cpu"), "fp32"),
+        {
+            "one": lambda: Side(7.0),
+            "off": lambda: Side(7.5),
+            "none": broken,
+            "timm": lambda: Side(7),
+        },
+        rounds=3,
+        turn_seconds=1e-4,
+        most_steps=2,
+        failed=lambda name, error: told.update({name: str(error)}),
+        tolerance=0.05,
+        after_round=lambda found: measured.append({n: len(t.seconds) for n, t in found.items()}),
+    )
+    assert told == {
+        "none": "no memory",
+        "off": "what it computes at first differs by 0.5 from the others",
+    }
+    assert measured == [{"one": number, "timm": number} for number in (1, 2, 3)]

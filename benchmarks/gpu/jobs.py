@@ -43,7 +43,7 @@ from vitbase.training.architecture import spec_of
 
 LOSS_TOLERANCE = {"fp32": 1e-4, "bf16": 3e-2}
 """Of losses near 7, from the CPU's in fp32: rounding alone."""
-AGREEMENT = {"fp32": 1e-3, "bf16": 3e-2, "fp16": 1e-2}
+AGREEMENT = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 1e-2}
 """Of what contenders compute: losses near 7, or logits near 0.5."""
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitbase.config.complete import Facts, complete
-from vitbase.config.config import Config
+from vitbase.config.config import FIELDS, Config
 from vitbase.data.loader import Batch
 from vitbase.data.mix import Mix
 from vitbase.evaluation.classifier import Network
@@ -50,11 +50,18 @@ class Contender:
     name: str
     options: dict[str, Any]
     peer: str
+    on_cpu: bool = True
 
 
-TRAINING = (
-    Contender("compiled", {"compile": True}, "timm compiled"),
-    Contender("eager", {"compile": False}, "timm eager"),
+TRAINING = tuple(
+    contender
+    for contender in (
+        Contender("compiled", {"compile": True}, "timm compiled"),
+        Contender("eager", {"compile": False}, "timm eager"),
+        Contender("graph", {"compile": True, "device_graph": True}, "timm compiled", on_cpu=False),
+        Contender("fp8", {"compile": True, "fp8": True}, "timm compiled", on_cpu=False),
+    )
+    if contender.options.keys() <= FIELDS.keys()  # those that there are
 )
 TIMM = {"timm compiled": True, "timm eager": False}
 INFERENCE = (("compiled", "timm compiled"), ("eager", "timm eager"))
@@ -251,7 +258,9 @@ def timm_network(task: Task, *, compiled: bool) -> Network:
 def training_builders(task: Task) -> dict[str, Callable[[], Any]]:
     """Return what builds each contender of a training task, by name."""
     builders: dict[str, Callable[[], Any]] = {
-        contender.name: partial(OurUpdates, task, contender.options) for contender in TRAINING
+        contender.name: partial(OurUpdates, task, contender.options)
+        for contender in TRAINING
+        if contender.on_cpu or not task.runtime.reads_at_once
     }
     for name, compiled in TIMM.items():
         builders[name] = partial(TimmUpdates, task, compiled=compiled)

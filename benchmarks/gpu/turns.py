@@ -105,9 +105,9 @@ def take_turns(
 
     Args:
       failed: is told of one that does not run here, which is left out.
-      tolerance: by which what they compute at first may differ, on average.
+      tolerance: by which what they compute at first may differ from the last one's, on average;
+        who is further away has no turn.
       after_round: is given what was measured so far.
-    Raises: ValueError if they do not agree, before anything is timed.
     """
     found: dict[str, Turns] = {}
     for name, build in builders.items():
@@ -118,7 +118,9 @@ def take_turns(
         except (RuntimeError, ValueError, VitbaseError) as error:  # memory, compiler, options
             failed(name, error)
             give_back_memory(runtime)
-    check_agreement(found, tolerance)
+    for name, far in (who_differs(found, tolerance) if found else {}).items():
+        failed(name, ValueError(f"what it computes at first differs by {far:.3g} from the others"))
+        del found[name]
     for number in range(rounds if found else 0):
         names = [*found]
         first = number % len(names)
@@ -129,13 +131,11 @@ def take_turns(
     forget(runtime)
 
 
-def check_agreement(found: Mapping[str, Turns], tolerance: float) -> None:
-    """Raises: ValueError naming who does not compute what the others do."""
-    names = [*found]
-    for name in names[1:]:
-        apart = float((found[name].first - found[names[0]].first).abs().mean())
-        if not apart <= tolerance:
-            raise ValueError(f"{name} and {names[0]} differ by {apart:.3g} in what they compute")
+def who_differs(found: Mapping[str, Turns], tolerance: float) -> dict[str, float]:
+    """Return by how much contenders differ from the last one, those that differ by too much."""
+    last = [*found.values()][-1]
+    apart = {name: float((one.first - last.first).abs().mean()) for name, one in found.items()}
+    return {name: far for name, far in apart.items() if not far <= tolerance}
 
 
 def forget(runtime: Runtime) -> None:
