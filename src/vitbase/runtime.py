@@ -130,6 +130,12 @@ class Runtime(Ranks):
             tensor.record_stream(computing)  # its memory is not free before that work is done
         return moved
 
+    def codec_stream(self) -> int | None:
+        """Return the handle of the stream in use, for nvImageCodec; None of devices without it."""
+        if self.device.type != "cuda":
+            return None
+        return int(torch.cuda.current_stream(self.device).cuda_stream)
+
     def wait(self) -> None:
         """Wait until the device has done all that was asked of it."""
         if self.device.type != "cpu":

@@ -42,6 +42,7 @@ REFUSED: dict[str, Any] = {
     "class_weights": "balanced",
     "max_nonfinite_updates": 1,
     "on_nonfinite": "rewind",
+    "decoder": "device",
     "device_target": "GPU",
     "parallel": "fsdp",
     "optimizer": "lamb",

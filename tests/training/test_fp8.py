@@ -74,7 +74,7 @@ def test_a_run_in_fp8_follows_bf16_and_its_checkpoint_is_plain(tiny_config, tmp_
 )
 def test_what_makes_no_sense_is_refused(tiny_config, options, what):
     with pytest.raises(ConfigError, match=f"fp8 .*{what}"):
-        tiny_config(**{"precision": "bf16", "fp8": True, **options})
+        tiny_config(**{"precision": "bf16", "fp8": True, "optimizer": "adamw", **options})
 
 
 def test_devices_precisions_and_places_without_it_are_named(tiny_config, monkeypatch):

@@ -169,11 +169,11 @@ def test_an_update_without_a_number_is_passed_over_when_replayed(tiny_config, ta
 )
 def test_what_cannot_be_recorded_is_refused(tiny_config, options, what):
     with pytest.raises(ConfigError, match=f"device_graph cannot record {what}.*--device_graph"):
-        tiny_config(device_graph=True, **options)
+        tiny_config(**{"optimizer": "adamw", "device_graph": True, **options})
 
 
 def test_a_device_that_records_nothing_is_named(tiny_config):
-    config = tiny_config(device_graph=True)
+    config = tiny_config(device_graph=True, optimizer="adamw")
     with pytest.raises(DeviceError, match=r"this run computes on cpu.*Leave out --device_graph"):
         vitbase.train(config)
     assert not config.output_dir.exists()

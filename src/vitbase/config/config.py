@@ -75,8 +75,8 @@ class Config(BaseModel):
             return self
         if self.run.precision not in {"auto", "bf16"}:
             raise ValueError(
-                f"fp8 stands beside bf16, in which all else is computed, and precision is "
-                f"{self.run.precision}: give --precision bf16, or leave out --fp8"
+                f"fp8 is for what would be bf16, and precision is {self.run.precision}: give "
+                f"--precision bf16, or leave out --fp8"
             )
         for is_in_the_way, what in (
             (self.run.parallel == "fsdp", "parallel fsdp, whose shards are gathered in bf16"),
@@ -91,8 +91,7 @@ class Config(BaseModel):
         if self.model.memory_budget is not None:
             if self.model.activation_checkpointing:
                 raise ValueError(
-                    "memory_budget says how many blocks are computed again, and "
-                    "activation_checkpointing that all are: give one of them"
+                    "memory_budget and activation_checkpointing both say what is computed again"
                 )
             if self.model.freeze_backbone:
                 raise ValueError(
@@ -119,6 +118,25 @@ class Config(BaseModel):
         ):
             if is_in_the_way:
                 raise ValueError(f"device_graph cannot record {what}: leave out --device_graph")
+        return self
+
+    @model_validator(mode="after")
+    def _decoder_fits(self) -> Self:
+        augment = self.augment
+        needs_host = {
+            f"policy {augment.policy}": augment.policy != "none",
+            f"color_jitter {augment.color_jitter:g}": augment.color_jitter > 0,
+            f"erase_probability {augment.erase_probability:g}": augment.erase_probability > 0,
+            f"train_crop {augment.train_crop}": augment.train_crop != "random_resized",
+            "image_channels 1": self.data.image_channels == 1,
+            "freeze_backbone": self.model.freeze_backbone,
+        }
+        found = [what for what, is_so in needs_host.items() if is_so]
+        if self.data.decoder == "device" and found:
+            raise ValueError(
+                f"decoder device crops, resizes and flips in colour, and no more; {found[0]} needs "
+                f"the host: leave out --decoder"
+            )
         return self
 
     def __eq__(self, other: object) -> bool:

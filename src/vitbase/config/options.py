@@ -149,6 +149,10 @@ class DataSection(Section):
         None, "images per device in evaluation; none: batch_size", ge=1
     )
     num_workers: int | None = free_on_resume(None, "decoding threads; none: one per core", ge=1)
+    decoder: Literal["host", "device"] = Field(
+        "host",
+        description="device: decode and resize training JPEGs on the GPU, where cores are too few",
+    )
     holdout_fraction: float = Field(
         0.1, gt=0, lt=1, description="share held out for evaluation without val_data_path"
     )

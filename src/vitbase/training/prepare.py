@@ -11,6 +11,7 @@ from vitbase.config.batch import BatchLayout, PeakRate
 from vitbase.config.complete import complete
 from vitbase.config.config import Config
 from vitbase.data.augment import TrainTransform
+from vitbase.data.device_decode import DeviceDecoder, DeviceTrainLoader
 from vitbase.data.loader import TrainLoader
 from vitbase.evaluation.features import FeatureLoader, FeatureStore
 from vitbase.evaluation.run import Sums
@@ -144,7 +145,11 @@ def build_loader(
     source: Source,
     features: FeatureStore | None = None,
 ) -> TrainLoader:
-    kind = TrainLoader if features is None else partial(FeatureLoader, features)
+    kind: Callable[..., TrainLoader] = TrainLoader
+    if features is not None:
+        kind = partial(FeatureLoader, features)
+    elif config.data.decoder == "device":
+        kind = partial(DeviceTrainLoader, DeviceDecoder(runtime, config.data.preprocess))
     return kind(
         source,
         TrainTransform(config.data.preprocess, config.augment),
