@@ -367,10 +367,15 @@ def test_overloaded_it_refuses_some_and_sigterm_loses_nothing_that_was_taken(pla
             each.result()
     answered = sum(each[200] for each in statuses)
     assert code == 0, said
-    assert said.endswith(f"Ended: {answered:,} requests taken, {answered:,} answered.\n"), (
+    assert said.endswith(f"{describe_end(answered, answered)}\n"), (
         said,
         answered,
     )
+
+
+def test_what_became_of_all_requests_is_said_in_plain_words():
+    assert describe_end(1, 1) == "Ended: 1 request taken, 1 answered."
+    assert describe_end(1200, 0) == "Ended: 1,200 requests taken, 0 answered."
 
 
 def test_a_port_in_use(vitbase_command, place):

@@ -5,8 +5,8 @@ It computes, and does nothing else: it needs torch and transformers alone, opens
 connection. `config.json` beside it tells the architecture; transformers itself reads the weights,
 from `model.safetensors`. Dropout and stochastic depth belong to a training, and are not here.
 
-Names of tensors tell their axes: B batch, N tokens, D width, F width of the MLP, H heads, K = D / H;
-in images and maps C channels, H rows, W columns; C classes, too.
+Names of tensors tell their axes: B batch, N tokens, D width, F the MLP's width, H heads, K = D / H,
+C classes; in images and feature maps C channels, H rows, W columns.
 Sources: An Image is Worth 16x16 Words (arXiv 2010.11929); the convolutions before the patches:
 Early Convolutions Help Transformers See Better (arXiv 2106.14881).
 """
@@ -167,9 +167,10 @@ class VitbaseForImageClassification(PreTrainedModel):
         expected, found = (config.in_channels, *config.image_size), tuple(images_BCHW.shape[1:])
         if found != expected:
             raise ValueError(f"Images should have the shape {expected}, and have {found}.")
-        x_BND = self.stem(images_BCHW)
-        pos_1ND = self.pos_embed
-        if pos_1ND is None:  # computed where it is read: transformers would not fill a buffer
+        x_BND: Tensor = self.stem(images_BCHW)
+        if self.pos_embed is not None:
+            pos_1ND: Tensor = self.pos_embed
+        else:  # where it is read, for transformers would not fill a buffer
             pos_1ND = sincos_positions(self.rows, self.columns, config.width).to(x_BND)
         first = pos_1ND.shape[1] - x_BND.shape[1]  # 1 where the class token has a position, else 0
         tokens = [x_BND + pos_1ND[:, first:]]
