@@ -248,7 +248,9 @@ def test_what_others_have_no_network_for_is_shared_with_a_program(tmp_path, caps
     card = card_of(tmp_path / "shared")
     assert card.data.library_name == "transformers"
     assert 'from_pretrained("shared", trust_remote_code=True)' in card.text
-    assert "`modeling_vitbase.py`, which lies beside the weights: read it before you do" in card.text
+    assert (
+        "`modeling_vitbase.py`, which lies beside the weights: read it before you do" in card.text
+    )
     assert "revision" not in card.text
     config = (tmp_path / "shared" / "config.json").read_text(encoding="utf-8")
     assert config.isprintable() or config.replace("\n", "").isprintable()
@@ -289,7 +291,7 @@ def test_mistakes_are_said_in_a_line(weights, tmp_path, capsys, monkeypatch):
     assert "--repo OWNER/NAME" in refused(capsys, weights, "--upload")
     for name in ("vit", "a/b/c", "a/..b", "a/b--c", "a/b c", "a/" + "b" * 100, "a/b.git"):
         assert "is called OWNER/NAME" in refused(capsys, weights, "--repo", name)
-    assert "there are vitbase, timm" in refused(capsys, weights, "--to", to, "--dialect", "jax")
+    assert "there are timm, transformers, hf, vitbase" in refused(capsys, weights, "--to", to, "--dialect", "jax")
     said = refused(capsys, weights, "--to", to, "--dialect", "google")
     assert "`vitbase weights convert` writes its files" in said
     assert "should be a name" in refused(capsys, weights, "--to", to, "--license", " ")

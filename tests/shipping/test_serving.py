@@ -29,6 +29,7 @@ from vitbase.shipping.opened import open_classifier
 from vitbase.shipping.serving.limits import Limits
 from vitbase.shipping.serving.models import name_places
 from vitbase.shipping.serving.openapi import REFUSED, describe
+from vitbase.shipping.serving.server import describe_end
 from vitbase.weights.save import save_weights
 
 TOKEN = "a-token-of-24-letters-xx"
