@@ -326,7 +326,7 @@ def test_what_such_a_folder_leaves_out_is_as_in_the_table(tmp_path):
     vitbase.save_weights(model, tmp_path / "first", dialect="vitbase")
     open_own(tmp_path / "first").save_pretrained(tmp_path / "second")
     written = json.loads((tmp_path / "second" / "config.json").read_text(encoding="utf-8"))
-    assert "image_size" not in written
+    assert "patch_size" not in written
     assert vitbase.load_model(tmp_path / "second").spec == model.spec
 
 

@@ -291,7 +291,9 @@ def test_mistakes_are_said_in_a_line(weights, tmp_path, capsys, monkeypatch):
     assert "--repo OWNER/NAME" in refused(capsys, weights, "--upload")
     for name in ("vit", "a/b/c", "a/..b", "a/b--c", "a/b c", "a/" + "b" * 100, "a/b.git"):
         assert "is called OWNER/NAME" in refused(capsys, weights, "--repo", name)
-    assert "there are timm, transformers, hf, vitbase" in refused(capsys, weights, "--to", to, "--dialect", "jax")
+    assert "there are timm, transformers, hf, vitbase" in refused(
+        capsys, weights, "--to", to, "--dialect", "jax"
+    )
     said = refused(capsys, weights, "--to", to, "--dialect", "google")
     assert "`vitbase weights convert` writes its files" in said
     assert "should be a name" in refused(capsys, weights, "--to", to, "--license", " ")

@@ -108,10 +108,10 @@ def _open_in_transformers(folder: Path) -> tuple[Callable[[Tensor], Tensor], str
 
         from vitbase.weights.origins.modeling_vitbase import VitbaseForImageClassification
 
-        logging, version = transformers.logging, transformers.__version__
-        verbosity, shows = logging.get_verbosity(), logging.is_progress_bar_enabled()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
+        talk, version = transformers.logging, transformers.__version__
+        verbosity, shows = talk.get_verbosity(), talk.is_progress_bar_enabled()
+        talk.set_verbosity_error()
+        talk.disable_progress_bar()
         try:
             network, told = VitbaseForImageClassification.from_pretrained(
                 folder, output_loading_info=True, local_files_only=True, use_safetensors=True
@@ -120,9 +120,9 @@ def _open_in_transformers(folder: Path) -> tuple[Callable[[Tensor], Tensor], str
             said = f"{type(error).__name__}: {error}".partition("\n")[0]
             raise WeightsError(f"transformers {version} does not open it: {said}") from None
         finally:
-            logging.set_verbosity(verbosity)
+            talk.set_verbosity(verbosity)
             if shows:
-                logging.enable_progress_bar()
+                talk.enable_progress_bar()
     for what, names in told.items():
         if names:
             raise WeightsError(f"transformers {version} has {what.replace('_', ' ')}: {names}")
