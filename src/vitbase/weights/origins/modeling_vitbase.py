@@ -60,12 +60,10 @@ class Stem(nn.Module):
         for channels, kernel, stride in config.conv_layers:
             padding = (kernel - stride + 1) // 2
             self.convs.append(nn.Conv2d(before, channels, kernel, stride, padding, bias=False))
-            by_layer = config.conv_norm == "layer"
-            self.norms.append(
-                ChannelLayerNorm(channels, eps)
-                if by_layer
-                else nn.GroupNorm(channels // 8, channels, eps)
-            )
+            if config.conv_norm == "layer":
+                self.norms.append(ChannelLayerNorm(channels, eps))
+            else:
+                self.norms.append(nn.GroupNorm(channels // 8, channels, eps))
             before, side = channels, side // stride
         self.proj = nn.Conv2d(before, config.width, side, stride=side)
 

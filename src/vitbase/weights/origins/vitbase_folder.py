@@ -6,8 +6,10 @@ huggingface.co/docs/transformers/custom_models.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -102,16 +104,15 @@ def find_code(spec: ViTSpec) -> Code | None:
 
 def _open_in_transformers(folder: Path) -> tuple[Callable[[Tensor], Tensor], str]:
     """Open a folder in transformers by the program that vitbase has, not by the folder's copy."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of other packages, about themselves
+    with _unheard():
         import transformers
 
         from vitbase.weights.origins.modeling_vitbase import VitbaseForImageClassification
 
-        talk, version = transformers.logging, transformers.__version__
-        verbosity, shows = talk.get_verbosity(), talk.is_progress_bar_enabled()
-        talk.set_verbosity_error()
-        talk.disable_progress_bar()
+        version = transformers.__version__
+        progress = transformers.utils.logging
+        shows = progress.is_progress_bar_enabled()
+        progress.disable_progress_bar()
         try:
             network, told = VitbaseForImageClassification.from_pretrained(
                 folder, output_loading_info=True, local_files_only=True, use_safetensors=True
@@ -120,11 +121,23 @@ def _open_in_transformers(folder: Path) -> tuple[Callable[[Tensor], Tensor], str
             said = f"{type(error).__name__}: {error}".partition("\n")[0]
             raise WeightsError(f"transformers {version} does not open it: {said}") from None
         finally:
-            talk.set_verbosity(verbosity)
             if shows:
-                talk.enable_progress_bar()
+                progress.enable_progress_bar()
     for what, names in told.items():
         if names:
             raise WeightsError(f"transformers {version} has {what.replace('_', ' ')}: {names}")
     network.eval()
     return (lambda images_BCHW: network(images_BCHW).logits), version
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """Keep to themselves what other packages say about themselves, and each other."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
