@@ -222,6 +222,54 @@ def test_licences_are_those_that_somebody_states(given, metadata, expected):
     assert found.front_matter == expected
 
 
+# Our own folders
+
+
+def write_conv(folder: Path) -> Path:
+    """Weights of a network that neither timm nor transformers has."""
+    torch.manual_seed(0)
+    layers = ((8, 3, 2), (16, 3, 2))
+    stem = {"stem": "conv", "conv_layers": layers, "patch_size": 8, "image_size": 32}
+    model = vitbase.create_model("testing", num_classes=7, **stem)
+    torch.nn.init.normal_(model.head.weight)
+    vitbase.save_weights(model, folder / "w.safetensors", labels=HOSTILE)
+    return folder / "w.safetensors"
+
+
+def test_what_others_have_no_network_for_is_shared_with_a_program(tmp_path, capsys):
+    code, out, err = run_command(
+        capsys, "push", write_conv(tmp_path), "--to", tmp_path / "shared", "--license", "mit"
+    )
+    assert (code, err) == (0, "")
+    assert "Opened again in transformers 5" in out
+    assert "Opens in: transformers, vitbase" in out
+    assert "--dialect vitbase: timm cannot express testing with stem 'conv'" in out
+    assert "runs that file where trust_remote_code=True says so" in out
+    card = card_of(tmp_path / "shared")
+    assert card.data.library_name == "transformers"
+    assert 'from_pretrained("shared", trust_remote_code=True)' in card.text
+    assert (
+        "`modeling_vitbase.py`, which lies beside the weights: read it before you do" in card.text
+    )
+    assert "revision" not in card.text
+    config = (tmp_path / "shared" / "config.json").read_text(encoding="utf-8")
+    assert config.isprintable() or config.replace("\n", "").isprintable()
+    labels = json.loads(config)["id2label"]
+    assert tuple(labels[str(number)] for number in range(7)) == HOSTILE
+    write_folder(tmp_path / "w.safetensors", tmp_path / "hub", repo="me/vit")
+    assert 'With `revision="…"`, the commit that you have read' in card_of(tmp_path / "hub").text
+
+
+def test_without_transformers_it_says_that_nobody_has_tried(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    code, out, err = run_command(capsys, "push", write_conv(tmp_path), "--to", tmp_path / "shared")
+    assert (code, err) == (0, "")
+    assert "Opened again as vitbase computes: " in out
+    assert "(equal bit for bit)" in out
+    assert "transformers is not installed here: nobody has tried whether it opens" in out
+    assert (tmp_path / "shared" / "modeling_vitbase.py").is_file()
+
+
 # What is refused
 
 
@@ -243,7 +291,9 @@ def test_mistakes_are_said_in_a_line(weights, tmp_path, capsys, monkeypatch):
     assert "--repo OWNER/NAME" in refused(capsys, weights, "--upload")
     for name in ("vit", "a/b/c", "a/..b", "a/b--c", "a/b c", "a/" + "b" * 100, "a/b.git"):
         assert "is called OWNER/NAME" in refused(capsys, weights, "--repo", name)
-    assert "there are vitbase, timm" in refused(capsys, weights, "--to", to, "--dialect", "jax")
+    assert "there are timm, transformers, hf, vitbase" in refused(
+        capsys, weights, "--to", to, "--dialect", "jax"
+    )
     said = refused(capsys, weights, "--to", to, "--dialect", "google")
     assert "`vitbase weights convert` writes its files" in said
     assert "should be a name" in refused(capsys, weights, "--to", to, "--license", " ")

@@ -29,6 +29,7 @@ from vitbase.shipping.opened import open_classifier
 from vitbase.shipping.serving.limits import Limits
 from vitbase.shipping.serving.models import name_places
 from vitbase.shipping.serving.openapi import REFUSED, describe
+from vitbase.shipping.serving.server import describe_end
 from vitbase.weights.save import save_weights
 
 TOKEN = "a-token-of-24-letters-xx"
@@ -367,10 +368,15 @@ def test_overloaded_it_refuses_some_and_sigterm_loses_nothing_that_was_taken(pla
             each.result()
     answered = sum(each[200] for each in statuses)
     assert code == 0, said
-    assert said.endswith(f"Ended: {answered:,} requests taken, {answered:,} answered.\n"), (
+    assert said.endswith(f"{describe_end(answered, answered)}\n"), (
         said,
         answered,
     )
+
+
+def test_what_became_of_all_requests_is_said_in_plain_words():
+    assert describe_end(1, 1) == "Ended: 1 request taken, 1 answered."
+    assert describe_end(1200, 0) == "Ended: 1,200 requests taken, 0 answered."
 
 
 def test_a_port_in_use(vitbase_command, place):

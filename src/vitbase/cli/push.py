@@ -32,7 +32,11 @@ class PushOptions(TypedDict, total=False):
     to: Annotated[str, option("the folder that is written; none there yet")]
     repo: Annotated[str, option("OWNER/NAME on the hub")]
     dialect: Annotated[
-        str, option("whose names the weights get: timm, transformers or vitbase", "timm")
+        str,
+        option(
+            "whose names the weights get: timm, transformers or vitbase; none: the first of them "
+            "that has such a network"
+        ),
     ]
     title: Annotated[str, option("what the card calls it; none: as the repository, or the run")]
     license: Annotated[str, option("of the weights, such as apache-2.0; none: as their file says")]

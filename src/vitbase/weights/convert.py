@@ -20,7 +20,7 @@ from vitbase.weights.load import (
     load_model,
     open_weights,
 )
-from vitbase.weights.origins.dialect import COMPUTED, Dialect
+from vitbase.weights.origins.dialect import COMPUTED, Code, Dialect
 from vitbase.weights.save import choose_dialect, find_tables, save_weights, written_weights
 
 TOLERANCE = 1e-5
@@ -39,6 +39,7 @@ class Conversion:
       dialect: in which dialect.
       tensors: how many.
       difference: largest absolute difference of logits and features on random images.
+      opened_in: what has opened it by the program that it carries, with version; None: nothing.
       changed: (what, before, after) of what the other system computes otherwise.
       notes: what the other system must be told, because files of its kind do not say it.
     """
@@ -48,6 +49,7 @@ class Conversion:
     dialect: str
     tensors: int
     difference: float
+    opened_in: str | None
     changed: tuple[tuple[str, object, object], ...]
     notes: tuple[str, ...]
 
@@ -135,9 +137,50 @@ def _compare(
             f"{difference:.2g} on random images"
             + (f" ({reasons}). Accept it with --allow {names}." if reasons else ".")
         )
-    tensors = len(opened.file.tensors)
-    notes = (*_notes(spec, path, table), *_note_losses(loaded, opened, path))
-    return Conversion(loaded, path, table.name, tensors, difference, changed, notes)
+    code = None if path.suffix else table.code(spec)
+    by_code = None if code is None else _open_by_code(loaded.model, written, path, code)
+    notes = [*_notes(spec, path, table), *_note_losses(loaded, opened, path)]
+    if code is not None and by_code is None:
+        notes.append(
+            f"{code.library} is not installed here: nobody has tried whether it opens the folder."
+        )
+    opened_in, other_difference = by_code or (None, 0.0)
+    return Conversion(
+        loaded,
+        path,
+        table.name,
+        len(opened.file.tensors),
+        max(difference, other_difference),
+        opened_in,
+        changed,
+        tuple(notes),
+    )
+
+
+def _open_by_code(
+    model: VisionTransformer, written: Path, path: Path, code: Code
+) -> tuple[str, float] | None:
+    """Open a folder as the library does that the program in it is for.
+
+    Returns: its name and version, and the largest difference of logits; None if it is not here.
+    Raises: WeightsError if it does not open the folder, or computes otherwise.
+    """
+    try:
+        compute, version = code.open(written)
+    except ImportError:
+        return None
+    except WeightsError as error:
+        raise WeightsError(f"{path} was not written: {error}.") from None
+    images_BCHW = _draw_images(model.spec)
+    with torch.inference_mode():
+        ours_BC, theirs_BC = model.eval()(images_BCHW), compute(images_BCHW)
+    difference = float((ours_BC - theirs_BC).abs().max())
+    if not (difference <= TOLERANCE * max(1.0, float(ours_BC.abs().max()))):
+        raise WeightsError(
+            f"{path} was not written: {code.library} {version} computes otherwise; outputs differ "
+            f"by up to {difference:.2g} on random images."
+        )
+    return f"{code.library} {version}", difference
 
 
 def _notes(spec: ViTSpec, path: Path, table: Dialect) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -37,12 +37,13 @@ def save_weights(
     """Write a model's weights under the names of another system, or of this one.
 
     A safetensors file also holds spec, preprocessing and labels, so it stands alone; so does a
-    folder for Hugging Face or timm. The bytes are a function of these alone; no time, host or path
+    folder. The bytes are a function of these alone; no time, host or path
     is in them.
 
     Args:
       path: a file whose suffix is one of the dialect's: `.ckpt` for MindSpore, `.npz` for Google's,
-        `.safetensors` or `.pth` for the others; a folder for "hf", and also for "timm".
+        `.safetensors` or `.pth` for the others; a folder for "hf", and also for "timm" and
+        "vitbase".
       dialect: vitbase, mindspore, google, timm, hf, torchvision or dinov2.
       preprocess: what images must become for this model.
       labels: class names.
@@ -59,7 +60,9 @@ def save_weights(
                 raise WeightsError(
                     f"There are {len(labels or ())} labels for {spec.num_classes} classes."
                 )
-            _write_folder(place, tensors, table.write_sidecar(spec, preprocess, labels))
+            told = write_metadata(spec, preprocess, labels) if table.metadata_in_folders else {}
+            beside = table.write_sidecar(spec, preprocess, labels)
+            _write_folder(place, tensors, {"format": "pt", **told}, beside)
         elif path.suffix == ".npz":
             write_npz(place, tensors)
         elif path.suffix in {".ckpt", ".safetensors"}:
@@ -100,12 +103,18 @@ def _stream(
 
 
 def _write_folder(
-    folder: Path, tensors: dict[str, Tensor], files: dict[str, dict[str, Any]]
+    folder: Path,
+    tensors: dict[str, Tensor],
+    metadata: Mapping[str, str],
+    files: Mapping[str, dict[str, Any] | str],
 ) -> None:
     """Write weights and configuration, so that `from_pretrained` or `local-dir:` opens them."""
     folder.mkdir()
-    write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
+    write_safetensors(folder / "model.safetensors", tensors, metadata)
     for name, content in files.items():
+        if isinstance(content, str):
+            (folder / name).write_text(content, encoding="utf-8")
+            continue
         text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
         if not text.replace("\n", "").isprintable():  # names that a terminal obeys, or no UTF-8
             text = json_line(content, indent=2, sort_keys=True)

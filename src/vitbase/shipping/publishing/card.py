@@ -49,6 +49,7 @@ class Subject:
       on_hub: which of the two.
       parameters: how many numbers it has.
       libraries: what opens it, first its own -> the Python that does.
+      program: the file in it that the first of them runs; None where none does.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Subject:
     labels: tuple[str, ...]
     parameters: int
     libraries: dict[str, str]
+    program: str | None = None
 
 
 def write_card(
@@ -178,6 +180,23 @@ def _usage(subject: Subject) -> Iterator[str]:
             filled = filled.replace(name, value)
         yield f"With {library}:"
         yield fenced(filled, "python")
+        if library == next(iter(subject.libraries)) and subject.program is not None:
+            yield _program(subject.program, library, on_hub=subject.on_hub)
+
+
+def _program(file: str, library: str, *, on_hub: bool) -> str:
+    """Say what somebody should know who is asked to run a file of strangers."""
+    return (
+        f"{library} has no such network of its own. `trust_remote_code=True` lets it run "
+        f"{code(file)}, which lies beside the weights: read it before you do. It needs torch and "
+        "transformers alone, and only computes; the weights themselves are read from safetensors, "
+        "which run nothing."
+        + (
+            ' With `revision="…"`, the commit that you have read, it stays as you have read it.'
+            if on_hub
+            else ""
+        )
+    )
 
 
 def _classes(subject: Subject) -> Iterator[str]:

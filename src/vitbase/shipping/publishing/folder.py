@@ -23,6 +23,7 @@ from vitbase.weights.hub import PREFIX
 from vitbase.weights.load import open_weights
 from vitbase.weights.origins.dialect import Dialect
 from vitbase.weights.origins.registry import DIALECTS
+from vitbase.weights.origins.usage import OURS
 from vitbase.weights.save import choose_dialect
 
 CARD = "README.md"
@@ -34,15 +35,19 @@ class Published:
     """A folder that was written, or would be.
 
     Attributes:
+      dialect: whose names the weights have, by the name of a library.
       files: names and bytes, in order.
       opened_by: what opens the folder by its own means, first whose it is.
-      difference: largest of outputs, read back as that computes, on random images.
+      opened_in: what has opened it here, with its version; None: vitbase, as that computes.
+      difference: largest of outputs, opened so, on random images.
       notes: what whoever publishes it should know.
     """
 
     weights: Path
+    dialect: str
     files: tuple[tuple[str, int], ...]
     opened_by: tuple[str, ...]
+    opened_in: str | None
     difference: float
     licence: Licence | None
     notes: tuple[str, ...]
@@ -51,9 +56,10 @@ class Published:
         """Yield what a person wants to read of it."""
         yield f"Weights: {self.weights}"
         how = "equal bit for bit" if self.difference == 0 else f"bound: {TOLERANCE:g}"
+        where = f"in {self.opened_in}" if self.opened_in else f"as {self.dialect} computes"
         yield (
-            f"Opened again as {self.opened_by[0]} computes: outputs on 4 random images differ by "
-            f"at most {self.difference:.2g} ({how})."
+            f"Opened again {where}: outputs on 4 random images differ by at most "
+            f"{self.difference:.2g} ({how})."
         )
         yield f"Opens in: {', '.join(self.opened_by)}"
         yield from (f"Note: {note}" for note in self.notes)
@@ -70,6 +76,7 @@ class Published:
             "weights": plain_name(str(self.weights)),
             "files": dict(self.files),
             "opened_by": [*self.opened_by],
+            "opened_in": self.opened_in,
             "difference": self.difference,
             "license": None if self.licence is None else self.licence.name,
             "notes": [plain_name(note) for note in self.notes],
@@ -99,7 +106,8 @@ def write_folder(
     Args:
       checkpoint: anything `checkpoint_path` takes; of a run, its newest checkpoint.
       out: a folder that is not there yet.
-      dialect: timm, hf (or transformers) or vitbase; None: timm's.
+      dialect: timm, hf (or transformers) or vitbase; None: the first of them that has such a
+        network.
       repo: `owner/name` on the hub that it is for; None: the card's code opens the folder.
       name: of the model; None: the repository's, or the run's.
       license: of the weights; None: what their file tells, or none.
@@ -113,19 +121,22 @@ def write_folder(
     place = as_path(out)
     if os.path.lexists(place):
         raise DataError(f"{place} exists already. Choose another name, or remove it.")
-    system = find_system(dialect)
+    asked = None if dialect is None else find_system(dialect)
     opened = open_weights(checkpoint, num_heads=num_heads)
     licence = find_licence(license, opened.file.metadata)
     told = tell(checkpoint, opened)
-    suffix = "" if "" in system.suffixes else ".safetensors"
     _check_head(checkpoint, opened.spec.num_classes)
-    _check_expressible(system, opened.spec, suffix, allow)
+    system, reasons = choose_system(opened.spec, allow) if asked is None else (asked, ())
+    _check_expressible(system, opened.spec, allow)
+    code = system.code(opened.spec)
+    libraries = {code.library: code.usage} if code else {}
+    libraries |= system.opened_by
     called = name or (repo.rpartition("/")[2] if repo else _name_of(checkpoint, opened.path))
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(place) as beside:
             beside.mkdir()
-            done = _convert(opened.path, beside, place, system, suffix, num_heads, allow)
+            done = _convert(opened.path, beside, place, system, num_heads, allow)
             scored = None if told.evaluated is None else told.evaluated.scored
             pictures, why = draw_pictures(told.run, scored)
             subject = Subject(
@@ -136,7 +147,8 @@ def write_folder(
                 opened.preprocess,
                 opened.labels or (),
                 sum(value.numel() for value in done.loaded.model.parameters()),
-                dict(system.opened_by),
+                libraries,
+                code.file if code else None,
             )
             for picture in pictures:
                 target = beside / picture.name
@@ -146,11 +158,19 @@ def write_folder(
             files = tuple(sorted(_sizes(beside)))
     except OSError as error:
         raise DataError(f"Cannot write {place}: {error.strerror or error}.") from None
-    notes = [*told.notes, *([why] if why else []), *_about(licence, opened.labels, done)]
+    notes = [*reasons, *told.notes, *([why] if why else [])]
+    notes += _about(licence, opened.labels, done)
+    if code is not None:
+        notes.append(
+            f"{code.library} opens it by {code.file} in the folder, and runs that file where "
+            "trust_remote_code=True says so; the card tells how."
+        )
     return Published(
         opened.path,
+        _library(system),
         files,
-        tuple(dict.fromkeys((*system.opened_by, "vitbase"))),
+        tuple(dict.fromkeys((*libraries, "vitbase"))),
+        done.opened_in,
         done.difference,
         licence,
         tuple(notes),
@@ -162,36 +182,54 @@ def _convert(
     folder: Path,
     place: Path,
     system: Dialect,
-    suffix: str,
     num_heads: int | None,
     allow: Sequence[str],
 ) -> Conversion:
     """Write weights and what stands beside them into a folder that is at another place later."""
-    inside = folder / f"{_library(system)}{suffix}"  # as the notes call it
+    inside = folder / _library(system)  # as the notes call it
     try:
         done = convert_weights(
             weights, inside, dialect=system.name, num_heads=num_heads, allow=allow
         )
     except WeightsError as error:
         raise WeightsError(str(error).replace(str(inside), str(place))) from None
-    if suffix:
-        inside.rename(folder / _WEIGHTS)
-    else:
-        for path in inside.iterdir():
-            path.rename(folder / path.name)
-        inside.rmdir()
+    for path in inside.iterdir():
+        path.rename(folder / path.name)
+    inside.rmdir()
     return done
 
 
-def find_system(name: str | None) -> Dialect:
+def list_systems() -> list[Dialect]:
+    """Return whose folders are written: first what most libraries open, and last our own."""
+    known = [table for table in DIALECTS if table.opened_by]
+    return sorted(known, key=lambda table: (table.opened_by == OURS, -len(table.opened_by)))
+
+
+def choose_system(spec: ViTSpec, allow: Sequence[str]) -> tuple[Dialect, tuple[str, ...]]:
+    """Choose the first system that has such a network.
+
+    Returns: a table of it, and a note why not those before it, if it is not the first.
+    Raises: WeightsError if none has.
+    """
+    reasons: dict[str, str] = {}
+    for table in list_systems():
+        try:
+            chosen = choose_dialect(table.name, spec, "", allow)
+        except WeightsError as error:
+            reasons.setdefault(table.name, str(error))
+            continue
+        because = f"The folder is one of --dialect {chosen.name}: {' '.join(reasons.values())}"
+        return chosen, (because,) if reasons else ()
+    raise WeightsError(" ".join(reasons.values()))
+
+
+def find_system(name: str) -> Dialect:
     """Find whose folders are written, by the dialect's name or that of what opens it.
 
     Returns: a table of it; it may have others.
     Raises: ConfigError if there is none, or the hub has no place for its weights.
     """
-    known = [table for table in DIALECTS if table.opened_by]
-    if name is None:
-        return next(table for table in known if len(table.opened_by) > 1)
+    known = list_systems()
     asked = name.strip().lower()
     by_name = [table for table in known if asked == table.name]
     found = by_name or [table for table in known if asked == _library(table)]
@@ -218,17 +256,15 @@ def _check_head(checkpoint: str | Path, classes: int) -> None:
         )
 
 
-def _check_expressible(system: Dialect, spec: ViTSpec, suffix: str, allow: Sequence[str]) -> None:
+def _check_expressible(system: Dialect, spec: ViTSpec, allow: Sequence[str]) -> None:
     """Raises: WeightsError that names what the system lacks, and who has it."""
     try:
-        choose_dialect(system.name, spec, suffix, allow)
+        choose_dialect(system.name, spec, "", allow)
     except WeightsError as error:
         others = dict.fromkeys(
             table.name
-            for table in sorted(DIALECTS, key=lambda table: -len(table.opened_by))
-            if table.opened_by
-            and table.name != system.name
-            and not table.problems(spec, table.said_in("" if "" in table.suffixes else suffix))
+            for table in list_systems()
+            if table.name != system.name and not table.problems(spec, table.said_in(""))
         )
         hint = f" It can be shared with --dialect {' or '.join(others)}." if others else ""
         raise WeightsError(f"{error}{hint}") from None

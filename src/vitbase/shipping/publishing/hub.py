@@ -59,9 +59,10 @@ def upload(folder: Path, repo: str, *, public: bool = False, update: bool = Fals
     api = HfApi(library_name="vitbase", library_version=__version__)
     there = _list(api, repo)
     if there and not update:
+        files = "file" if len(there) == 1 else "files"
         raise HubError(
-            f"{repo} holds {len(there)} files already ({first_few(sorted(there))}). Choose another "
-            f"name, or give --update, which replaces those of the same names."
+            f"{repo} holds {len(there)} {files} already ({first_few(sorted(there))}). Choose "
+            f"another name, or give --update, which replaces those of the same names."
         )
     made = there is None
     try:

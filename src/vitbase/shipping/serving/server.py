@@ -115,7 +115,12 @@ async def _serve(
             await server.serve([listening], tell)
         finally:
             await models.close()
-    tell(f"Ended: {service.taken:,} requests taken, {service.answered:,} answered.")
+    tell(describe_end(service.taken, service.answered))
+
+
+def describe_end(taken: int, answered: int) -> str:
+    """Say what became of all requests."""
+    return f"Ended: {taken:,} request{'' if taken == 1 else 's'} taken, {answered:,} answered."
 
 
 class _Server(uvicorn.Server):

@@ -70,7 +70,7 @@ def stream_safetensors(
     Not by the library, which writes to a path, or into memory as a whole.
 
     Args:
-      metadata: at most one, for the library does not keep the order of several.
+      metadata: in this order; of several the library keeps none.
     Raises: OSError if the file cannot be written.
     """
     kinds = [*_DTYPES.values()]

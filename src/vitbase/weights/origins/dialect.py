@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,6 +72,25 @@ def arguments_of_heads(spec: ViTSpec) -> tuple[str, ...]:
 
 
 @dataclasses.dataclass(frozen=True)
+class Code:
+    """A program that a folder carries, so that a system opens a network which it lacks.
+
+    Attributes:
+      file: its name in the folder.
+      library: that runs it, by the hub's name.
+      usage: the Python that opens the folder so; see `usage.py`.
+      open: opens a folder as that library does, without running what lies in the folder. Returns:
+        images -> logits, and the library's version. Raises: ImportError if it is not installed;
+        WeightsError if it does not take the folder as it is.
+    """
+
+    file: str
+    library: str
+    usage: str
+    open: Callable[[Path], tuple[Callable[[Tensor], Tensor], str]]
+
+
+@dataclasses.dataclass(frozen=True)
 class Dialect:
     """The names of one origin, and all that sets it apart.
 
@@ -95,7 +115,9 @@ class Dialect:
       unused: vectors that its code expects, though no classifier reads them; written as zeros.
       prefix: what stands before every name but the head's in a file with a head.
       read_sidecar: reads what stands beside its tensors.
-      write_sidecar: returns the JSON files of its folders, by name.
+      write_sidecar: returns what stands beside the weights in its folders, by name: JSON, or text.
+      metadata_in_folders: whether the weights in a folder, too, have our metadata.
+      code: the program that its folders carry for an architecture, if any.
       arguments: what its code must be told to build the model of a file that only has tensors.
       momentum_prefix: of the names of momentum, where its training checkpoints keep it.
       opened_by: what opens its folders, here or from the hub, by the hub's name of that library,
@@ -123,8 +145,10 @@ class Dialect:
     prefix: Callable[[ViTSpec], str] = lambda spec: ""
     read_sidecar: Callable[[TensorFile], Sidecar] = lambda file: Sidecar()
     write_sidecar: Callable[
-        [ViTSpec, Preprocess | None, tuple[str, ...] | None], dict[str, dict[str, Any]]
+        [ViTSpec, Preprocess | None, tuple[str, ...] | None], Mapping[str, dict[str, Any] | str]
     ] = lambda spec, preprocess, labels: {}
+    metadata_in_folders: bool = False
+    code: Callable[[ViTSpec], Code | None] = lambda spec: None
     arguments: Callable[[ViTSpec], tuple[str, ...]] = arguments_of_heads
     momentum_prefix: str | None = None
     opened_by: Mapping[str, str] = dataclasses.field(default_factory=dict)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from vitbase.config.preprocess import Preprocess
 from vitbase.errors import WeightsError
@@ -13,11 +12,17 @@ from vitbase.model.spec import ViTSpec
 from vitbase.weights.files.tensors import TensorFile
 from vitbase.weights.origins.dialect import Dialect, Row
 from vitbase.weights.origins.dinov2 import reads_both
+from vitbase.weights.origins.pretrained import (
+    CONFIG,
+    PROCESSOR,
+    read_labels,
+    read_processor,
+    write_labels,
+    write_processor,
+)
 from vitbase.weights.origins.rows import HALF, IMAGENET, PLAIN, layers
 from vitbase.weights.origins.sidecar import Sidecar, gelu_of
 from vitbase.weights.origins.usage import TRANSFORMERS
-
-_RESAMPLING: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}  # Pillow's
 
 
 def _read_sidecar(file: TensorFile) -> Sidecar:
@@ -27,18 +32,13 @@ def _read_sidecar(file: TensorFile) -> Sidecar:
     gelu = gelu_of("hidden_act", config.get("hidden_act", "gelu"))
     if config.get("pooler_act", "tanh") != "tanh" and not _is_classifier(config):
         raise WeightsError(f"its config.json has pooler_act {config['pooler_act']!r}, not 'tanh'")
-    names = config.get("id2label") or {}
-    labels = tuple(str(names[key]) for key in sorted(names, key=int))
-    # LABEL_0, LABEL_1: what transformers writes where no names were given.
-    if all(re.fullmatch(r"LABEL_\d+", label) for label in labels):
-        labels = ()
     return Sidecar(
         num_heads=config.get("num_attention_heads"),
         gelu=gelu,
         norm_eps=config.get("layer_norm_eps"),
         image_size=config.get("image_size"),
-        preprocess=_read_processor(file.processor or {}),
-        labels=labels or None,
+        preprocess=read_processor(file.processor or {}),
+        labels=read_labels(config),
     )
 
 
@@ -47,29 +47,12 @@ def _is_classifier(config: Mapping[str, Any]) -> bool:
     return any("ForImageClassification" in str(name) for name in config.get("architectures") or ())
 
 
-def _read_processor(processor: Mapping[str, Any]) -> dict[str, Any]:
-    preprocess: dict[str, Any] = {}
-    if processor.get("do_normalize", True) and "image_mean" in processor:
-        preprocess["mean"] = tuple(processor["image_mean"])
-        preprocess["std"] = tuple(processor["image_std"])
-    if processor.get("resample") in _RESAMPLING:
-        preprocess["interpolation"] = _RESAMPLING[processor["resample"]]
-    shortest = (processor.get("size") or {}).get("shortest_edge")
-    crop = processor.get("crop_size") or {}
-    if shortest and processor.get("do_center_crop") and "height" in crop:
-        preprocess["crop_mode"] = "center"
-        preprocess["crop_ratio"] = min(1.0, crop["height"] / shortest)
-    elif "height" in (processor.get("size") or {}):
-        preprocess["crop_mode"], preprocess["crop_ratio"] = "squash", 1.0
-    return preprocess
-
-
 def _write_sidecar(
     spec: ViTSpec, preprocess: Preprocess | None, labels: tuple[str, ...] | None
 ) -> dict[str, dict[str, Any]]:
-    files = {"config.json": _config(spec, labels)}
+    files = {CONFIG: _config(spec, labels)}
     if preprocess is not None:
-        files["preprocessor_config.json"] = _processor(preprocess)
+        files[PROCESSOR] = write_processor(preprocess)
     return files
 
 
@@ -107,42 +90,8 @@ def _config(spec: ViTSpec, labels: tuple[str, ...] | None) -> dict[str, Any]:
             config["num_register_tokens"] = spec.num_registers
     config["architectures"] = [kind + ("ForImageClassification" if spec.num_classes else "Model")]
     if spec.num_classes:
-        names = list(labels or ())
-        names += [f"LABEL_{number}" for number in range(len(names), spec.num_classes)]
-        config["id2label"] = {str(number): name for number, name in enumerate(names)}
-        config["label2id"] = {name: number for number, name in enumerate(names)}
+        config |= write_labels(labels, spec.num_classes)
     return config
-
-
-def _processor(preprocess: Preprocess) -> dict[str, Any]:
-    """Source: transformers' image_processing_vit.py, image_processing_{deit,bit}.py."""
-    sides = {"height": preprocess.height, "width": preprocess.width}
-    resized = {side: int(pixels / preprocess.crop_ratio + 1e-6) for side, pixels in sides.items()}
-    crop: dict[str, Any] = {"do_center_crop": True, "crop_size": sides}
-    how: dict[str, Any]
-    if preprocess.crop_mode == "squash" and resized == sides:
-        how = {"image_processor_type": "ViTImageProcessor", "size": sides}
-    elif preprocess.crop_mode == "squash":
-        how = {"image_processor_type": "DeiTImageProcessor", "size": resized, **crop}
-    elif preprocess.height == preprocess.width:
-        shortest = {"shortest_edge": resized["height"]}
-        how = {"image_processor_type": "BitImageProcessor", "size": shortest, **crop}
-    else:
-        # A shortest edge is not enough to cover another shape: black bars would fill it up. So it
-        # is told not to resize, and its model refuses images that nobody has resized.
-        how = {"image_processor_type": "ViTImageProcessor", "do_resize": False}
-    resample = next(k for k, v in _RESAMPLING.items() if v == preprocess.interpolation)
-    return {
-        "do_resize": True,
-        "do_rescale": True,
-        "do_normalize": True,
-        "do_convert_rgb": preprocess.channels == 3,
-        "rescale_factor": 1 / 255,
-        "image_mean": list(preprocess.mean),
-        "image_std": list(preprocess.std),
-        "resample": resample,
-        **how,
-    }
 
 
 _BLOCK = "encoder.layer.{i}"

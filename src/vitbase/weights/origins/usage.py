@@ -28,6 +28,18 @@ share, number = model(**image).logits.softmax(-1)[0].max(0)
 label = model.config.id2label[int(number)]
 """
 
+TRANSFORMERS_BY_CODE = """\
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+# This runs modeling_vitbase.py, which lies beside the weights: read it first.
+model = AutoModelForImageClassification.from_pretrained("{place}", trust_remote_code=True)
+processor = AutoImageProcessor.from_pretrained("{place}")
+image = processor(Image.open("image.jpg").convert("RGB"), return_tensors="pt")
+share, number = model(**image).logits.softmax(-1)[0].max(0)
+label = model.config.id2label[int(number)]
+"""
+
 VITBASE = """\
 import vitbase
 

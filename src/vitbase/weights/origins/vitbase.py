@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 
 from vitbase.config.preprocess import Preprocess
-from vitbase.errors import WeightsError
 from vitbase.files import parse_json
 from vitbase.model.spec import ViTSpec
 from vitbase.weights.files.tensors import TensorFile
@@ -16,6 +15,7 @@ from vitbase.weights.origins.dialect import COMPUTED, Dialect, Row
 from vitbase.weights.origins.rows import BLOCKS, layers
 from vitbase.weights.origins.sidecar import Sidecar
 from vitbase.weights.origins.usage import OURS
+from vitbase.weights.origins.vitbase_folder import find_code, read_config, write_sidecar
 
 METADATA_KEY = "vitbase"
 """Where our safetensors files keep what is not a tensor, as JSON."""
@@ -49,13 +49,6 @@ def read_metadata(file: TensorFile) -> Sidecar | None:
     )
 
 
-def _refuse_without_metadata(file: TensorFile) -> Sidecar:
-    raise WeightsError(
-        "it was not written by vitbase: its metadata hold no architecture, which the tensors "
-        "alone do not tell"
-    )
-
-
 _UNIT = "stem.stages.{s}.{u}"
 _LAYERS = (
     *("stem.proj", "norm", "pre_logits", "head", "stem.root_norm", "stem.norms.{i}"),
@@ -70,9 +63,12 @@ VITBASE = Dialect(
     name="vitbase",
     rows=(*BLOCKS, *layers(*zip(_LAYERS, _LAYERS, strict=True)), *(Row((n,), n) for n in _TENSORS)),
     signature=(r"stem\.proj\.weight",),
-    suffixes=(".safetensors",),
-    says=dict.fromkeys(COMPUTED, (".safetensors",)),
-    read_sidecar=_refuse_without_metadata,
+    suffixes=(".safetensors", ""),
+    says=dict.fromkeys(COMPUTED, (".safetensors", "")),
+    read_sidecar=read_config,
+    write_sidecar=write_sidecar,
+    metadata_in_folders=True,
+    code=find_code,
     arguments=lambda spec: (),
     opened_by=OURS,
 )
