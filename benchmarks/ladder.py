@@ -205,7 +205,7 @@ def main() -> None:
                 "name": f"ladder/{name}{', held out' * asked.held_out}",
                 "value": statistics.mean(each.top1 for each in runs),
                 "unit": "top-1",
-                "peer": None,
+                "peer": "none",
                 "peer_value": None,
                 "ratio": None,
                 "commit": commit,
