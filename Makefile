@@ -1,14 +1,14 @@
 # Two commands: `make demo` trains a Vision Transformer on real images and reports its accuracy,
 # `make test` runs lint, types and tests. Each installs what it needs into .venv first.
 # `make test-mindspore` runs the tests of the MindSpore engine, in .venv-mindspore; `make test-demo`
-# those of the demo's page, in .venv-demo and in Chromium.
+# those of the demo's page, in .venv-demo and in Chromium; `make test-gpu` those that need an accelerator.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 VENV_MINDSPORE ?= .venv-mindspore
 VENV_DEMO ?= .venv-demo
 
-.PHONY: demo test test-mindspore test-report test-demo test-slow soak weights-table golden-losses lint types format clean
+.PHONY: demo test test-mindspore test-report test-demo test-gpu test-slow soak weights-table golden-losses lint types format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/vitbase train fashion
@@ -28,6 +28,9 @@ test-report: $(VENV)/.installed-dev
 
 test-demo: $(VENV_DEMO)/.installed
 	$(VENV_DEMO)/bin/python -m pytest tests/shipping/test_demo_page.py
+
+test-gpu: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m gpu
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow

@@ -15,14 +15,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import gzip
+import itertools
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
@@ -42,45 +43,56 @@ class Rung:
     options: dict[str, object] = dataclasses.field(default_factory=dict)
 
 
-# What was tried and how it did is in README.md; here is what is worth to be run again.
-_ADAMW = {"optimizer": "adamw", "lr_init": 0.002}
+# What the recipes were before is a rung, too: all its options are given.
+_BEFORE = {
+    "optimizer": "adamw",
+    "lr_init": 0.002,
+    "batch_size": 64,
+    "label_smoothing": 0.0,
+    "momentum": 0.9,
+}
+
+
+def _epochs(number: int) -> dict[str, object]:
+    """Return options of a run of so many epochs, evaluated once, at its end."""
+    return {
+        "epoch_size": number,
+        "warmup_epochs": number / 10,
+        "eval_every_epochs": number,
+    }
+
+
 RUNGS = {
-    "demo, AdamW, 24 epochs": Rung(
-        "fashion", _ADAMW | {"epoch_size": 24, "warmup_epochs": 2.4, "eval_every_epochs": 24}
-    ),
-    "demo": Rung("fashion", {"eval_every_epochs": 1000}),
-    "two minutes, AdamW, 4 epochs": Rung(
-        "fashion_full", _ADAMW | {"epoch_size": 4, "warmup_epochs": 0.4, "eval_every_epochs": 4}
-    ),
-    "two minutes": Rung(
-        "fashion_full", {"epoch_size": 3, "warmup_epochs": 0.3, "eval_every_epochs": 3}
-    ),
-    "five minutes, AdamW, 9 epochs": Rung(
-        "fashion_full", _ADAMW | {"epoch_size": 9, "warmup_epochs": 0.9, "eval_every_epochs": 9}
-    ),
-    "five minutes": Rung("fashion_full", {"eval_every_epochs": 1000}),
+    "the demo, AdamW": Rung("fashion", _BEFORE | _epochs(24)),
+    "the demo": Rung("fashion", _epochs(20)),
+    "two minutes, AdamW": Rung("fashion_full", _BEFORE | _epochs(4)),
+    "two minutes": Rung("fashion_full", _epochs(3)),
+    "five minutes, AdamW": Rung("fashion_full", _BEFORE | _epochs(9)),
+    "five minutes": Rung("fashion_full", _epochs(7)),
 }
 
 _FILES = ("images-idx3", 16), ("labels-idx1", 8)  # kinds, and bytes of their headers
 _HELD_OUT, _OF_DEMO = 800, 1000  # images of each class
 
 
-@dataclasses.dataclass
-class Result:
-    """Of some runs of a rung: top-1 of each, with mirror images, and seconds of wall and CPU."""
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What came out of a run: top-1, the same with mirror images, seconds of wall and of CPU."""
 
-    top1: list[float] = dataclasses.field(default_factory=list)
-    mirrored: list[float] = dataclasses.field(default_factory=list)
-    wall: list[float] = dataclasses.field(default_factory=list)
-    cpu: list[float] = dataclasses.field(default_factory=list)
+    seed: int
+    top1: float
+    mirrored: float
+    wall: float
+    cpu: float
 
 
-def interval(values: list[float]) -> float:
-    """Return half of the mean's 95% interval, by Student's t; NaN of a single value."""
+def spoken(values: list[float]) -> str:
+    """Return the mean with its 95% interval, by Student's t; the value alone where it is one."""
+    mean = f"{statistics.mean(values):.2%}"
     if len(values) < 2:
-        return float("nan")
+        return mean
     error = statistics.stdev(values) / len(values) ** 0.5
-    return float(student_t.ppf(0.975, len(values) - 1)) * error
+    return f"{mean} ± {float(student_t.ppf(0.975, len(values) - 1)) * error:.2%}"
 
 
 def held_out_images(data_path: str, folder: Path, *, of_demo: bool) -> Path:
@@ -112,34 +124,36 @@ def held_out_images(data_path: str, folder: Path, *, of_demo: bool) -> Path:
     return folder
 
 
-def run(rung: Rung, seed: int, options: dict[str, object], result: Result) -> None:
-    """Train once; add what came out to a result."""
+def run(rung: Rung, seed: int, options: dict[str, object], *, threads: int | None) -> Run:
+    """Train once, and evaluate once more with the mirror images."""
     with tempfile.TemporaryDirectory() as folder:
         options = rung.options | options | {"seed": seed, "output_dir": f"{folder}/run"}
-        command = [sys.executable, "-m", "vitbase", "train", rung.recipe]
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        started = time.perf_counter()
-        call(
-            command + [word for key, value in options.items() for word in (f"--{key}", f"{value}")]
-        )
-        result.wall.append(time.perf_counter() - started)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        result.cpu.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        options["keep_checkpoint_max"] = 1  # the one that is evaluated once more
+        words = [word for key, value in options.items() for word in (f"--{key}", f"{value}")]
+        wall, cpu = call(["train", rung.recipe, *words], threads)
         rows = Path(folder, "run", "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         evaluations = [row for row in map(json.loads, rows) if "eval_top1" in row]
-        result.top1.append(evaluations[-1]["eval_top1"])
-        command[3:] = ["eval", "--checkpoint_path", f"{folder}/run"]
-        call([*command, "--test_time_augmentation", "flip", "--out", f"{folder}/mirrored"])
-        mirrored = json.loads(Path(folder, "mirrored", "evaluation.json").read_text(encoding="utf-8"))
-        result.mirrored.append(mirrored["figures"]["top1"]["value"])
+        words = ["--checkpoint_path", f"{folder}/run", "--out", f"{folder}/mirrored"]
+        call(["eval", *words, "--test_time_augmentation", "flip"], threads)
+        text = Path(folder, "mirrored", "evaluation.json").read_text(encoding="utf-8")
+        mirrored = json.loads(text)["figures"]["top1"]["value"]
+    return Run(seed, evaluations[-1]["eval_top1"], mirrored, wall, cpu)
 
 
-def call(command: list[str]) -> None:
-    """Run a command; show what it printed only if it fails."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
-    if done.returncode:
-        sys.stderr.buffer.write(done.stdout)
-        raise SystemExit(f"{' '.join(command)}: exit code {done.returncode}")
+def call(words: list[str], threads: int | None) -> tuple[float, float]:
+    """Run a command; show what it printed only if it fails. Returns: seconds of wall and CPU."""
+    environment = os.environ | ({"OMP_NUM_THREADS": f"{threads}"} if threads else {})
+    command = [sys.executable, "-m", "vitbase", *words]
+    started = time.perf_counter()
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(command, stdout=said, stderr=said, env=environment)
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            said.seek(0)
+            sys.stderr.buffer.write(said.read())
+            raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}")
+    return time.perf_counter() - started, used.ru_utime + used.ru_stime
 
 
 def main() -> None:
@@ -148,60 +162,59 @@ def main() -> None:
     parser.add_argument("--rungs", nargs="+", choices=RUNGS, default=list(RUNGS), metavar="RUNG")
     parser.add_argument("--seeds", type=int, default=3, help="0, 1, ...")
     parser.add_argument("--held_out", action="store_true", help="leave the test images alone")
+    parser.add_argument(
+        "--at_once", type=int, default=1, help="runs, a core each: no clock for them"
+    )
     parser.add_argument("--json", help="also write the table to this file")
     asked = parser.parse_args()
-    results = {name: Result() for name in asked.rungs}
     ask = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(ask, capture_output=True, text=True, check=False).stdout.strip()
-    with tempfile.TemporaryDirectory() as folder:
-        places = {}
+    found: dict[str, list[Run]] = {name: [] for name in asked.rungs}
+    with tempfile.TemporaryDirectory() as folder, ThreadPool(asked.at_once) as pool:
+        places: dict[str, dict[str, object]] = {"fashion": {}}
+        places["fashion_full"] = {"data_path": asked.data_path}
         if asked.held_out:
-            for recipe in ("fashion", "fashion_full"):
-                place = Path(folder, recipe)
-                of_demo = recipe == "fashion"
-                places[recipe] = {
-                    "data_path": held_out_images(asked.data_path, place, of_demo=of_demo)
-                }
-        else:
-            places = {"fashion": {}, "fashion_full": {"data_path": asked.data_path}}
-        for seed in range(asked.seeds):
-            for name, result in results.items():
-                run(RUNGS[name], seed, places[RUNGS[name].recipe], result)
-                print(
-                    f"{name}, seed {seed}: {result.top1[-1]:.2%}, mirrored too "
-                    f"{result.mirrored[-1]:.2%}; {result.wall[-1]:.0f} s, "
-                    f"{result.cpu[-1]:.0f} s of CPU",
-                    file=sys.stderr,
-                    flush=True,
+            for recipe in places:
+                images = held_out_images(
+                    asked.data_path, Path(folder, recipe), of_demo=recipe == "fashion"
                 )
-    print(f"\n{os.cpu_count()} cores; {asked.seeds} seeds; mean and its 95% interval\n")
-    print(
-        "| rung | top-1 | s (least to most) | CPU, s | with mirror images |\n|---|---|---|---|---|"
-    )
-    for name, found in results.items():
-        wall = (
-            f"{statistics.median(found.wall):.0f} ({min(found.wall):.0f} to {max(found.wall):.0f})"
-        )
+                places[recipe] = {"data_path": images}
+
+        def take(turn: tuple[int, str]) -> tuple[str, Run]:
+            seed, name = turn
+            rung, threads = RUNGS[name], 1 if asked.at_once > 1 else None
+            return name, run(rung, seed, places[rung.recipe], threads=threads)
+
+        for name, done in pool.imap(take, itertools.product(range(asked.seeds), asked.rungs)):
+            found[name].append(done)
+            print(f"{name}: {done}", file=sys.stderr, flush=True)
+    print(f"\n{asked.seeds} seeds: the mean, and its 95% interval; {asked.at_once} at once\n")
+    print("| rung | top-1 | with mirror images | s (least to most) | s of CPU |")
+    print("|---|---|---|---|---|")
+    for name, runs in found.items():
+        wall = [each.wall for each in runs]
         print(
-            f"| {name} | {statistics.mean(found.top1):.2%} ± {interval(found.top1):.2%} | {wall} | "
-            f"{statistics.median(found.cpu):.0f} | {statistics.mean(found.mirrored):.2%} ± "
-            f"{interval(found.mirrored):.2%} |"
+            f"| {name} | {spoken([each.top1 for each in runs])} | "
+            f"{spoken([each.mirrored for each in runs])} | "
+            f"{statistics.median(wall):.0f} ({min(wall):.0f} to {max(wall):.0f}) | "
+            f"{statistics.median(each.cpu for each in runs):.0f} |"
         )
     if asked.json:
         rows = [
             {
-                "name": f"ladder/{name}{'/held out' * asked.held_out}",
-                "value": statistics.mean(found.top1),
+                "name": f"ladder/{name}{', held out' * asked.held_out}",
+                "value": statistics.mean(each.top1 for each in runs),
                 "unit": "top-1",
                 "peer": "none",
                 "peer_value": None,
                 "ratio": None,
+                "commit": commit,
                 "recipe": RUNGS[name].recipe,
                 "options": RUNGS[name].options,
-                "commit": commit,
-                **dataclasses.asdict(found),
+                "at_once": asked.at_once,
+                "runs": [dataclasses.asdict(each) for each in runs],
             }
-            for name, found in results.items()
+            for name, runs in found.items()
         ]
         Path(asked.json).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 

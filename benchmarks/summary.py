@@ -6,7 +6,7 @@
 `results/` holds what the scripts wrote with --json (`earlier.json`: figures of README.md's tables
 whose files were not kept), `goals.json` which of them count, and against what. A row of it names a
 `result`; the goal is for its `ratio`, or its `value` where `field` says so; `better` is more or
-less. What missed its goal says why (`missed`).
+less. What missed its goal says why (`missed`), as does what has not run yet (`pending`).
 """
 
 from __future__ import annotations
@@ -23,16 +23,23 @@ BEGIN, END = "<!-- summary.py -->", "<!-- end of summary.py -->"
 def read_rows() -> list[dict[str, Any]]:
     """Return the rows of goals.json, each with its `measured` figure, `reached` share and result.
 
-    Raises: KeyError for a goal without a result, ValueError for one missed without a reason.
+    All three are None of what has not run yet, and says so.
+
+    Raises: KeyError for a goal without a result, ValueError for one missed without a reason, or
+      said to be pending that has run.
     """
     results: dict[str, dict[str, Any]] = {}
     for path in sorted(HERE.glob("results/*.json")):
         results |= {row["name"]: row for row in json.loads(path.read_text(encoding="utf-8"))}
     rows = json.loads((HERE / "goals.json").read_text(encoding="utf-8"))
     for row in rows:
+        row["of"] = row["measured"] = row["reached"] = None
+        if row["result"] not in results and row.get("pending"):
+            continue
+        if row.get("pending"):
+            raise ValueError(f"{row['result']} has run: goals.json should not say pending")
         row["of"] = results[row["result"]]
         row["measured"] = row["of"][row.get("field", "ratio")]
-        row["reached"] = None
         if row["goal"] is not None:
             less = row.get("better", "more") == "less"
             row["reached"] = (
@@ -47,8 +54,8 @@ def figure_of(row: dict[str, Any], number: float) -> str:
     """Write a figure as it is read: a share in percent, a ratio with 'x', others with a unit."""
     if row.get("field", "ratio") == "ratio":
         return f"{number:.2f} x"
-    unit = row["of"]["unit"]
-    share = unit in {"top-1", "of the time"}
+    unit = row["of"]["unit"] if row["of"] else row["unit"]
+    share = unit in {"top-1", "of the time"} or unit.startswith("of the device")
     return (
         f"{number:.2%}"
         if share
@@ -65,11 +72,14 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     for row in rows:
         of = row["of"]
+        goal = "" if row["goal"] is None else figure_of(row, row["goal"])
+        if of is None:
+            lines.append(f"| {row['what']} | not run yet | | | {goal} | {row['limit']} |")
+            continue
         own = f"{of['value']:.4g} {of['unit']}"
         peer = of["peer"]
         if of["peer_value"] is not None:
             peer = f"{of['peer_value']:.4g}, {peer}"
-        goal = "" if row["goal"] is None else figure_of(row, row["goal"])
         if row.get("better") == "less":
             goal = f"at most {goal}"
         missed = row["reached"] is not None and row["reached"] < 1
@@ -85,6 +95,10 @@ def table(rows: list[dict[str, Any]]) -> str:
         for row in rows
         if row["reached"] is not None and row["reached"] < 1
     ]
+    pending = [row for row in rows if row["of"] is None]
+    if pending:
+        lines += ["", "Not run yet, so there is no figure:", ""]
+    lines += [f"- {row['what']}: {row['pending']}." for row in pending]
     return "\n".join(lines)
 
 

@@ -23,6 +23,7 @@ from PIL import Image
 
 from vitbase.config.config import Config, load_config
 from vitbase.config.options import EMBEDDED
+from vitbase.model.zoo import VARIANTS
 from vitbase.sources.open import open_source
 
 # Nothing is timed. In CI the examples are always the same: what a change breaks, it breaks again.
@@ -131,6 +132,12 @@ def photo_config(photo_folder: Path, tmp_path: Path) -> Callable[..., Config]:
         return load_config("finetune", **{**defaults, **options})
 
     return build
+
+
+@pytest.fixture
+def three_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the smallest model three blocks; in this process alone."""
+    monkeypatch.setitem(VARIANTS, "testing", VARIANTS["testing"].replace(depth=3))
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ TINY: dict[str, Any] = {
     "device_target": "CPU",
     "precision": "fp32",  # auto takes bf16 on CPUs that have units for it
     "num_workers": 2,
+    "optimizer": "adamw",  # whose state ranks may shard
 }
 """Options that turn recipe `fashion` into a run of a second on `tiny_idx`."""
 

@@ -78,7 +78,7 @@ OPTIONS |= {
 @pytest.mark.parametrize("name", [*READMES, *DOCS])
 def test_options_recipes_links_and_targets_exist(name):
     text = (ROOT / name).read_text(encoding="utf-8")
-    options = set(re.findall(r"--([a-z_]+)", text)) - {"option"}
+    options = set(re.findall(r"--([a-z0-9_]+)", text)) - {"option"}
     assert options <= OPTIONS, options - OPTIONS
     for recipe in recipe_names():
         assert f"`{recipe}`" in text or name in DOCS

@@ -39,7 +39,7 @@ FLOORS = (
     ("runs",),
     ("model",),
     ("runtime",),
-    ("accelerators",),
+    ("accelerators", "ranks"),
     ("config", "rendezvous"),
     ("console", "files", "pickles", "stores"),
     ("disk",),

@@ -25,12 +25,11 @@ from vitbase.sources.shards.raw import bytes_in_shard
 from vitbase.training.architecture import load_for_training, preprocess_of_weights, spec_of
 from vitbase.training.estimate import Estimate
 from vitbase.training.forecast import Images, pace_at_peak, pace_here, reading_pace, whole_run
+from vitbase.training.memory import copies_kept, training_memory
 from vitbase.training.optim import decay_groups
-from vitbase.training.parallel import freeze_backbone
+from vitbase.training.parallel import freeze_backbone, will_shard
 from vitbase.training.schedule import Schedule
 
-_OPTIMIZER_COPIES = {"momentum": 1, "adamw": 2, "lamb": 2, "muon": 1}
-"""Tensors that are kept for each parameter; of Muon, for nearly all."""
 _MEBI = 2**20
 
 
@@ -108,22 +107,29 @@ def explain(config: Config, *, on: str | None = None) -> Explanation:
         freeze_backbone(model)
     flops = count_flops(spec, head_only=head_only)
     forward, training = flops.forward, flops.training
-    kept_values = count_kept(spec, head_only=head_only)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     groups = decay_groups(model, config.optimizer.decay_on)
     schedule = Schedule.of(rate.lr, config.schedule, steps)
     rates = tuple((step, schedule.at(step)) for step in _milestones(schedule))
-    kept = _OPTIMIZER_COPIES[config.optimizer.optimizer] + (config.optimizer.ema_decay is not None)
-    state = 4 * (parameters + trainable * (1 + kept))
+    kept = copies_kept(config)
+    sharded = will_shard(config.run.parallel, parameters, devices)
+    half = _precision(config) != "fp32"
+    memory = training_memory(
+        config,
+        spec,
+        parameters=parameters,
+        trainable=trainable,
+        batch_size=layout.batch_size,
+        half=half,
+        shards=devices if sharded else 1,
+        free=_free_memory(config) if config.model.memory_budget == 0 else None,
+    )
+    activation_bytes = count_kept(spec, head_only=head_only, recomputed=memory.recomputed).bytes_of(
+        1, half=half
+    )
     beside = parameters if config.checkpoint.checkpoint_format == "mindspore" else 0
     copied = 4 * (parameters + trainable * kept + beside)
-    sharded = config.run.parallel == "fsdp" and devices > 1
-    if sharded:
-        state //= devices
-    bytes_per_value = 4 if _precision(config) == "fp32" else 2
-    activation_bytes = kept_values.each * bytes_per_value
-    all_bytes = state + activation_bytes * layout.batch_size + kept_values.once * bytes_per_value
     facts: tuple[Fact, ...] = (
         Fact("model", f"{spec.name}, {_size(spec)} px", spec_source),
         Fact("training images", f"{num_images:,}", images_source),
@@ -166,10 +172,11 @@ def explain(config: Config, *, on: str | None = None) -> Explanation:
         ),
         Fact(
             "weights and optimizer",
-            f"{state / _MEBI:,.0f} MiB",
+            f"{memory.state / _MEBI:,.0f} MiB",
             f"fp32: weights, gradients, {kept} more for {config.optimizer.optimizer}"
             + (" and the average" if config.optimizer.ema_decay is not None else "")
-            + (f"; a {devices}th of it" if sharded else ""),
+            + (f"; a {devices}th of it" if sharded else "")
+            + ("; and weights in half precision" if half and not sharded else ""),
         ),
         Fact(
             "a checkpoint",
@@ -179,23 +186,33 @@ def explain(config: Config, *, on: str | None = None) -> Explanation:
         Fact(
             "activations, per image",
             f"{activation_bytes / _MEBI:,.1f} MiB",
-            f"what autograd keeps, {bytes_per_value} bytes a value",
+            "what autograd keeps, "
+            + ("2 bytes a value, 4 between blocks" if half else "4 bytes a value")
+            + (
+                f"; {memory.recomputed} of {spec.depth} blocks computed again"
+                if memory.recomputed
+                else ""
+            ),
         ),
         Fact(
             "memory estimate",
-            f"{all_bytes / _MEBI:,.0f} MiB",
+            f"{memory.total / _MEBI:,.0f} MiB",
             f"the two above, {layout.batch_size} images a forward pass; without workspace",
         ),
     )
     images = Images(num_images, len(data.val) if data else config.data.num_val_images or 0)
     estimate = None
     if elsewhere is not None:
-        pace = pace_at_peak(spec, elsewhere[1], trainable, kept, head_only=head_only)
+        pace = pace_at_peak(
+            spec, elsewhere[1], trainable, kept, head_only=head_only, recomputed=memory.recomputed
+        )
         estimate = whole_run(config, layout, pace, steps, images)
         source = f"an ESTIMATE, by the published peaks of {_named(elsewhere)}"
     elif on == HERE and config.run.engine == "torch":
         try:
-            estimate, source = _measured(config, layout, spec, steps, images, data)
+            estimate, source = _measured(
+                config, layout, spec, steps, images, data, memory.recomputed
+            )
         except DeviceError as error:  # explained on another machine than it will run on
             facts += (Fact("time of the run", "not told", f"{error} Or give --on DEVICE."),)
     if estimate is not None:
@@ -227,11 +244,12 @@ def _measured(
     steps: int,
     images: Images,
     data: TrainVal | None,
+    recomputed: int,
 ) -> tuple[Estimate, str]:
     """Return how long the run takes here, and who says so. Raises: DeviceError."""
     run = config.run
     runtime = local_runtime(run.device_target, run.device_id, run.precision, tf32=run.tf32)
-    pace = pace_here(config, layout, spec, runtime)
+    pace = pace_here(config, layout, spec, runtime).computing_again(recomputed / spec.depth)
     if data is None and config.data.data_path == EMBEDDED:
         data = open_train_val(config)
         images = Images(images.training, len(data.val))
@@ -313,6 +331,14 @@ def _precision(config: Config) -> str:
         return local_runtime(config.run.device_target, config.run.device_id).precision
     except DeviceError:  # explained on another machine than it will run on
         return "fp32"
+
+
+def _free_memory(config: Config) -> int | None:
+    """Return the bytes that are free on the device of the run, if it is here."""
+    try:
+        return local_runtime(config.run.device_target, config.run.device_id).free_memory()
+    except DeviceError:
+        return None
 
 
 def _find_images(config: Config) -> tuple[int, int | None, str, TrainVal | None]:

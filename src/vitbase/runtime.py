@@ -11,23 +11,22 @@ import functools
 import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 import torch
 from torch import distributed
 from torch.distributed import Store  # type: ignore[attr-defined]
 
 from vitbase.accelerators import cpu_has, cpu_name, peak_flops_of
-from vitbase.errors import DeviceError, RankLostError, VitbaseError
+from vitbase.errors import DeviceError, RankLostError
+from vitbase.ranks import Ranks
 from vitbase.rendezvous import open_store
 from vitbase.stopping import ending_at_once
-
-T = TypeVar("T")
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
 _TORCH_NAMES = {"Ascend": ("npu",), "GPU": ("cuda", "xpu", "mps"), "CPU": ("cpu",)}
-_AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # A cross-entropy's loss scale: MindSpore and torch both start near 2**16.
 _INITIAL_LOSS_SCALE = 2.0**16
 # Longer than a rank may be alone with a checkpoint or a slow disk; a rank that has died is noticed
@@ -36,16 +35,10 @@ _COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 # Servers of a cluster may start minutes apart.
 _JOIN_TIMEOUT = timedelta(minutes=5)
 
-# What gloo, and the libraries of GPUs and NPUs, say of a rank that is no longer there.
-_LOST = ("onnection closed", "onnection reset", "Broken pipe", "imed out", "timeout", "remote")
-
 
 @dataclasses.dataclass(frozen=True)
-class Runtime:
-    """A device, the arithmetic used on it, and this process's place among those that work with it.
-
-    Every method that says "collective" must be called by all ranks, in the same order.
-    """
+class Runtime(Ranks):
+    """A device, the arithmetic used on it, and this process's place among others."""
 
     device: torch.device
     precision: Precision
@@ -53,89 +46,6 @@ class Runtime:
     num_ranks: int = 1
     store: Store | None = dataclasses.field(default=None, repr=False, compare=False)
     """Where the ranks have met."""
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this rank writes, and talks."""
-        return self.rank == 0
-
-    def from_first(self, make: Callable[[], T], *, rank: int = 0) -> T:
-        """Let the first rank, or another one, make something, and give it to all (collective).
-
-        Raises: on every rank what that one raised, if it is the user's to mend.
-        """
-        if self.num_ranks == 1:
-            return make()
-        made: list[Any] = [None]
-        if self.rank == rank:
-            try:
-                made = [(make(), None)]
-            except VitbaseError as error:
-                made = [(None, error)]
-        with self.naming_lost_ranks():
-            distributed.broadcast_object_list(made, src=rank, device=self.device)
-        value, failed = made[0]
-        if failed is not None:
-            raise failed.everywhere()
-        result: T = value
-        return result
-
-    def everywhere(self, make: Callable[[], T]) -> T:
-        """Let every rank make something of its own (collective).
-
-        Raises: on every rank what the first of them to fail raised, if it is the user's to mend.
-        """
-        made, error = None, None
-        try:
-            made = make()
-        except VitbaseError as found:
-            if self.num_ranks == 1:
-                raise
-            error = found
-        for rank, failed in enumerate(self.all_gather(error)):
-            if failed is not None:
-                if rank:
-                    failed.args = (f"On rank {rank}: {failed.args[0]}", *failed.args[1:])
-                raise failed.everywhere()
-        result: T = made  # type: ignore[assignment]
-        return result
-
-    def all_gather(self, value: T) -> list[T]:
-        """Return every rank's value, by rank (collective)."""
-        if self.num_ranks == 1:
-            return [value]
-        values: list[Any] = [None] * self.num_ranks
-        with self.naming_lost_ranks():
-            distributed.all_gather_object(values, value)
-        return values
-
-    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Add a tensor up over the ranks, in place (collective). Returns: the tensor."""
-        if self.num_ranks > 1:
-            with self.naming_lost_ranks():
-                distributed.all_reduce(tensor)
-        return tensor
-
-    def broadcast(self, tensor: torch.Tensor) -> None:
-        """Overwrite a tensor on the device with the first rank's (collective)."""
-        if self.num_ranks > 1:
-            with self.naming_lost_ranks():
-                distributed.broadcast(tensor, src=0)
-
-    def start_max(self, value: int) -> Callable[[], int]:
-        """Ask for the largest of all ranks' numbers (collective). Returns: what waits for it."""
-        if self.num_ranks == 1:
-            return lambda: value
-        largest = torch.tensor(value, dtype=torch.int32)  # on the CPU: the device goes on computing
-        with self.naming_lost_ranks():
-            work = distributed.all_reduce(largest, distributed.ReduceOp.MAX, async_op=True)
-
-        def wait() -> int:
-            with self.naming_lost_ranks():
-                work.wait()
-            return int(largest)
-
-        return wait
 
     def start_read(self, tensor: torch.Tensor) -> Callable[[], list[float]]:
         """Ask for the numbers of a small tensor on the device, which goes on computing.
@@ -155,22 +65,6 @@ class Runtime:
 
         return wait
 
-    @contextlib.contextmanager
-    def naming_lost_ranks(self) -> Iterator[None]:
-        """Turn what a backend raises when another rank is gone into a message for people."""
-        try:
-            yield
-        except (RuntimeError, distributed.DistError) as error:
-            text = str(error)
-            if self.num_ranks == 1 or not any(word in text for word in _LOST):
-                raise
-            first = text.strip().splitlines()[0]
-            raise RankLostError(
-                f"Rank {self.rank} of {self.num_ranks} lost another rank: {first}. The one that "
-                f"stopped first tells why in its own log; the same command continues the run from "
-                f"its last checkpoint."
-            ) from error
-
     def peak_flops(self) -> float | None:
         """Return what the device could do at its best, in FLOPs per second, where that is known."""
         if self.device.type != "cuda" or self.precision == "fp32":
@@ -182,6 +76,15 @@ class Runtime:
         if self.device.type == "cpu":
             return None
         return int(torch.accelerator.max_memory_allocated(self.device))
+
+    def free_memory(self) -> int | None:
+        """Return the bytes that this process could still take on the device, if that says so."""
+        tell = getattr(torch.get_device_module(self.device), "mem_get_info", None)
+        if tell is None:
+            return None
+        free, _ = tell(self.device)
+        held = torch.accelerator.memory_reserved(self.device)
+        return int(free + held - torch.accelerator.memory_allocated(self.device))
 
     @property
     def pin_memory(self) -> bool:
@@ -197,6 +100,19 @@ class Runtime:
     def fused_optimizer(self) -> bool:
         """Whether torch has a one-kernel optimizer step for this device."""
         return self.device.type in {"cpu", "cuda"}
+
+    @property
+    def has_fp8(self) -> bool:
+        """Whether the device multiplies matrices in FP8."""
+        return self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) >= (
+            8,
+            9,
+        )
+
+    @property
+    def has_graphs(self) -> bool:
+        """Whether the device records work, and has optimizers that may be recorded."""
+        return self.device.type == "cuda" and hasattr(torch.accelerator, "Graph")
 
     def send(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Copy host tensors to the device, while it still computes what was asked of it before.
@@ -214,16 +130,27 @@ class Runtime:
             tensor.record_stream(computing)  # its memory is not free before that work is done
         return moved
 
+    def codec_stream(self) -> int | None:
+        """Return the handle of the stream in use, for nvImageCodec; None of devices without it."""
+        if self.device.type != "cuda":
+            return None
+        return int(torch.cuda.current_stream(self.device).cuda_stream)
+
     def wait(self) -> None:
         """Wait until the device has done all that was asked of it."""
         if self.device.type != "cpu":
             torch.accelerator.synchronize(self.device)
 
+    @property
+    def half(self) -> torch.dtype | None:
+        """What matrix products are computed in, if not in fp32."""
+        return _HALF.get(self.precision)
+
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """Context for the forward pass: half precision where the run asks for it."""
-        if self.precision == "fp32":
+        if self.half is None:
             return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=_AUTOCAST_DTYPES[self.precision])
+        return torch.autocast(self.device.type, dtype=self.half)
 
     def build_loss_scaler(self) -> torch.amp.GradScaler:
         """Return the dynamic loss scaler; it does nothing unless the precision is fp16."""

@@ -22,9 +22,9 @@ def words_of(**options: object) -> list[str]:
 
 
 def test_a_shorter_run_has_a_shorter_warm_up_and_says_so(capsys):
-    config = load_config("fashion", epoch_size=1)  # the recipe: 2.4 of 24 epochs
+    config = load_config("fashion", epoch_size=1)  # the recipe: 2 of 20 epochs
     assert config.schedule.warmup_epochs == 0.1
-    assert "warmup_epochs 2.4 of the recipe becomes 0.1" in capsys.readouterr().err
+    assert "warmup_epochs 2 of the recipe becomes 0.1" in capsys.readouterr().err
     code, out, err = run_command(capsys, "explain", "fashion", "--on", "none", "--epoch_size", 1)
     assert code == 0
     assert "warm-up 0.1 epochs" in out

@@ -32,7 +32,7 @@ WEIGHTS = "does not exist. Give a run folder, one of its checkpoints, or a weigh
         ("train imagenet --data_path x", f"--data_path x: {NOT_THERE}: --data_path FOLDER."),
         (
             "explain --warmup_epochs 30",
-            "Options do not fit together: warmup_epochs 30 should be less than epoch_size 24 (of "
+            "Options do not fit together: warmup_epochs 30 should be less than epoch_size 20 (of "
             "recipe fashion, as none was named).",
         ),
         (

@@ -88,6 +88,15 @@ def test_a_bad_image_poisons_nothing(mix):
     assert torch.equal(mix.images(images, several), mixed)
 
 
+@pytest.mark.parametrize("mix", MIXES)
+def test_numbers_on_the_device_mix_alike(mix):
+    images, labels = torch.randn(8, 3, 12, 16), torch.tensor([1, 2, 3, -1, 4, 5, 0, 0])
+    device = torch.device("cpu")
+    there = mix.on_device(device)
+    assert torch.equal(there.images(images, labels), mix.images(images, labels))
+    assert torch.equal(there.targets(labels, 10, 0.1), mix.targets(labels, 10, 0.1))
+
+
 def test_an_odd_batch_is_mixed_by_nobody():
     images, labels = batch(3)
     assert Mix().images(images, labels) is images

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from made_looks import MODELS
@@ -10,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vitbase.model.cost import Flops, Kept, count_flops, count_kept
 from vitbase.model.spec import ViTSpec
 from vitbase.model.zoo import allocate, build_unfilled, list_variants, variant_spec
+from vitbase.training.parallel import cast_weights, checkpoint_activations
 
 OTHERS = {
     **MODELS,
@@ -73,13 +76,19 @@ def test_every_family(name):
     assert count_flops(spec) == counted(spec)
 
 
-def kept_by_autograd(spec: ViTSpec, count: int, *, head_only: bool = False) -> int:
-    """Count the values of the tensors that a real forward pass keeps; each memory once."""
+def kept_by_autograd(
+    spec: ViTSpec, count: int, *, head_only: bool = False, half: bool = False, recomputed: int = 0
+) -> int:
+    """Count the values of the tensors that a real forward pass keeps; each memory once.
+
+    In half precision count bytes, without the weights that were cast.
+    """
     model = build_unfilled(spec).train()
     allocate(model)
     for name, parameter in model.named_parameters():
         parameter.data.zero_()
         parameter.requires_grad_(not head_only or name.startswith("head."))
+    checkpoint_activations(model, recomputed)
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}  # held: what is freed would be used again
     values: dict[int, int] = {}
@@ -88,13 +97,23 @@ def kept_by_autograd(spec: ViTSpec, count: int, *, head_only: bool = False) -> i
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage
-            values[storage.data_ptr()] = storage.nbytes() // tensor.element_size()
+            size = 1 if half else tensor.element_size()
+            values[storage.data_ptr()] = storage.nbytes() // size
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with contextlib.ExitStack() as inside:
+        if half:
+            inside.enter_context(cast_weights(model, torch.bfloat16))
+            inside.enter_context(torch.autocast("cpu", torch.bfloat16))
+            own |= {w.untyped_storage().data_ptr() for m in model.modules() for w in weights_of(m)}
+        inside.enter_context(torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor))
         logits = model(torch.zeros(count, spec.in_channels, *spec.image_size))
     assert logits.requires_grad
     return sum(values.values())
+
+
+def weights_of(module: torch.nn.Module) -> list[torch.Tensor]:
+    return [weight for weight in module._parameters.values() if weight is not None]
 
 
 def in_batches(kept: Kept) -> list[int]:
@@ -120,6 +139,25 @@ def test_what_every_family_keeps(name):
     if spec.num_classes:
         head = [kept_by_autograd(spec, count, head_only=True) for count in (1, 3)]
         assert head == in_batches(count_kept(spec, head_only=True))
+
+
+@pytest.mark.parametrize("pool", ["token", "gap"])
+def test_what_half_precision_keeps(pool):
+    small = {"image_size": 48, "depth": 3, "width": 64, "num_heads": 2, "pool": pool}
+    spec = variant_spec("testing", **small, stochastic_depth=0.1)
+    found = kept_by_autograd(spec, 4, half=True)
+    assert found == pytest.approx(count_kept(spec).bytes_of(4, half=True), rel=0.05)
+
+
+@pytest.mark.parametrize("pool", ["token", "gap"])
+def test_what_is_kept_of_blocks_that_are_computed_again(pool):
+    small = {"image_size": 48, "depth": 6, "width": 16, "num_heads": 2, "mlp_dim": 16}
+    spec = variant_spec("testing", **{**small, "pool": pool, "num_classes": 20})
+    kept = [count_kept(spec, recomputed=n).each for n in range(7)]
+    found = [kept_by_autograd(spec, 1, recomputed=n) for n in range(6)]
+    assert found[:4] == kept[:4]  # at the end of the forward pass
+    assert found[5] <= kept[5] < kept[3]  # when the last of them is there again
+    assert kept[6] == kept[5]
 
 
 def test_what_others_publish():

@@ -7,6 +7,7 @@ from vitbase.errors import ConfigError
 from vitbase.model.packing import can_pack, packed
 from vitbase.model.spec import ViTSpec
 from vitbase.model.vit import VisionTransformer
+from vitbase.training.parallel import checkpoint_activations
 
 SPECS = {
     "plain": {},
@@ -74,10 +75,23 @@ def test_weights_that_changed_are_packed_anew():
                 value.mul_(1.5)
 
 
+def test_blocks_that_compute_again_do_so_afterwards():
+    model = small()
+    checkpoint_activations(model, 2)
+    with torch.inference_mode(), packed(model):
+        model(torch.randn(1, 3, 32, 48))
+    assert all("forward" in block.__dict__ for block in model.blocks)
+
+
+def with_a_compiled_block(model):
+    model.blocks[0].compile(backend="eager")
+    return model
+
+
 @pytest.mark.parametrize(
     "other",
-    [lambda model: model.bfloat16(), torch.nn.Sequential],
-    ids=["bf16", "wrapped"],
+    [lambda model: model.bfloat16(), torch.nn.Sequential, with_a_compiled_block],
+    ids=["bf16", "wrapped", "compiled"],
 )
 def test_others_are_left_alone(other):
     model = other(small())

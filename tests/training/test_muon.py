@@ -68,7 +68,7 @@ def test_which_parameters_are_matrices_within():
     names = hidden_kernels(patches)
     assert {name.split(".")[0] for name in names} == {"blocks", "pre_logits"}
     stem = hidden_kernels(vitbase.create_model("ViTC-Mini_8", num_classes=10))
-    assert sum(name.startswith("stem.") for name in stem) == 3  # four kernels without the first
+    assert sum(name.startswith("stem.") for name in stem) == 4  # five kernels without the first
     optimizer = optimizer_of(patches)
     turned = {
         name: parts

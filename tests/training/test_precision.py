@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from made_runs import losses_of, rows_of
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import vitbase
+from vitbase.training.step import Learner
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.02), ("fp16", 0.005)])
@@ -28,6 +33,65 @@ def test_a_few_steps_in_half_precision_follow_those_in_single(
     for file in ("weights.safetensors", "training_state.safetensors"):
         kinds = {tensor.dtype for tensor in load_file(checkpoint / file).values()}
         assert kinds == {torch.float32}, file
+
+
+class CountedCasts(TorchDispatchMode):
+    """Counts how often each weight is cast to another type."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        places = ((p.untyped_storage().data_ptr(), name) for name, p in model.named_parameters())
+        self.names, self.counts = dict(places), Counter[str]()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._to_copy.default:
+            self.counts.update({self.names.get(args[0].untyped_storage().data_ptr(), ""): 1})
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.usefixtures("three_blocks")
+@pytest.mark.parametrize("options", [{}, {"activation_checkpointing": True}, {"pool": "token"}])
+def test_weights_are_cast_once_an_update(tiny_config, monkeypatch, options):
+    step: Callable[..., Any] = Learner.step
+    counts = []
+
+    def counted(learner: Learner, *args: Any, **kwargs: Any) -> Any:
+        with CountedCasts(learner.model) as casts:
+            taken = step(learner, *args, **kwargs)
+        counts.append({name: casts.counts[name] for name in casts.names.values()})
+        return taken
+
+    monkeypatch.setattr(Learner, "step", counted)
+    options = {"accumulation_steps": 3, "batch_size": 4, "total_steps": 2, **options}
+    vitbase.train(tiny_config(precision="bf16", **options))
+    for update in counts:
+        assert {n for name, n in update.items() if "norm" not in name and "." in name} == {1}
+        assert update["norm.weight"] == 0
+    assert len(counts) == 2
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_compiled_blocks_take_weights_that_were_cast_before(tiny_config, tmp_path, monkeypatch):
+    """Compiled, a cast of a block's weight would be done anew in each of its runs."""
+    from torch._dynamo.backends.common import aot_autograd
+
+    seen: list[torch.dtype] = []
+
+    def look(graph: torch.fx.GraphModule, _: Any) -> Any:
+        values = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
+        seen.extend(v.dtype for v in values if getattr(v, "ndim", 0) == 2)
+        return graph.forward
+
+    backend = aot_autograd(fw_compiler=look, inference_compiler=lambda graph, _: graph.forward)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    options: dict[str, Any] = {"total_steps": 2, "accumulation_steps": 2, "batch_size": 4}
+    options |= {"precision": "bf16", "log_every_steps": 1}
+    for name, compiled in (("eager", False), ("compiled", True)):
+        vitbase.train(tiny_config(output_dir=str(tmp_path / name), compile=compiled, **options))
+    assert set(seen) == {torch.bfloat16}
+    assert losses_of(tmp_path / "compiled") == pytest.approx(
+        losses_of(tmp_path / "eager"), abs=1e-3
+    )
 
 
 def test_an_update_that_overflows_is_passed_over(tiny_config, tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ OPTIONS: dict[str, Any] = {
     "global_batch": 16,
     "batch_size": 4,
     "eval_batch_size": 3,
+    "optimizer": "adamw",
     "lr_init": 0.003,
     "clip_norm": 0.5,
     "ema_decay": 0.9,
@@ -169,6 +170,16 @@ def test_half_precision_on_shards_passes_over_the_same_updates(tiny_idx, tmp_pat
     if first_scale > 2.0**20:
         assert norms == [[None] * 6, [None] * 6]
     assert losses_of(tmp_path / "fsdp") == pytest.approx(losses_of(tmp_path / "ddp"), abs=2e-3)
+
+
+def test_shards_in_half_precision_train_as_copies_do(tiny_idx, tmp_path):
+    """What shards gather in bf16 is what autocast computes with; gradients are added in fp32."""
+    options = {**OPTIONS, "data_path": str(tiny_idx), "precision": "bf16"}
+    options |= {"layer_scale_init": 0.1, "total_steps": 4}
+    for parallel in ("ddp", "fsdp"):
+        train_on(tmp_path / parallel / "run", 2, "fashion", parallel=parallel, **options)
+    found, wanted = (losses_of(tmp_path / parallel / "run") for parallel in ("fsdp", "ddp"))
+    assert found == pytest.approx(wanted, abs=1e-4)
 
 
 def with_first_scale(scale: float, words: list[str]) -> None:

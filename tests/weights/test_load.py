@@ -56,8 +56,8 @@ def test_what_stands_in_its_metadata_stays_as_it_is(tmp_path):
     save_weights(model, tmp_path / "w.safetensors", labels=("bag", "boot"))
     assert open_tensors(tmp_path / "w.safetensors").metadata["vitbase"] == (
         '{"labels": ["bag", "boot"], "preprocess": null, "spec": {"class_token": false, '
-        '"conv_layers": [[32, 3, 2], [64, 3, 2], [128, 3, 2]], "conv_norm": "group", "depth": 1, '
-        '"dropout": 0.0, "gelu": "tanh", "head_bias_init": 0.0, "head_init_std": 0.05, '
+        '"conv_layers": [[8, 3, 1], [32, 3, 2], [64, 3, 2], [128, 3, 2]], "conv_norm": "group", '
+        '"depth": 1, "dropout": 0.0, "gelu": "tanh", "head_bias_init": 0.0, "head_init_std": 0.05, '
         '"image_size": [28, 28], "in_channels": 1, "layer_scale_init": null, "mlp_dim": 256, '
         '"name": "ViTC-Mini_8", "norm_eps": 1e-06, "num_classes": 2, "num_heads": 4, '
         '"num_registers": 0, "patch_size": 8, "pool": "gap", "pos_embed": "learned", '

@@ -58,6 +58,12 @@ class RunSection(Section):
     )
     tf32: bool = Field(False, description="let fp32 matrix products round to TF32, where there is")
     compile: bool = Field(False, description="compile the repeated block with torch.compile")
+    fp8: bool = Field(
+        False, description="multiply in FP8 in the blocks, by torchao; needs precision bf16"
+    )
+    device_graph: bool = Field(
+        False, description="record an update once on the GPU and replay it (CUDA graphs)"
+    )
     resume: bool = free_on_resume(True, "continue the run found in output_dir")
     hang_minutes: float = free_on_resume(
         10.0,
@@ -143,6 +149,10 @@ class DataSection(Section):
         None, "images per device in evaluation; none: batch_size", ge=1
     )
     num_workers: int | None = free_on_resume(None, "decoding threads; none: one per core", ge=1)
+    decoder: Literal["host", "device"] = Field(
+        "host",
+        description="device: decode and resize training JPEGs on the GPU, where cores are too few",
+    )
     holdout_fraction: float = Field(
         0.1, gt=0, lt=1, description="share held out for evaluation without val_data_path"
     )
@@ -250,6 +260,12 @@ class ModelSection(Section):
     )
     activation_checkpointing: bool = free_on_resume(
         False, "compute blocks again in the backward pass: less memory, more time"
+    )
+    memory_budget: float | None = free_on_resume(
+        None,
+        "GiB that training may take on a device: as many blocks as it needs are computed again; 0: "
+        "what is free there; none: no block",
+        ge=0,
     )
 
 

@@ -184,13 +184,20 @@ class TrainTransform:
         if self._erasing is not None:
             self._erasing(out, generator)
 
+    def draw_crop(self, raw: bytes | Pixels, generator: np.random.Generator) -> tuple[Window, bool]:
+        """Draw the window of a random resized crop, and whether it is flipped.
+
+        Raises: ImageError if ``raw`` has no size.
+        """
+        flip = generator.random() < 0.5 and self.augment.flip
+        size = read_size(raw) if isinstance(raw, bytes) else raw.shape[:2]
+        return draw_window(size, (self.augment.crop_area_min, 1.0), generator), flip
+
     def _random_resized(
         self, raw: bytes | Pixels, generator: np.random.Generator, out: Pixels
     ) -> Pixels:
-        augment, preprocess = self.augment, self.preprocess
-        flip = generator.random() < 0.5 and augment.flip
-        size = read_size(raw) if isinstance(raw, bytes) else raw.shape[:2]
-        window = draw_window(size, (augment.crop_area_min, 1.0), generator)
+        preprocess = self.preprocess
+        window, flip = self.draw_crop(raw, generator)
         pixels = self._decode_window(raw, window)
         return resize(pixels, preprocess.height, preprocess.width, preprocess.interpolation, flip)
 

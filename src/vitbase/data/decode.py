@@ -44,6 +44,21 @@ def read_size(data: bytes) -> tuple[int, int]:
     return read_image(data, lambda image: (image.height, image.width))
 
 
+def is_plain_colour(data: bytes) -> bool:
+    """Whether an image is a JPEG in colour, as most are, that ends where it should.
+
+    Raises: ImageError if it is too large to decode.
+    """
+    if not (data.startswith(b"\xff\xd8") and data.rstrip(b"\0").endswith(b"\xff\xd9")):
+        return False
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return False
+    refuse_bomb(height, width)
+    return bool(colorspace == "YCbCr")
+
+
 def decode(data: bytes, channels: int = 3) -> Pixels:
     """Decode an image file.
 

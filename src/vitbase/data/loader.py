@@ -66,7 +66,7 @@ class Batch:
     bad: tuple[BadImage, ...] = ()
 
 
-class _Job(NamedTuple):
+class Job(NamedTuple):
     """A batch to be made: positions in the epoch, and the samples that stand there."""
 
     step: int
@@ -94,16 +94,16 @@ class _Workers:
         """Time the consumer has spent waiting for batches, in the pass under way."""
 
     def _batches(
-        self, jobs: Iterator[_Job], generators: Generators | None
+        self, jobs: Iterator[Job], generators: Generators | None
     ) -> Generator[Batch, None, None]:
         """Yield a batch per job, in order, with a bounded number of them under way."""
         self.seconds_waited = 0.0
-        under_way: deque[_Pending] = deque()
+        under_way: deque[Pending] = deque()
         pool = one_core_threads(self.num_workers)
         try:
             while True:
                 while len(under_way) <= self.prefetch and (job := next(jobs, None)) is not None:
-                    under_way.append(_Pending(self, job, generators, pool))
+                    under_way.append(self._begin(job, generators, pool))
                 if not under_way:
                     return
                 before = time.perf_counter()
@@ -114,14 +114,17 @@ class _Workers:
             # Also on break, on an error, and on Ctrl-C: tasks not begun are dropped.
             pool.shutdown(wait=True, cancel_futures=True)
 
+    def _begin(self, job: Job, generators: Generators | None, pool: ThreadPoolExecutor) -> Pending:
+        return Pending(self, job, generators, pool)
 
-class _Pending:
+
+class Pending:
     """A batch under way: its memory, and the tasks that fill it."""
 
     def __init__(
         self,
         workers: _Workers,
-        job: _Job,
+        job: Job,
         generators: Generators | None,
         pool: ThreadPoolExecutor,
     ) -> None:
@@ -143,7 +146,7 @@ class _Pending:
 
     def _fill(self, rows: range) -> list[tuple[int, BadImage]]:
         """Prepare some rows of the batch; return those that could not be."""
-        source, transform, generators = self.workers.source, self.workers.transform, self.generators
+        source, generators = self.workers.source, self.generators
         first, last = rows.start, rows.stop
         indices = self.job.indices[first:last].tolist()
         positions = self.job.positions[first:last].tolist()
@@ -152,13 +155,18 @@ class _Pending:
             generator = generators(position) if generators else None
             pulse.reads(partial(source.describe, index))
             try:
-                transform(source.read(index), generator, self.rows[row])
+                self._prepare(source.read(index), generator, row)
             except ImageError as error:
                 self.rows[row] = 0
                 bad.append((row, BadImage(source.describe(index), str(error))))
             finally:
                 pulse.has_read()
         return bad
+
+    def _prepare(
+        self, raw: bytes | NDArray[np.uint8], generator: np.random.Generator | None, row: int
+    ) -> None:
+        self.workers.transform(raw, generator, self.rows[row])
 
     def wait(self) -> Batch:
         """Return the batch when it is complete. Raises: what a task raised."""
@@ -310,12 +318,12 @@ class TrainLoader(_Workers):
     def _generators(self, epoch: int) -> Generators:
         return lambda position: sample_generator(self.seed, epoch, position)
 
-    def _jobs(self, epoch: int, start_step: int) -> Iterator[_Job]:
+    def _jobs(self, epoch: int, start_step: int) -> Iterator[Job]:
         order = self._order(epoch)
         for step in range(start_step, self.steps_per_epoch):
             for places in micro_batches(step, self.global_batch, self.batch_size)[self.share]:
                 positions = np.arange(places.start, places.stop, dtype=np.int64)
-                yield _Job(step, positions, order[positions])
+                yield Job(step, positions, order[positions])
 
 
 class EvalLoader(_Workers):
@@ -354,11 +362,11 @@ class EvalLoader(_Workers):
     def __iter__(self) -> Generator[Batch, None, None]:
         return self._batches(self._jobs(), self.generators)
 
-    def _jobs(self) -> Iterator[_Job]:
+    def _jobs(self) -> Iterator[Job]:
         for step in range(len(self)):
             first = self.share.start + step * self.batch_size
             places = np.arange(first, min(first + self.batch_size, self.share.stop))
-            yield _Job(step, places, places)
+            yield Job(step, places, places)
 
 
 def _chunk_size(workers: _Workers, count: int) -> int:

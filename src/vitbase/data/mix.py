@@ -8,7 +8,7 @@ other. All pairs of a step share one choice, one lambda and one box, as in timm'
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -30,6 +30,19 @@ class Mix:
     kind: Literal["none", "mixup", "cutmix"] = "none"
     lam: float = 1.0
     box: Window = (0, 0, 0, 0)
+    numbers: torch.Tensor | None = None
+    """Of :meth:`on_device`; the other two are not read then."""
+
+    def on_device(self, device: torch.device) -> Mix:
+        """Return this with its numbers on a device: what was compiled, or recorded, for one of a
+        kind serves all of them, whatever their lambda and box.
+        """
+        top, left, height, width = self.box
+        edges = (top, left, top + height, left + width)
+        numbers_6 = torch.tensor([self.lam, 1.0 - self.lam, *edges], dtype=torch.float32)
+        if device.type != "cpu":
+            numbers_6 = numbers_6.pin_memory().to(device, non_blocking=True)
+        return replace(self, numbers=numbers_6)
 
     def images(self, images_BCHW: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Mix images.
@@ -44,6 +57,8 @@ class Mix:
             return images_BCHW
         even_PCHW, odd_PCHW = _pairs(images_BCHW)
         readable_P111 = _both_readable(labels)[:, None, None, None]
+        if self.numbers is not None:
+            return self._images_by_numbers(images_BCHW, readable_P111)
         if self.kind == "cutmix":
             top, left, height, width = self.box
             at = (..., slice(top, top + height), slice(left, left + width))
@@ -51,13 +66,44 @@ class Mix:
             mixed_BCHW[0::2][at] = torch.where(readable_P111, odd_PCHW[at], even_PCHW[at])
             mixed_BCHW[1::2][at] = torch.where(readable_P111, even_PCHW[at], odd_PCHW[at])
             return mixed_BCHW
-        own_P111 = torch.where(readable_P111, self.lam, 1.0).to(images_BCHW.dtype)
-        others_P111 = torch.where(readable_P111, 1.0 - self.lam, 0.0).to(images_BCHW.dtype)
+        own, others = self._shares()
+        own_P111 = torch.where(readable_P111, own, 1.0).to(images_BCHW.dtype)
+        others_P111 = torch.where(readable_P111, others, 0.0).to(images_BCHW.dtype)
         mixed_BCHW = torch.empty_like(images_BCHW)
         # Products, then a sum: fused, they would round as the place in memory has it.
         torch.add(even_PCHW * own_P111, odd_PCHW * others_P111, out=mixed_BCHW[0::2])
         torch.add(odd_PCHW * own_P111, even_PCHW * others_P111, out=mixed_BCHW[1::2])
         return mixed_BCHW
+
+    def _images_by_numbers(
+        self, images_BCHW: torch.Tensor, readable_P111: torch.Tensor
+    ) -> torch.Tensor:
+        """The same images as above, from operations that do not depend on lambda and box."""
+        assert self.numbers is not None
+        own, others, top, left, bottom, right = self.numbers.to(images_BCHW.dtype).unbind()
+        readable_P1111 = readable_P111[:, None]
+        own_P2CHW = images_BCHW.unflatten(0, (-1, 2))
+        others_P2CHW = own_P2CHW.flip(1)
+        if self.kind == "cutmix":
+            rows_H1 = torch.arange(images_BCHW.shape[2], device=images_BCHW.device)[:, None]
+            columns_W = torch.arange(images_BCHW.shape[3], device=images_BCHW.device)
+            rows_H1, columns_W = (
+                (rows_H1 >= top) & (rows_H1 < bottom),
+                (columns_W >= left) & (columns_W < right),
+            )
+            swapped = rows_H1 & columns_W & readable_P1111
+            mixed_P2CHW = torch.where(swapped, others_P2CHW, own_P2CHW)
+        else:
+            own_P2CHW = own_P2CHW * torch.where(readable_P1111, own, 1.0)
+            others_P2CHW = others_P2CHW * torch.where(readable_P1111, others, 0.0)
+            mixed_P2CHW = own_P2CHW + others_P2CHW
+        return torch.flatten(mixed_P2CHW, 0, 1)
+
+    def _shares(self) -> tuple[float, float] | tuple[torch.Tensor, torch.Tensor]:
+        """Return what of an image is its own, and its partner's."""
+        if self.numbers is None:
+            return self.lam, 1.0 - self.lam
+        return self.numbers[0], self.numbers[1]
 
     def targets(
         self, labels: torch.Tensor, num_classes: int, label_smoothing: float = 0.0
@@ -78,8 +124,9 @@ class Mix:
             return targets_BC
         even_PC, odd_PC = _pairs(targets_BC)
         readable_P1 = _both_readable(labels)[:, None]
-        own_P1 = torch.where(readable_P1, self.lam, 1.0).to(torch.float32)
-        others_P1 = torch.where(readable_P1, 1.0 - self.lam, 0.0).to(torch.float32)
+        own, others = self._shares()
+        own_P1 = torch.where(readable_P1, own, 1.0).to(torch.float32)
+        others_P1 = torch.where(readable_P1, others, 0.0).to(torch.float32)
         mixed_BC = torch.empty_like(targets_BC)
         torch.add(even_PC * own_P1, odd_PC * others_P1, out=mixed_BC[0::2])
         torch.add(odd_PC * own_P1, even_PC * others_P1, out=mixed_BC[1::2])

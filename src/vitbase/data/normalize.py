@@ -20,7 +20,7 @@ def scale_and_shift(preprocess: Preprocess) -> tuple[torch.Tensor, torch.Tensor]
 
 
 @lru_cache(maxsize=16)
-def _of_a_row(
+def scale_and_shift_of_a_row(
     preprocess: Preprocess, width: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return factor and summand for a row of pixels, [width * channels]."""
@@ -41,7 +41,7 @@ def normalize(
     Returns: [B, C, H, W], (pixels / 255 - mean) / std; in memory the channels still come last.
     """
     batch, height, width, channels = images_BHWC.shape
-    scale, shift = _of_a_row(preprocess, width, images_BHWC.device)
+    scale, shift = scale_and_shift_of_a_row(preprocess, width, images_BHWC.device)
     # By rows: with three numbers for three channels a CPU takes twice as long.
     rows = images_BHWC.reshape(batch * height, width * channels)
     if images_BHWC.device.type == "cpu":
@@ -60,3 +60,15 @@ def normalize(
         result = rows.to(torch.float32)
         torch.addcmul(shift, result, scale, out=result)
     return result.view(batch, height, width, channels).permute(0, 3, 1, 2).to(dtype)
+
+
+def normalize_traceably(
+    images_BHWC: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor
+) -> torch.Tensor:
+    """As :func:`normalize`, in plain operations for a compiler to fuse with others.
+
+    Args:
+      scale, shift: float32 [width * channels], of :func:`scale_and_shift_of_a_row`.
+    """
+    pixels_BHWC = images_BHWC.flatten(2).to(torch.float32)
+    return torch.addcmul(shift, pixels_BHWC, scale).view(images_BHWC.shape).permute(0, 3, 1, 2)

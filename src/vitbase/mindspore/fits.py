@@ -63,8 +63,9 @@ ONLY: Mapping[str, tuple[Any, ...]] = {
 
 NOT_READ = frozenset(
     {
-        *("tf32", "compile", "tensorboard", "layer_scale_init", "freeze_backbone"),
-        *("activation_checkpointing", "layer_decay", "ema_decay", "over_classes"),
+        *("tf32", "compile", "device_graph", "fp8", "tensorboard", "layer_scale_init"),
+        *("freeze_backbone", "activation_checkpointing", "memory_budget", "layer_decay"),
+        *("ema_decay", "over_classes", "decoder"),
         *("binary_targets", "class_weights", "max_nonfinite_updates", "on_nonfinite"),
     }
 )

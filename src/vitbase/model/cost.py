@@ -28,10 +28,19 @@ class Kept:
     Attributes:
       each: of every image.
       once: whatever the batch: the standardised filters of a hybrid's stem.
+      single: of `each`, those that half precision keeps in fp32: what norms are given between and
+        in the blocks, and what they and attention note of each row.
     """
 
     each: int
     once: int
+    single: int = 0
+
+    def bytes_of(self, images: int, *, half: bool) -> int:
+        """Return what a batch keeps."""
+        if not half:
+            return 4 * (images * self.each + self.once)
+        return 2 * (images * (self.each + self.single) + self.once)
 
 
 def count_flops(spec: ViTSpec, *, head_only: bool = False) -> Flops:
@@ -58,7 +67,7 @@ def count_flops(spec: ViTSpec, *, head_only: bool = False) -> Flops:
     return Flops(forward, 3 * forward - 2 * first)
 
 
-def count_kept(spec: ViTSpec, *, head_only: bool = False) -> Kept:
+def count_kept(spec: ViTSpec, *, head_only: bool = False, recomputed: int = 0) -> Kept:
     """Count the values that training keeps between the two passes, without building the model.
 
     A layer keeps what its gradient needs: a product its input, a norm its input and two numbers for
@@ -67,33 +76,65 @@ def count_kept(spec: ViTSpec, *, head_only: bool = False) -> Kept:
 
     Args:
       head_only: whether the head alone is trained, which keeps what it reads.
+      recomputed: the first blocks, so many, keep their input alone and are computed again. Counted
+        is the fullest moment: the end of the forward pass, or when the last of these is there
+        again, alone.
     """
     if head_only:
         return Kept(_features(spec), 0)
-    width, tokens, mlp = spec.width, spec.num_tokens, spec.mlp_dim
+    width, tokens = spec.width, spec.num_tokens
     stem = _kept_in_stem(spec)
-    depth = 2 * spec.depth if spec.stochastic_depth else 0
-    scaled = spec.layer_scale_init is not None
     dropped = spec.dropout > 0
-
-    def after_attention(rows: int) -> int:
-        """Its projection's input is the caller's. Norm, its output, the MLP, and both branches."""
-        branches = 2 * scaled + 2 * dropped
-        return rows * (2 * width + 2 + (2 + 2 * dropped) * mlp + branches * width)
-
-    # Two norms of the tokens with what they give; queries, keys and values; attention's output.
-    block = tokens * (6 * width + 2 + spec.num_heads) + after_attention(tokens)
-    blocks = spec.depth * block
-    if spec.pool == "token":  # the last block, of one row: a query of the whole width a head
-        row = width * (2 * spec.num_heads + 2) + spec.num_heads + after_attention(1)
-        blocks += tokens * (2 * width + 2) + row - block
+    before = Kept(
+        stem.each + tokens * width * dropped + 2 * spec.depth * (spec.stochastic_depth > 0),
+        stem.once,
+    )
+    block, last = _kept_in_block(spec), _kept_in_last_block(spec)
     pooled = 1 if spec.pool in {"token", "gap_norm"} else tokens
     norm = pooled * (width + 2)
     head = 0
     if spec.num_classes or spec.representation_size:
         head = spec.pooled_size + (spec.representation_size or 0)
-    embedding = tokens * width if dropped else 0
-    return Kept(stem.each + embedding + depth + blocks + norm + head, stem.once)
+    again = min(recomputed, spec.depth - 1)  # with the last one there would be as much, and more
+    inputs = again * tokens * width
+    whole = spec.depth - 1 - again
+    at_end = Kept(
+        before.each + inputs + whole * block.each + last.each + norm + head,
+        before.once,
+        inputs + whole * block.single + last.single + norm,
+    )
+    if not again:
+        return at_end
+    in_between = Kept(
+        before.each + inputs - tokens * width + block.each,
+        before.once,
+        inputs - tokens * width + block.single,
+    )
+    return max(at_end, in_between, key=lambda kept: kept.each)
+
+
+def _kept_in_block(spec: ViTSpec) -> Kept:
+    # Two norms of the tokens with what they give; queries, keys and values; attention's output.
+    tokens, width = spec.num_tokens, spec.width
+    each = tokens * (6 * width + 2 + spec.num_heads) + _kept_after_attention(spec, tokens)
+    return Kept(each, 0, tokens * (2 * width + 4 + spec.num_heads))
+
+
+def _kept_in_last_block(spec: ViTSpec) -> Kept:
+    if spec.pool != "token":
+        return _kept_in_block(spec)
+    # Of one row: a query of the whole width a head.
+    tokens, width = spec.num_tokens, spec.width
+    row = width * (2 * spec.num_heads + 2) + spec.num_heads + _kept_after_attention(spec, 1)
+    single = (tokens + 1) * (width + 2) + spec.num_heads
+    return Kept(tokens * (2 * width + 2) + row, 0, single)
+
+
+def _kept_after_attention(spec: ViTSpec, rows: int) -> int:
+    """Its projection's input is the caller's. Norm, its output, the MLP, and both branches."""
+    dropped = spec.dropout > 0
+    branches = 2 * (spec.layer_scale_init is not None) + 2 * dropped
+    return rows * (2 * spec.width + 2 + (2 + 2 * dropped) * spec.mlp_dim + branches * spec.width)
 
 
 def _features(spec: ViTSpec) -> int:

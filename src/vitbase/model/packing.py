@@ -22,11 +22,15 @@ _ALGORITHMS = {"tanh": "tanh", "erf": "none"}
 
 
 def can_pack(model: nn.Module) -> bool:
-    """Whether a model gets faster layers here: a plain one in float32, on a CPU that has them."""
+    """Whether a model gets faster layers here: a plain one in float32, on a CPU that has them.
+
+    A compiled one keeps its own: the compiler lays out weights itself, and fails on packed ones.
+    """
     return (
         isinstance(model, VisionTransformer)
         and platform.machine().lower() in {"x86_64", "amd64"}
         and torch.backends.mkldnn.is_available()
+        and all(module._compiled_call_impl is None for module in model.modules())
         and all(
             type(weight) is nn.Parameter and weight.is_cpu and weight.dtype == torch.float32
             for weight in model.parameters()
@@ -64,7 +68,8 @@ def pack(model: nn.Module) -> None:
 def unpack(model: nn.Module) -> None:
     """Let a model compute, learn, be copied and exported as before."""
     for module in model.modules():
-        module.__dict__.pop("forward", None)
+        if isinstance(module, Linear | Mlp):  # a block's may be another's: to compute it again
+            module.__dict__.pop("forward", None)
 
 
 def _two_layers(mlp: Mlp, x_BND: Tensor) -> Tensor:

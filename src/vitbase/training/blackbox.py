@@ -180,7 +180,7 @@ def _pass_of(
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     batch, depth_scales = taken.seen[micro]
     epoch = update // loader.steps_per_epoch
-    tensors = {"images": batch.images, "labels": batch.labels, "positions": batch.positions}
+    tensors = {"images": batch.images.cpu(), "labels": batch.labels, "positions": batch.positions}
     if depth_scales is not None:
         tensors["depth_scales"] = depth_scales.cpu()
     fact = {

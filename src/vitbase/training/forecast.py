@@ -80,6 +80,13 @@ class Pace:
         ours, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
         return Pace(*(max(0.0, a + share * (b - a)) for a, b in zip(ours, theirs, strict=True)))
 
+    def computing_again(self, share: float) -> Pace:
+        """Return what it takes if a share of the blocks is computed twice forward.
+
+        A backward pass takes twice what a forward pass does.
+        """
+        return dataclasses.replace(self, training=self.training * (1 + share / 3))
+
     def least(self, *others: Pace) -> Pace:
         """Return the quickest of each."""
         each = zip(*(dataclasses.astuple(pace) for pace in (self, *others)), strict=True)
@@ -112,13 +119,20 @@ class _Slices:
 
 
 def pace_at_peak(
-    spec: ViTSpec, peak: Peak, parameters: int, copies: int, *, head_only: bool = False
+    spec: ViTSpec,
+    peak: Peak,
+    parameters: int,
+    copies: int,
+    *,
+    head_only: bool = False,
+    recomputed: int = 0,
 ) -> Pace:
     """Reckon the pace of a device from its peaks: products at theirs, and all else from memory.
 
     Args:
       parameters: that are trained.
       copies: tensors that the optimizer keeps of each.
+      recomputed: blocks that are computed again.
     """
     flops = count_flops(spec, head_only=head_only)
     kept = 2 * count_kept(spec).each / peak.bandwidth
@@ -129,17 +143,21 @@ def pace_at_peak(
         training = flops.training / peak.flops + _TRAINING_PASSES * kept
     # The gradient is read, weights and copies are read and written, in fp32.
     update = 4 * parameters * (3 + 2 * copies) / peak.bandwidth
-    return Pace(training, update, evaluating)
+    pace = Pace(training, update, evaluating)
+    return pace.computing_again(recomputed / spec.depth)
 
 
 def pace_here(config: Config, layout: BatchLayout, spec: ViTSpec, runtime: Runtime) -> Pace:
     """Return the pace of this device for a model, as it was found before, or is measured now.
 
     Args:
-      config: complete. What compiles, and what shards, is left out.
+      config: complete. What compiles, shards and computes again is left out.
     Raises: DeviceError if its memory is too small.
     """
-    plain = config.derive(compile=False, parallel="auto", num_devices=None)
+    plain = config.derive(
+        **{"compile": False, "device_graph": False, "fp8": False, "parallel": "auto"},
+        **{"num_devices": None, "activation_checkpointing": False, "memory_budget": None},
+    )
     place = _place(plain, layout, spec, runtime)
     kept = None if place is None else _read(place)
     if place and kept and kept.tell_of(spec.depth) and time.time() - _written(place) < _LASTS:
@@ -321,7 +339,7 @@ def _place(config: Config, layout: BatchLayout, spec: ViTSpec, runtime: Runtime)
     facts = (
         *(runtime.machine, runtime.precision, torch.__version__, config.run.tf32),
         *(layout.batch_size, config.data.eval_batch_size, config.model.freeze_backbone),
-        *(config.model.activation_checkpointing, config.optimizer.model_dump_json()),
+        config.optimizer.model_dump_json(),
         spec.replace(name="", depth=1).model_dump_json(),
     )
     return folder / "pace" / f"{blake2b(repr(facts).encode(), digest_size=16).hexdigest()}.json"

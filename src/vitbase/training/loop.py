@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import time
+from functools import partial
 from typing import NoReturn
 
 from vitbase.config.config import Config
@@ -87,20 +88,23 @@ def _train_epoch(run: Run, stops: Stops, place: Place) -> Place:
             logs = reporter.is_due(after)
             mix = learner.objective.draw_mix(place.epoch, place.step)
             told = run.signs.of_update(place, run.loader, batches)
-            settle = reporter.guard.settle
+            settle = partial(reporter.waits.settle, reporter.guard.settle)
             taken = learner.step(place.updates, told, mix, measure=logs, settle=settle)
             place = after
             reporter.saw(place, taken)
             if logs:
                 reporter.log(place, taken)
-            decision = stops.decide(saver.look())
+            gives_up = saver.look()
+            with reporter.waits.exchanging():
+                decision = stops.decide(gives_up)
             if decision == "stop":
                 _stop(run, stops, place)
             if place.ends_epoch:
                 break
             if decision == "save" or (every is not None and place.updates % every == 0):
                 run.signs.saves(place)
-                saver.save(place, None)
+                with reporter.waits.saving():
+                    saver.save(place, None)
                 stops.saved()
     reporter.end_epoch()
     return place

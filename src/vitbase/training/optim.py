@@ -237,7 +237,20 @@ def _by_hidden(group: dict[str, Any], model: nn.Module) -> list[dict[str, Any]]:
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Set the rate of every group of an optimizer from :func:`build_update_rule`, by its depth."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_scale"]
+        rate = lr * group["lr_scale"]
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def keep_numbers_on_device(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Let a one-kernel optimizer read its rates from the device, as a recorded step has to."""
+    optimizer._warned_capturable_if_run_uncaptured = True  # as its first steps are
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=device)
+        if "capturable" in group:
+            group["capturable"] = True
 
 
 def step_unless(optimizer: torch.optim.Optimizer, found_inf: torch.Tensor | None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from vitbase.model.layers import Conv2d, Linear
 from vitbase.model.vit import VisionTransformer
 from vitbase.runtime import Runtime, local_ranks
 from vitbase.training.sharded import shards_itself, whole
@@ -45,11 +47,10 @@ class Replicas:
     ) -> None:
         self.model = model
         self.runtime = runtime
+        self._cast = model.head if head_only and model.head is not None else model
         self.loss_factor = runtime.num_ranks
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        large = parallel == "auto" and parameters >= _SHARDED_FROM_PARAMETERS
-        sharded = (parallel == "fsdp" or large) and not head_only
-        self.sharded = runtime.num_ranks > 1 and sharded
+        self.sharded = not head_only and will_shard(parallel, parameters, runtime.num_ranks)
         self._forward: nn.Module = HeadOnly(model) if head_only else model
         if runtime.num_ranks == 1:
             return
@@ -77,6 +78,12 @@ class Replicas:
             self.model.set_requires_gradient_sync(last)
         return contextlib.nullcontext()
 
+    def casting(self) -> AbstractContextManager[None]:
+        """Context of an update's passes: weights of products are cast to half precision once."""
+        if self.runtime.half is None or self.sharded:  # shards are cast before they are gathered
+            return contextlib.nullcontext()
+        return cast_weights(self._cast, self.runtime.half)
+
     def clip(self, largest: float | None) -> torch.Tensor:
         """Scale all gradients so that their norm is at most `largest`; None only measures.
 
@@ -95,6 +102,14 @@ class Replicas:
         return "sharded (FSDP2)" if self.sharded else "replicated (DDP)"
 
 
+def will_shard(
+    parallel: Literal["auto", "ddp", "fsdp"], num_parameters: int, num_ranks: int
+) -> bool:
+    """Whether the training state of a model is sharded over its ranks."""
+    large = parallel == "auto" and num_parameters >= _SHARDED_FROM_PARAMETERS
+    return num_ranks > 1 and (parallel == "fsdp" or large)
+
+
 class HeadOnly(nn.Module):
     """A model that is given what its head reads."""
 
@@ -111,14 +126,37 @@ class HeadOnly(nn.Module):
         return logits_BC
 
 
+@contextlib.contextmanager
+def cast_weights(model: nn.Module, half: torch.dtype) -> Iterator[None]:
+    """Give layers their weights as a product takes them, and the weights themselves at the end.
+
+    Autocast would cast them in every pass, in the backward pass where activations are computed
+    again, and in every run of what was compiled; and what it computes from a weight before a
+    product. Norms and scales stay in fp32. A cast keeps nothing, so each pass can go back through
+    it, and gradients are added up in fp32.
+    """
+    layers = [module for module in model.modules() if type(module) in (Linear, Conv2d)]
+    own = [(layer, dict(layer._parameters)) for layer in layers]
+    try:
+        for layer, parameters in own:
+            for name, parameter in parameters.items():
+                if parameter is not None:
+                    layer._parameters[name] = parameter.to(half)  # type: ignore[assignment]
+        yield
+    finally:
+        for layer, parameters in own:
+            layer._parameters.update(parameters)
+
+
 def _shard(model: VisionTransformer, runtime: Runtime) -> None:
     """Shard a model by block: within each server where there are several, else over all ranks.
 
     Servers then hold copies of each other's shards: weights are gathered over the fast links
-    inside a server, and only gradients cross between servers (hybrid sharding).
+    inside a server, and only gradients cross between servers (hybrid sharding). In half precision
+    the weights of products are gathered so, and their gradients are added up in fp32.
     """
     from torch.distributed import device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     servers = runtime.num_ranks // local_ranks()
     if servers > 1 and local_ranks() > 1:
@@ -127,17 +165,29 @@ def _shard(model: VisionTransformer, runtime: Runtime) -> None:
         )
     else:
         mesh = device_mesh.init_device_mesh(runtime.device.type, (runtime.num_ranks,))
+    policy = MixedPrecisionPolicy(runtime.half, torch.float32, cast_forward_inputs=False)
     for block in model.blocks:
-        fully_shard(block, mesh=mesh)
+        if runtime.half is None:
+            fully_shard(block, mesh=mesh)
+        else:  # its norms and scales stay in fp32, with what is outside the blocks
+            products = [layer for name, layer in block.named_children() if name in {"attn", "mlp"}]
+            fully_shard(products, mesh=mesh, mp_policy=policy)
     # What is outside the blocks is sharded again, too, after each forward pass: between passes the
     # model's parameters are always its shards, also after an evaluation.
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
 
 
-def checkpoint_activations(model: VisionTransformer) -> None:
-    """Let every block keep its input only, and compute again what its backward pass needs."""
-    for block in model.blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+def checkpoint_activations(model: VisionTransformer, blocks: int) -> None:
+    """Let the first blocks, so many, keep their input only, and be computed again for the backward
+    pass. The first ones: when it comes to them, what the others keep is free again.
+    """
+    again = partial(
+        checkpoint,
+        use_reentrant=False,
+        preserve_rng_state=model.spec.dropout > 0,  # nothing else is drawn inside
+    )
+    for block in model.blocks[:blocks]:
+        block.forward = partial(again, block.forward)
 
 
 def compile_blocks(model: VisionTransformer) -> None:

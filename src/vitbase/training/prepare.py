@@ -11,6 +11,7 @@ from vitbase.config.batch import BatchLayout, PeakRate
 from vitbase.config.complete import complete
 from vitbase.config.config import Config
 from vitbase.data.augment import TrainTransform
+from vitbase.data.device_decode import DeviceDecoder, DeviceTrainLoader
 from vitbase.data.loader import TrainLoader
 from vitbase.evaluation.features import FeatureLoader, FeatureStore
 from vitbase.evaluation.run import Sums
@@ -22,8 +23,10 @@ from vitbase.runs.result import TrainResult, report_finished, result_of, say_res
 from vitbase.runtime import Runtime
 from vitbase.sources.open import Source, TrainVal, open_train_val
 from vitbase.training.agreement import check_agreement, check_same_images
+from vitbase.training.fp8 import check_fp8
 from vitbase.training.mindspore_state import MindSporeState
 from vitbase.training.objective import Objective
+from vitbase.training.recorded import check_recordable
 from vitbase.training.saver import Saver
 from vitbase.training.schedule import Place, Schedule
 from vitbase.training.start import (
@@ -93,6 +96,8 @@ def prepare(config: Config, runtime: Runtime, folder: RunFolder) -> Prepared | T
     Raises: VitbaseError on all ranks, before anything is written.
     """
     check_agreement(runtime, config)
+    check_recordable(config, runtime)
+    check_fp8(config, runtime)
     found = runtime.from_first(lambda: find_run(config, folder))
     completed = runtime.everywhere(lambda: complete(config, found.facts, runtime.num_ranks))
     runtime.from_first(lambda: check_start(completed, folder))
@@ -140,7 +145,11 @@ def build_loader(
     source: Source,
     features: FeatureStore | None = None,
 ) -> TrainLoader:
-    kind = TrainLoader if features is None else partial(FeatureLoader, features)
+    kind: Callable[..., TrainLoader] = TrainLoader
+    if features is not None:
+        kind = partial(FeatureLoader, features)
+    elif config.data.decoder == "device":
+        kind = partial(DeviceTrainLoader, DeviceDecoder(runtime, config.data.preprocess))
     return kind(
         source,
         TrainTransform(config.data.preprocess, config.augment),

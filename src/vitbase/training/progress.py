@@ -27,6 +27,7 @@ from vitbase.sources.source import Source, class_counts, name_class
 from vitbase.training.guard import Guard
 from vitbase.training.schedule import Place
 from vitbase.training.step import Learner, Taken
+from vitbase.training.waits import Waits
 
 _FAR_ABOVE_CHANCE = 3.0
 """Times the loss of guessing; no sound run comes near it."""
@@ -51,6 +52,9 @@ class Reporter:
     Args:
       journal: where it is written.
       guard: looks, and may end the run, whenever the device is asked for numbers anyway.
+
+    Attributes:
+      waits: is told what the run waits for, by who waits.
     """
 
     def __init__(
@@ -63,8 +67,8 @@ class Reporter:
         if self._peak_flops and not learner.on_features:
             head_only = config.model.freeze_backbone
             self._flops_per_image = count_flops(learner.model.spec, head_only=head_only).training
+        self.waits = Waits(learner, loader)
         self._window = self._new_window()
-        self._waited = 0.0  # seconds, up to the last log line; the loader counts anew in each epoch
         self._epoch_started, self._epoch_images = time.perf_counter(), 0
         self._last_loss, self._is_astray = 0.0, False
         self._last_losses: deque[float] = deque(maxlen=8)
@@ -103,7 +107,8 @@ class Reporter:
     def begin_epoch(self) -> None:
         """Count anew."""
         self.guard.begin_epoch()
-        self._window, self._waited = self._new_window(), 0.0
+        self._window = self._new_window()
+        self.waits.begin_epoch()
         self._epoch_started, self._epoch_images = time.perf_counter(), 0
 
     def is_due(self, place: Place) -> bool:
@@ -131,16 +136,19 @@ class Reporter:
 
     def log(self, place: Place, taken: Taken) -> None:
         """Add up over the ranks what was seen since the last line, and write it (collective)."""
-        self.guard.look()
+        with self.waits.for_device():
+            self.guard.look()
         window, runtime = self._window, self.runtime
         lost = 0
         while self.guard.lost:
             loss_of_rank, images = self.guard.lost.pop()
             window.loss_sum -= _number_or_0(loss_of_rank)
             lost += images
-        own = [torch.full_like(window.loss_sum, count) for count in (window.unreadable, lost)]
-        sums = torch.stack([window.loss_sum, window.passed_over, *own])
-        loss_sum, passed_over, unreadable, lost = runtime.all_reduce(sums).tolist()
+        of_host = torch.tensor(
+            [window.unreadable, lost, *self.waits.seconds()], dtype=torch.float64
+        ).to(runtime.device)
+        sums = torch.cat([torch.stack([window.loss_sum, window.passed_over]), of_host])
+        loss_sum, passed_over, unreadable, lost, *waited = runtime.all_reduce(sums).tolist()
         if runtime.num_ranks > 1:
             self.guard.check_readable(round(unreadable))
         seconds = time.perf_counter() - window.started
@@ -148,14 +156,14 @@ class Reporter:
         counted = window.images - round(unreadable) - round(lost)
         loss = math.nan if lost and not counted else loss_sum / max(counted, 1)
         speed = window.images / seconds
-        wait = (self.loader.seconds_waited - self._waited) / seconds
+        shares = self.waits.shares(waited, seconds)
         row: dict[str, Any] = {
             "step": place.updates,
             "epoch": epoch,
             "loss": loss,
             "lr": taken.lr,
             "images_per_second": round(speed, 1),
-            "data_wait_fraction": round(wait, 4),
+            **shares.to_row(),
             "unreadable_images": round(unreadable),
         }
         if passed_over:
@@ -177,9 +185,9 @@ class Reporter:
         epochs, steps = place.epochs, place.steps_per_epoch
         self.journal.say(
             f"epoch {epoch:{len(str(epochs))}}/{epochs}  step {step:{len(str(steps))}}/{steps}"
-            f"  {line}  data wait {wait:.0%}"
+            f"  {line}  {shares.describe()}"
         )
-        self._window, self._waited = self._new_window(), self.loader.seconds_waited
+        self._window = self._new_window()
         self._compare_with_chance(place, loss, taken.lr)
         self._compare_with_before(place, loss)
 

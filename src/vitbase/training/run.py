@@ -80,6 +80,11 @@ def _train(config: Config, runtime: Runtime, folder: RunFolder) -> TrainResult:
     learner = Learner(
         model, config, runtime, made.layout, schedule, made.objective, on_features=on_features
     )
+    if config.model.memory_budget is not None:
+        journal.say(
+            f"Of {model.spec.depth} blocks {learner.memory.recomputed} are computed again for the "
+            f"backward pass; training takes about {learner.memory.total / 2**30:.3g} GiB."
+        )
     updates, continued = 0, None
     if checkpoint is not None and progress is not None:
         read = stored_tensors(checkpoint.path)

@@ -20,7 +20,8 @@ from vitbase.weights.files.safetensors import read_safetensors
 
 _OF_THE_CLOCK = frozenset(
     {
-        *("images_per_second", "data_wait_fraction", "eval_seconds"),
+        *("images_per_second", "data_wait_fraction", "communication_fraction"),
+        *("checkpoint_fraction", "launch_fraction", "eval_seconds"),
         *("flops_utilisation", "peak_memory_mib"),
     }
 )
