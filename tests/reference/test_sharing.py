@@ -400,3 +400,26 @@ def test_without_a_dialect_it_is_the_first_that_has_the_network(tmp_path):
         assert len(notes) == (dialect != "timm")
         for note in notes:
             assert note.startswith(f"The folder is one of --dialect {dialect}: timm cannot express")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"id2label": ["a"]},
+        {"id2label": {"a": "b"}},
+        {"width": "wide"},
+        {"depth": 0},
+        {"conv_layers": 5},
+        {"image_size": [28, -28]},
+        {"pool": "max"},
+        {"variant": None},
+    ],
+)
+def test_a_configuration_that_says_nonsense_is_named(damage, tmp_path):
+    """Where transformers has saved the weights, it is all that tells of the network."""
+    _, folder = share_own(tmp_path, "demo")
+    open_own(folder).save_pretrained(tmp_path / "again")
+    path = tmp_path / "again" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | damage), "utf-8")
+    with pytest.raises(WeightsError, match=r"model\.safetensors has damaged config\.json: "):
+        vitbase.load_model(tmp_path / "again")
