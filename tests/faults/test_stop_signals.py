@@ -84,6 +84,7 @@ HOLDING = """
 import os, signal, sys
 from vitbase.cli.main import main
 from vitbase.training.step import Learner
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
 step = Learner.step
 def stepping(self, update, *args, **options):
     if update == int(os.environ["HOLD_AT"]):
