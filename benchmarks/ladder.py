@@ -27,6 +27,7 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
 
@@ -71,7 +72,6 @@ RUNGS = {
     "five minutes": Rung("fashion_full", _epochs(9)),
 }
 
-_FILES = ("images-idx3", 16), ("labels-idx1", 8)  # kinds, and bytes of their headers
 _HELD_OUT, _OF_DEMO = 800, 1000  # images of each class
 
 
@@ -95,17 +95,22 @@ def spoken(values: list[float]) -> str:
     return f"{mean} ± {float(student_t.ppf(0.975, len(values) - 1)) * error:.2%}"
 
 
+def read_idx(data_path: str, split: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Read a split of Fashion-MNIST, "train" or "t10k": images [N, 28, 28], labels [N]."""
+
+    def read(kind: str, header: int) -> NDArray[np.uint8]:
+        content = gzip.decompress(Path(data_path, f"{split}-{kind}-ubyte.gz").read_bytes())
+        return np.frombuffer(content, np.uint8, offset=header)
+
+    return read("images-idx3", 16).reshape(-1, 28, 28), read("labels-idx1", 8)
+
+
 def held_out_images(data_path: str, folder: Path, *, of_demo: bool) -> Path:
     """Write training images without the held out ones, and these as the test images.
 
     Held out are the last of each class; the demo's training images are the first.
     """
-    kinds = {}
-    for kind, header in _FILES:
-        content = gzip.decompress(Path(data_path, f"train-{kind}-ubyte.gz").read_bytes())
-        kinds[kind] = np.frombuffer(content, np.uint8, offset=header)
-    labels = kinds["labels-idx1"]
-    images = kinds["images-idx3"].reshape(len(labels), 28, 28)
+    images, labels = read_idx(data_path, "train")
     train = np.zeros(len(labels), bool)
     held_out = np.zeros(len(labels), bool)
     for label in range(10):
@@ -156,6 +161,28 @@ def call(words: list[str], threads: int | None) -> tuple[float, float]:
     return time.perf_counter() - started, used.ru_utime + used.ru_stime
 
 
+def write_rows(asked: argparse.Namespace, found: dict[str, list[Run]], commit: str) -> None:
+    """Write what was found so far, as benchmarks/README.md says."""
+    rows = [
+        {
+            "name": f"ladder/{name}{', held out' * asked.held_out}",
+            "value": statistics.mean(each.top1 for each in runs),
+            "unit": "top-1",
+            "peer": "none",
+            "peer_value": None,
+            "ratio": None,
+            "commit": commit,
+            "recipe": RUNGS[name].recipe,
+            "options": RUNGS[name].options,
+            "at_once": asked.at_once,
+            "runs": [dataclasses.asdict(each) for each in runs],
+        }
+        for name, runs in found.items()
+        if runs
+    ]
+    Path(asked.json).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data_path", help="folder with the four IDX files of Fashion-MNIST")
@@ -188,6 +215,8 @@ def main() -> None:
         for name, done in pool.imap(take, itertools.product(range(asked.seeds), asked.rungs)):
             found[name].append(done)
             print(f"{name}: {done}", file=sys.stderr, flush=True)
+            if asked.json:  # as they come: hours may be lost
+                write_rows(asked, found, commit)
     print(f"\n{asked.seeds} seeds: the mean, and its 95% interval; {asked.at_once} at once\n")
     print("| rung | top-1 | with mirror images | s (least to most) | s of CPU |")
     print("|---|---|---|---|---|")
@@ -199,24 +228,6 @@ def main() -> None:
             f"{statistics.median(wall):.0f} ({min(wall):.0f} to {max(wall):.0f}) | "
             f"{statistics.median(each.cpu for each in runs):.0f} |"
         )
-    if asked.json:
-        rows = [
-            {
-                "name": f"ladder/{name}{', held out' * asked.held_out}",
-                "value": statistics.mean(each.top1 for each in runs),
-                "unit": "top-1",
-                "peer": "none",
-                "peer_value": None,
-                "ratio": None,
-                "commit": commit,
-                "recipe": RUNGS[name].recipe,
-                "options": RUNGS[name].options,
-                "at_once": asked.at_once,
-                "runs": [dataclasses.asdict(each) for each in runs],
-            }
-            for name, runs in found.items()
-        ]
-        Path(asked.json).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

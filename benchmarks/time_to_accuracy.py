@@ -5,7 +5,7 @@
 Ours is the command `vitbase train fashion_full`, started as a user would; its clock runs from
 the start of the command to its exit, so it holds imports, decoding, checkpoints and, after the
 last epoch, the evaluation.
-The epochs of each budget are fixed (they are data, below), so that a run does not depend on the
+The epochs of each budget are fixed (rungs of ladder.py), so that a run does not depend on the
 machine's speed; the wall time it took is printed. The peer is what one writes in an afternoon:
 torch's own transformer layers on a convolutional stem, AdamW, random flips, a cosine over the
 time it is given, without imports and reading on its clock. Settings of both were chosen on
@@ -15,44 +15,19 @@ held-out training images.
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from ladder import RUNGS, read_idx, run
 from torch import nn
 
-# Wall seconds -> epochs of recipe `fashion_full` that fit into them on two cores.
-EPOCHS = {120: 3, 300: 9}
-
-
-def run_ours(data_path: str, epochs: int, seed: int) -> tuple[float, float]:
-    """Return (top-1, wall seconds) of one run of the command."""
-    with tempfile.TemporaryDirectory() as folder:
-        started = time.perf_counter()
-        command = [sys.executable, "-m", "vitbase", "train", "fashion_full"]
-        options = {
-            "data_path": data_path,
-            "epoch_size": epochs,
-            "seed": seed,
-            "eval_every_epochs": epochs,
-            "warmup_epochs": epochs / 10,
-            "output_dir": f"{folder}/run",
-        }
-        for option, value in options.items():
-            command += [f"--{option}", str(value)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        seconds = time.perf_counter() - started
-        rows = Path(folder, "run", "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        evaluations = [json.loads(row) for row in rows if '"eval_top1"' in row]
-    return evaluations[-1]["eval_top1"], seconds
+# Wall seconds -> the rung of ladder.py that fits into them on two cores.
+RUNG_OF = {120: "two minutes", 300: "five minutes"}
 
 
 class PlainViT(nn.Module):
@@ -84,13 +59,9 @@ class PlainViT(nn.Module):
 
 def read_split(data_path: str, split: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Return normalised images [N, 1, 28, 28] and labels [N]."""
-
-    def read(kind: str, header: int) -> np.ndarray:
-        path = Path(data_path, f"{split}-{kind}-ubyte.gz")
-        return np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=header).copy()
-
-    pixels = torch.from_numpy(read("images-idx3", 16)).view(-1, 1, 28, 28).float()
-    return (pixels / 255 - 0.286) / 0.353, torch.from_numpy(read("labels-idx1", 8)).long()
+    images, labels = read_idx(data_path, split)
+    pixels = torch.from_numpy(images.copy())[:, None].float()
+    return (pixels / 255 - 0.286) / 0.353, torch.from_numpy(labels.copy()).long()
 
 
 def run_plain(data_path: str, budget: float, seed: int) -> float:
@@ -125,23 +96,24 @@ def run_plain(data_path: str, budget: float, seed: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data_path", help="folder with the four IDX files of Fashion-MNIST")
-    parser.add_argument("--budgets", type=int, nargs="+", default=list(EPOCHS), help="seconds")
+    parser.add_argument("--budgets", type=int, nargs="+", default=list(RUNG_OF), help="seconds")
     parser.add_argument("--repeats", type=int, default=1, help="runs of each, seeds 0, 1, ...")
     parser.add_argument("--json", help="also write the table to this file")
     options = parser.parse_args()
     rows = []
     print(f"{'budget':>7} {'epochs':>7} {'ours':>8} {'took':>7} {'plain loop':>11} {'points':>7}")
     for budget in options.budgets:
+        rung = RUNGS[RUNG_OF[budget]]
         ours, plain, times = [], [], []
         for seed in range(options.repeats):
-            top1, seconds = run_ours(options.data_path, EPOCHS[budget], seed)
-            ours.append(top1)
-            times.append(seconds)
+            done = run(rung, seed, {"data_path": options.data_path}, threads=None)
+            ours.append(done.top1)
+            times.append(done.wall)
             plain.append(run_plain(options.data_path, budget, seed))
         top1, peer = statistics.median(ours), statistics.median(plain)
         print(
-            f"{budget:>5} s {EPOCHS[budget]:>7} {top1:>8.2%} {statistics.median(times):>5.0f} s "
-            f"{peer:>11.2%} {100 * (top1 - peer):>+7.2f}   "
+            f"{budget:>5} s {rung.options['epoch_size']!s:>7} {top1:>8.2%} "
+            f"{statistics.median(times):>5.0f} s {peer:>11.2%} {100 * (top1 - peer):>+7.2f}   "
             f"(ours {min(ours):.2%} to {max(ours):.2%}, plain {min(plain):.2%} to {max(plain):.2%})"
         )
         rows.append(

@@ -25,6 +25,7 @@ from vitbase.config.learning import AugmentSection, LossSection, OptimizerSectio
 from vitbase.config.options import CheckpointSection, DataSection, ModelSection, RunSection, Section
 from vitbase.config.preprocess import OPTION_OF, Preprocess
 from vitbase.config.shipped import read_recipe_text
+from vitbase.config.together import check_together
 from vitbase.console import warn
 from vitbase.errors import ConfigError, nearest, shown
 
@@ -61,82 +62,8 @@ class Config(BaseModel):
     evaluation: EvaluationSection = EvaluationSection()
 
     @model_validator(mode="after")
-    def _shards_fit(self) -> Self:
-        if self.optimizer.optimizer == "muon" and self.run.parallel == "fsdp":
-            raise ValueError(
-                "optimizer muon needs whole matrices, and parallel fsdp shards them: give "
-                "--parallel ddp, or --optimizer adamw"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _multiplies_in_fp8(self) -> Self:
-        if not self.run.fp8:
-            return self
-        if self.run.precision not in {"auto", "bf16"}:
-            raise ValueError(
-                f"fp8 is for what would be bf16, and precision is {self.run.precision}: give "
-                f"--precision bf16, or leave out --fp8"
-            )
-        for is_in_the_way, what in (
-            (self.run.parallel == "fsdp", "parallel fsdp, whose shards are gathered in bf16"),
-            (self.model.freeze_backbone, "freeze_backbone, which trains no block"),
-        ):
-            if is_in_the_way:
-                raise ValueError(f"fp8 has no use with {what}: leave out --fp8")
-        return self
-
-    @model_validator(mode="after")
-    def _saves_memory_in_one_way(self) -> Self:
-        if self.model.memory_budget is not None:
-            if self.model.activation_checkpointing:
-                raise ValueError(
-                    "memory_budget and activation_checkpointing both say what is computed again"
-                )
-            if self.model.freeze_backbone:
-                raise ValueError(
-                    "memory_budget has nothing to compute again with freeze_backbone, which keeps "
-                    "no activations of the blocks: leave out --memory_budget"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _can_be_recorded(self) -> Self:
-        run, optimizer = self.run, self.optimizer.optimizer
-        if not run.device_graph:
-            return self
-        for is_in_the_way, what in (
-            (optimizer not in {"momentum", "adamw"}, f"optimizer {optimizer}"),
-            (run.precision == "fp16", "precision fp16, whose loss scale is found by trial"),
-            (run.parallel == "fsdp", "parallel fsdp"),
-            ((run.num_devices or 1) > 1, f"num_devices {run.num_devices}"),
-            (
-                bool(self.model.dropout)
-                and (self.model.activation_checkpointing or self.model.memory_budget is not None),
-                "blocks that are computed again with dropout, whose random state the host keeps",
-            ),
-        ):
-            if is_in_the_way:
-                raise ValueError(f"device_graph cannot record {what}: leave out --device_graph")
-        return self
-
-    @model_validator(mode="after")
-    def _decoder_fits(self) -> Self:
-        augment = self.augment
-        needs_host = {
-            f"policy {augment.policy}": augment.policy != "none",
-            f"color_jitter {augment.color_jitter:g}": augment.color_jitter > 0,
-            f"erase_probability {augment.erase_probability:g}": augment.erase_probability > 0,
-            f"train_crop {augment.train_crop}": augment.train_crop != "random_resized",
-            "image_channels 1": self.data.image_channels == 1,
-            "freeze_backbone": self.model.freeze_backbone,
-        }
-        found = [what for what, is_so in needs_host.items() if is_so]
-        if self.data.decoder == "device" and found:
-            raise ValueError(
-                f"decoder device crops, resizes and flips in colour, and no more; {found[0]} needs "
-                f"the host: leave out --decoder"
-            )
+    def _stands_together(self) -> Self:
+        check_together(self.run, self.data, self.model, self.optimizer, self.augment)
         return self
 
     def __eq__(self, other: object) -> bool:

@@ -95,7 +95,7 @@ def _train_epoch(run: Run, stops: Stops, place: Place) -> Place:
             if logs:
                 reporter.log(place, taken)
             gives_up = saver.look()
-            with reporter.waits.exchanging():
+            with reporter.waits.during("exchanging"):
                 decision = stops.decide(gives_up)
             if decision == "stop":
                 _stop(run, stops, place)
@@ -103,7 +103,7 @@ def _train_epoch(run: Run, stops: Stops, place: Place) -> Place:
                 break
             if decision == "save" or (every is not None and place.updates % every == 0):
                 run.signs.saves(place)
-                with reporter.waits.saving():
+                with reporter.waits.during("saving"):
                     saver.save(place, None)
                 stops.saved()
     reporter.end_epoch()

@@ -136,7 +136,7 @@ class Reporter:
 
     def log(self, place: Place, taken: Taken) -> None:
         """Add up over the ranks what was seen since the last line, and write it (collective)."""
-        with self.waits.for_device():
+        with self.waits.during("device"):
             self.guard.look()
         window, runtime = self._window, self.runtime
         lost = 0

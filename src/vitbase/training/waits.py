@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -96,43 +96,28 @@ class Waits:
         self._forget()
 
     def _forget(self) -> None:
-        self._ranks = self._exchanging = self._saving = self._device = 0.0
+        self._ranks = 0.0
+        self._of_host = dict.fromkeys(("saving", "exchanging", "device"), 0.0)
         self._fresh.clear()
         self._ripe.clear()
 
     @contextlib.contextmanager
-    def saving(self) -> Iterator[None]:
-        """Context of what is done for a checkpoint."""
+    def during(self, what: Literal["saving", "exchanging", "device"]) -> Iterator[None]:
+        """Context of what the host does for a checkpoint, waits for until the other hosts have
+        answered, or until the device has come so far.
+        """
         started = time.perf_counter()
         try:
             yield
         finally:
-            self._saving += time.perf_counter() - started
-
-    @contextlib.contextmanager
-    def exchanging(self) -> Iterator[None]:
-        """Context of what the hosts tell each other."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._exchanging += time.perf_counter() - started
-
-    @contextlib.contextmanager
-    def for_device(self) -> Iterator[None]:
-        """Context of what the host waits for until the device has come so far."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._device += time.perf_counter() - started
+            self._of_host[what] += time.perf_counter() - started
 
     def settle(self, settle: Callable[[], None]) -> None:
         """Take in that an update has its gradients, and let the one before be settled."""
         if self._last_gradient is not None:
             self._fresh.append((self._last_gradient, self._now()))
             self._last_gradient = None
-        with self.for_device():
+        with self.during("device"):
             settle()
         self._read()
 
@@ -141,10 +126,10 @@ class Waits:
         self._read()
         self._read()
         images = self.loader.seconds_waited - self._images_before
-        ranks = self._ranks + (0.0 if self._on_device else self._exchanging)
+        saving, exchanging, device = self._of_host.values()
+        ranks = self._ranks + (0.0 if self._on_device else exchanging)
         # Where the host computes itself it waits for no device.
-        device = self._device if self._on_device else 0.0
-        found = [images, ranks, self._saving, self._exchanging, device]
+        found = [images, ranks, saving, exchanging, device if self._on_device else 0.0]
         self._images_before = self.loader.seconds_waited
         self._forget()
         return found
