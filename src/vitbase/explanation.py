@@ -114,7 +114,7 @@ def explain(config: Config, *, on: str | None = None) -> Explanation:
     rates = tuple((step, schedule.at(step)) for step in _milestones(schedule))
     kept = copies_kept(config)
     sharded = will_shard(config.run.parallel, parameters, devices)
-    half = _precision(config) != "fp32"
+    half = _precision(config, elsewhere) != "fp32"
     memory = training_memory(
         config,
         spec,
@@ -123,7 +123,7 @@ def explain(config: Config, *, on: str | None = None) -> Explanation:
         batch_size=layout.batch_size,
         half=half,
         shards=devices if sharded else 1,
-        free=_free_memory(config) if config.model.memory_budget == 0 else None,
+        free=_free_memory(config) if config.model.memory_budget == 0 and not elsewhere else None,
     )
     activation_bytes = count_kept(spec, head_only=head_only, recomputed=memory.recomputed).bytes_of(
         1, half=half
@@ -261,7 +261,10 @@ def _measured(
 
 def _named(accelerator: tuple[str, Peak]) -> str:
     name, peak = accelerator
-    return f"{name}: {peak.flops / 1e12:g} TFLOPS, {peak.bandwidth / 1e12:g} TB/s; input keeps up"
+    return (
+        f"{name} in half precision: {peak.flops / 1e12:g} TFLOPS, {peak.bandwidth / 1e12:g} TB/s; "
+        f"input keeps up"
+    )
 
 
 def _times(estimate: Estimate, layout: BatchLayout, source: str) -> tuple[Fact, ...]:
@@ -323,10 +326,12 @@ def _whole_run(config: Config, forward: int, training: int, trained: int, num_im
     )
 
 
-def _precision(config: Config) -> str:
+def _precision(config: Config, elsewhere: tuple[str, Peak] | None) -> str:
     """Return the precision of the run, as far as this machine can tell."""
     if config.run.precision != "auto":
         return config.run.precision
+    if elsewhere is not None:
+        return "bf16"  # as accelerators do; the time is of half precision, too
     try:
         return local_runtime(config.run.device_target, config.run.device_id).precision
     except DeviceError:  # explained on another machine than it will run on

@@ -126,8 +126,19 @@ def test_an_estimate_is_said_to_be_one_and_measures_nothing(capsys, monkeypatch)
     code, said, _ = run_command(capsys, "explain", "imagenet", "--on", "h100", "--num_devices", "8")
     assert code == 0
     (line,) = (line for line in said.splitlines() if line.startswith("time of an update"))
-    assert "an ESTIMATE, by the published peaks of H100 HBM3: 989 TFLOPS, 3.35 TB/s" in line
+    assert (
+        "an ESTIMATE, by the published peaks of H100 HBM3 in half precision: 989 TFLOPS, 3.35 TB/s"
+        in line
+    )
     assert "of 8 alike, without what they exchange" in said
+
+
+def test_elsewhere_memory_is_of_the_same_precision_as_the_time():
+    here = explain(load_config("imagenet", device_target="CPU", precision="fp32"))
+    there = explain(load_config("imagenet", device_target="CPU"), on="h100")
+    single = explain(load_config("imagenet", precision="fp32"), on="h100")
+    assert there.activation_bytes_per_image < 0.6 * here.activation_bytes_per_image
+    assert single.activation_bytes_per_image == here.activation_bytes_per_image
 
 
 def test_no_time_is_told_where_none_is_asked_for(capsys, monkeypatch):
