@@ -78,12 +78,18 @@ def wait_for(processes: Sequence[BaseProcess], seconds: float = 120) -> list[int
 
 
 def train_on(
-    folder: Path, num_ranks: int, recipe: str, *, servers: int = 1, **options: Any
+    folder: Path,
+    num_ranks: int,
+    recipe: str,
+    *,
+    servers: int = 1,
+    target: Callable[[str, dict[str, Any]], None] | None = None,
+    **options: Any,
 ) -> None:
-    """Train on some ranks, and check that all of them end well."""
+    """Train on some ranks, by `target` or as usual, and check that all of them end well."""
     options = {"output_dir": str(folder), **options}
     arguments = [(recipe, options)] * num_ranks
-    started = start_ranks(folder.parent / "logs", train, arguments, servers=servers)
+    started = start_ranks(folder.parent / "logs", target or train, arguments, servers=servers)
     codes = wait_for(started)
     logs = [path.read_text() for path in sorted((folder.parent / "logs").glob("rank-*.log"))]
     assert codes == [0] * num_ranks, "\n".join(logs)

@@ -11,8 +11,8 @@ import pytest
 import torch
 from made_images import encode, photo
 from made_runs import losses_of
+from ranks import train_on
 
-import vitbase
 from vitbase.config.learning import AugmentSection
 from vitbase.config.preprocess import default_preprocess
 from vitbase.data.augment import TrainTransform
@@ -115,19 +115,19 @@ def test_leaving_an_epoch_early_leaves_no_thread(photos):
 
 
 @needs_library
-def test_a_run_decodes_on_its_device(photo_config, photos, tmp_path):
-    ends = []
-    for decoder in ("host", "device"):
-        options: dict[str, Any] = {
-            **{"data_path": str(photos), "image_height": 64, "image_width": 64, "seed": 1},
-            **{"log_every_steps": 1, "decoder": decoder, "pre_trained": False, "policy": "none"},
-            "output_dir": str(tmp_path / decoder),
-        }
-        config = photo_config(**options)
-        vitbase.train(config)
-        ends.append(losses_of(config.output_dir))
-    assert ends[0] == pytest.approx(ends[1], abs=1e-3)
-    assert len(ends[0]) >= 4
+def test_a_run_decodes_on_its_device(photos, tmp_path):
+    options: dict[str, Any] = {
+        **{"data_path": str(photos), "model": "testing", "image_height": 64, "image_width": 64},
+        **{"pool": "gap", "device_target": "CPU", "precision": "fp32", "pre_trained": False},
+        **{"policy": "none", "global_batch": 8, "batch_size": 4, "epoch_size": 1, "seed": 1},
+        **{"log_every_steps": 1, "warmup_epochs": 0},
+    }
+    for name, decoder, ranks in (("host", "host", 1), ("one", "device", 1), ("two", "device", 2)):
+        train_on(tmp_path / name / "run", ranks, "finetune", decoder=decoder, **options)
+    host, one, two = (losses_of(tmp_path / name / "run") for name in ("host", "one", "two"))
+    assert one == pytest.approx(host, abs=1e-3)
+    assert two == pytest.approx(one, abs=1e-5)
+    assert len(one) >= 2
 
 
 def test_what_makes_no_sense_is_refused(config):

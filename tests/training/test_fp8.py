@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from imitated import imitate_fp8
 from made_runs import losses_of
 from safetensors.torch import load_file
 from torch import nn
@@ -15,7 +16,6 @@ import vitbase
 from vitbase.errors import ConfigError, DeviceError
 from vitbase.model.zoo import VARIANTS, build_model, variant_spec
 from vitbase.runtime import Runtime
-from vitbase.training import fp8
 from vitbase.training.fp8 import multiply_in_fp8
 
 WIDE = {"width": 32, "num_heads": 2, "mlp_dim": 64, "depth": 2}
@@ -37,10 +37,7 @@ def test_layers_of_the_blocks_whose_sizes_fit_are_converted():
 
 @pytest.mark.filterwarnings("ignore")  # torchao's own
 def test_a_run_in_fp8_follows_bf16_and_its_checkpoint_is_plain(tiny_config, tmp_path, monkeypatch):
-    from torchao.float8 import Float8LinearConfig
-
-    monkeypatch.setattr(fp8, "_config", lambda: Float8LinearConfig(emulate=True))
-    monkeypatch.setattr(Runtime, "has_fp8", True)
+    imitate_fp8(monkeypatch.setattr)
     monkeypatch.setitem(VARIANTS, "testing", VARIANTS["testing"].replace(**WIDE))
     plain = tiny_config(output_dir=str(tmp_path / "plain"), **BF16, checkpoint_every_steps=2)
     run = plain.replace(output_dir=str(tmp_path / "fp8"), fp8=True)

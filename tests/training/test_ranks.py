@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from imitated import train_imitating
 from made_runs import TINY, losses_of, rows_of
 from ranks import command, start_ranks, train, train_on, wait_for
 
@@ -180,6 +181,23 @@ def test_shards_in_half_precision_train_as_copies_do(tiny_idx, tmp_path):
         train_on(tmp_path / parallel / "run", 2, "fashion", parallel=parallel, **options)
     found, wanted = (losses_of(tmp_path / parallel / "run") for parallel in ("fsdp", "ddp"))
     assert found == pytest.approx(wanted, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("option", "within"),
+    [
+        pytest.param({"precision": "bf16", "fp8": True}, 1e-3, id="fp8"),
+        pytest.param({"activation_checkpointing": True}, 1e-5, id="checkpointing"),
+        pytest.param({"compile": True}, 1e-5, id="compile", marks=pytest.mark.slow),
+    ],
+)
+def test_options_of_accelerators_change_no_loss_on_two_ranks(tiny_idx, tmp_path, option, within):
+    options = {**OPTIONS, "data_path": str(tiny_idx), "total_steps": 4, **option}
+    for number, name in ((1, "one"), (2, "two")):
+        folder = tmp_path / name / "run"
+        train_on(folder, number, "fashion", target=train_imitating, **options)
+    one, two = (losses_of(tmp_path / name / "run") for name in ("one", "two"))
+    assert two == pytest.approx(one, abs=within)
 
 
 def with_first_scale(scale: float, words: list[str]) -> None:

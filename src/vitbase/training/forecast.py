@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import io
 import math
+import statistics
 import time
 from collections.abc import Callable
 from hashlib import blake2b
@@ -53,7 +54,7 @@ _BUDGET = 1.0
 _ROUNDS = 5
 
 _LASTS = 24 * 3600.0
-"""Seconds for which a measurement is good; the next one may have found the machine less busy."""
+"""Seconds for which a measurement is good; the machine may be less busy by then, or more."""
 
 _EVALUATION_PASSES, _TRAINING_PASSES = 2.5, 18.0
 """How often what a forward pass keeps goes from or to memory, in half precision, beside products at
@@ -87,11 +88,6 @@ class Pace:
         """
         return dataclasses.replace(self, training=self.training * (1 + share / 3))
 
-    def least(self, *others: Pace) -> Pace:
-        """Return the quickest of each."""
-        each = zip(*(dataclasses.astuple(pace) for pace in (self, *others)), strict=True)
-        return Pace(*map(min, each))
-
 
 @dataclasses.dataclass(frozen=True)
 class _Slices:
@@ -102,15 +98,6 @@ class _Slices:
 
     def tell_of(self, depth: int) -> bool:
         return self.shallow[0] != self.deep[0] or self.deep[0] == depth
-
-    @property
-    def depths(self) -> tuple[int, int]:
-        return self.shallow[0], self.deep[0]
-
-    def quickest(self, other: _Slices) -> _Slices:
-        """Return the least of what was measured twice: other programs only make it longer."""
-        pairs = zip((self.shallow, self.deep), (other.shallow, other.deep), strict=True)
-        return _Slices(*((depth, pace.least(there)) for (depth, pace), (_, there) in pairs))
 
     def at(self, depth: int) -> Pace:
         """Return the pace of a model of so many blocks."""
@@ -169,8 +156,6 @@ def pace_here(config: Config, layout: BatchLayout, spec: ViTSpec, runtime: Runti
             f"{layout.batch_size} images at once do not fit into the memory of "
             f"{runtime.machine}: give a smaller --batch_size."
         ) from None
-    if kept and kept.depths == slices.depths:
-        slices = slices.quickest(kept)
     if place is not None:
         _keep(place, slices)
     return slices.at(spec.depth)
@@ -261,10 +246,25 @@ def _measure(config: Config, layout: BatchLayout, spec: ViTSpec, runtime: Runtim
             found[depth].append(tuple(times))
         if time.perf_counter() - started > _BUDGET:
             break
-    # The quickest counts: other programs only make one longer.
-    paces = {depth: Pace(*map(min, zip(*rounds, strict=True))) for depth, rounds in found.items()}
+    paces = _usual(found)
     shallow, deep = depths
     return _Slices((shallow, paces[shallow]), (deep, paces[deep]))
+
+
+def _usual(found: dict[int, list[tuple[float, ...]]]) -> dict[int, Pace]:
+    """Return the pace at each depth of what was timed in rounds.
+
+    What else the machine does only makes a time longer. So the quickest of each tell them apart,
+    and by how much they usually are exceeded, all of them tell: a run has its share of that, too.
+    """
+    least = {depth: [min(times) for times in zip(*found[depth], strict=True)] for depth in found}
+    usual = statistics.median(
+        time / quickest
+        for depth, rounds in found.items()
+        for times in rounds
+        for time, quickest in zip(times, least[depth], strict=True)
+    )
+    return {depth: Pace(*(usual * time for time in times)) for depth, times in least.items()}
 
 
 def _works(

@@ -1,7 +1,9 @@
 """Products of the blocks in FP8, by torchao: twice bf16's rate where a device has units for it.
 
-Source: FP8 Formats for Deep Learning (arXiv 2209.05433); torchao's float8 training, with a scale
-  for each tensor, found anew for each product.
+Source: FP8 Formats for Deep Learning (arXiv 2209.05433); torchao's float8 training, recipe
+  rowwise_with_gw_hp: each token and each row of a weight has a scale of its own, found anew for
+  each product, and gradients of weights are computed in bf16. A scale of more than a token would
+  go by which images a device has beside each other, and so would what is learned.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vitbase.config.config import Config
@@ -79,7 +82,11 @@ def multiply_in_fp8(model: VisionTransformer) -> int:
 
 
 def _forward(layer: nn.Linear, in_fp8: Callable[[Tensor], Tensor], x_BND: Tensor) -> Tensor:
-    return in_fp8(x_BND) if layer.training else nn.Linear.forward(layer, x_BND)
+    if not layer.training:
+        return nn.Linear.forward(layer, x_BND)
+    if torch.is_autocast_enabled(kind := x_BND.device.type):  # torchao looks at a GPU's alone
+        x_BND = x_BND.to(torch.get_autocast_dtype(kind))
+    return in_fp8(x_BND)
 
 
 def _fits(layer: nn.Linear) -> bool:
@@ -89,4 +96,4 @@ def _fits(layer: nn.Linear) -> bool:
 def _config() -> Any:
     from torchao.float8 import Float8LinearConfig
 
-    return Float8LinearConfig(pad_inner_dim=True)  # a batch has as many tokens as it has
+    return Float8LinearConfig.from_recipe_name("rowwise_with_gw_hp")
