@@ -13,7 +13,11 @@ SIZE, BATCH = 224, 64
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def vitbase_batches(folder: str, pipeline: str, workers: int, as_floats: bool) -> Iterator[int]:
+def vitbase_batches(
+    folder: str, pipeline: str, workers: int, as_floats: bool, processes: bool
+) -> Iterator[int]:
+    from itertools import count
+
     from vitbase.config.learning import AugmentSection
     from vitbase.config.preprocess import default_preprocess
     from vitbase.data.augment import EvalTransform, TrainTransform
@@ -25,25 +29,23 @@ def vitbase_batches(folder: str, pipeline: str, workers: int, as_floats: bool) -
     if "bicubic" in pipeline:
         preprocess = preprocess.model_copy(update={"interpolation": "bicubic"})
     source = open_source(folder, "train", "folder")
-    epoch = 0
-    while True:
-        if pipeline == "eval":
-            loader: Any = EvalLoader(
-                source, EvalTransform(preprocess), batch_size=BATCH, num_workers=workers
-            )
-            batches = iter(loader)
-        else:
-            options: dict[str, Any] = {}
-            if "randaugment" in pipeline:
-                options = {"policy": "randaugment_timm", "randaugment_magnitude": 9.0}
-            transform = TrainTransform(preprocess, AugmentSection(**options))
-            loader = TrainLoader(source, transform, seed=0, batch_size=BATCH, num_workers=workers)
-            batches = loader.epoch(epoch)
+    options: dict[str, Any] = {"batch_size": BATCH, "num_workers": workers}
+    passes: Iterator[Any]
+    if pipeline == "eval":
+        evaluated = EvalLoader(source, EvalTransform(preprocess), **options)
+        passes = (iter(evaluated) for _ in count())
+    else:
+        augment: dict[str, Any] = {}
+        if "randaugment" in pipeline:
+            augment = {"policy": "randaugment_timm", "randaugment_magnitude": 9.0}
+        transform = TrainTransform(preprocess, AugmentSection(**augment))
+        trained = TrainLoader(source, transform, seed=0, processes=processes, **options)
+        passes = map(trained.epoch, count())
+    for batches in passes:
         for batch in batches:
             if as_floats:
                 normalize(batch.images, preprocess)
             yield len(batch.labels)
-        epoch += 1
 
 
 def timm_batches(folder: str, pipeline: str, workers: int, as_floats: bool) -> Iterator[int]:
@@ -265,10 +267,6 @@ def image_files(folder: str) -> list[Path]:
 
 def batches_of(name: str, folder: str, pipeline: str, workers: int) -> Iterator[int]:
     makers: dict[str, Callable[[], Iterator[int]]] = {
-        "vitbase": lambda: vitbase_batches(folder, pipeline, workers, True),
-        "vitbase uint8": lambda: vitbase_batches(folder, pipeline, workers, False),
-        "vitbase raw": lambda: vitbase_batches(folder, pipeline, workers, True),
-        "vitbase raw uint8": lambda: vitbase_batches(folder, pipeline, workers, False),
         "timm": lambda: timm_batches(folder, pipeline, workers, True),
         "timm uint8": lambda: timm_batches(folder, pipeline, workers, False),
         "torchvision PIL": lambda: torchvision_batches(folder, pipeline, workers, False),
@@ -279,4 +277,7 @@ def batches_of(name: str, folder: str, pipeline: str, workers: int) -> Iterator[
         "MindSpore": lambda: mindspore_batches(folder, pipeline, workers),
         "decode": lambda: decode_batches(folder, workers),
     }
+    if name.startswith("vitbase"):
+        given = (not name.endswith("uint8"), "processes" in name)
+        return vitbase_batches(folder, pipeline, workers, *given)
     return makers[name]()

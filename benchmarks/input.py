@@ -11,7 +11,8 @@ antialiased. Each runs in a process of its own, pinned to the same cores, with a
 cores; contenders and numbers of cores take turns within a round, and a ratio is the median over
 rounds of the ratio within a round. `vitbase uint8` and `timm uint8` are what a device is sent: it
 normalises there. `decode` is the ceiling: decoding whole files and nothing else, in threads.
-`vitbase raw` reads the same images as `vitbase data pack --raw 256` writes them, decoded.
+`vitbase raw` reads the same images as `vitbase data pack --raw 256` writes them, decoded; with
+`processes` each thread has one that works for it (`--worker_processes True`).
 
 DALI and MindSpore come with requirements of their own: name a Python that has them in
 `DALI_PYTHON` and `MINDSPORE_PYTHON`. TorchCodec decodes for torchvision's v2 transforms; SPDL crops
@@ -45,6 +46,9 @@ CONTENDERS = (
     "vitbase uint8",
     "vitbase raw",
     "vitbase raw uint8",
+    "vitbase processes",
+    "vitbase processes uint8",
+    "vitbase raw processes uint8",
     "timm",
     "timm uint8",
     "torchvision PIL",

@@ -5,8 +5,9 @@
 
 `results/` holds what the scripts wrote with --json (`earlier.json`: figures of README.md's tables
 whose files were not kept), `goals.json` which of them count, and against what. A row of it names a
-`result`; the goal is for its `ratio`, or its `value` where `field` says so; `better` is more or
-less. What missed its goal says why (`missed`), as does what has not run yet (`pending`).
+`result`; the goal is for its `ratio`, or its `value` where `field` says so; `better` is more, less,
+or near, where the goal is how far from 1 it may be. What missed its goal says why (`missed`), as
+does what has not run yet (`pending`).
 """
 
 from __future__ import annotations
@@ -41,10 +42,11 @@ def read_rows() -> list[dict[str, Any]]:
         row["of"] = results[row["result"]]
         row["measured"] = row["of"][row.get("field", "ratio")]
         if row["goal"] is not None:
-            less = row.get("better", "more") == "less"
-            row["reached"] = (
-                row["goal"] / row["measured"] if less else row["measured"] / row["goal"]
-            )
+            better, goal, measured = row.get("better", "more"), row["goal"], row["measured"]
+            if better == "near":
+                row["reached"] = goal / max(abs(measured - 1), goal / 100)
+            else:
+                row["reached"] = goal / measured if better == "less" else measured / goal
             if row["reached"] < 1 and not row.get("missed"):
                 raise ValueError(f"{row['result']} missed its goal: goals.json should say why")
     return rows
@@ -82,6 +84,8 @@ def table(rows: list[dict[str, Any]]) -> str:
             peer = f"{of['peer_value']:.4g}, {peer}"
         if row.get("better") == "less":
             goal = f"at most {goal}"
+        elif row.get("better") == "near":
+            goal = f"1, within {row['goal']:.2f}"
         missed = row["reached"] is not None and row["reached"] < 1
         found = figure_of(row, row["measured"])
         lines.append(

@@ -149,6 +149,9 @@ class DataSection(Section):
         None, "images per device in evaluation; none: batch_size", ge=1
     )
     num_workers: int | None = free_on_resume(None, "decoding threads; none: one per core", ge=1)
+    worker_processes: bool = free_on_resume(
+        False, "each of these threads has a process of its own that prepares training images"
+    )
     decoder: Literal["host", "device"] = Field(
         "host",
         description="device: decode and resize training JPEGs on the GPU, where cores are too few",

@@ -30,6 +30,8 @@ def check_together(
         _check_device_graph(run, model, optimizer)
     if data.decoder == "device":
         _check_decoder(data, model, augment)
+    if data.worker_processes:
+        _check_worker_processes(data, model)
 
 
 def _check_fp8(run: RunSection, model: ModelSection) -> None:
@@ -88,6 +90,18 @@ def _check_decoder(data: DataSection, model: ModelSection, augment: AugmentSecti
             f"decoder device crops, resizes and flips in colour, and no more; {what} needs "
             f"the host: leave out --decoder"
         )
+
+
+def _check_worker_processes(data: DataSection, model: ModelSection) -> None:
+    what = _first(
+        (data.decoder == "device", "decoder device, which leaves them little to do"),
+        (
+            model.freeze_backbone and model.frozen_views != 0,
+            "freeze_backbone, whose features are computed once (frozen_views)",
+        ),
+    )
+    if what:
+        raise ValueError(f"worker_processes has no use with {what}: leave out --worker_processes")
 
 
 def _first(*cases: tuple[bool, str]) -> str | None:

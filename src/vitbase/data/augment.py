@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -183,6 +183,10 @@ class TrainTransform:
             out[...] = pixels
         if self._erasing is not None:
             self._erasing(out, generator)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process builds it anew: tables of operations are functions."""
+        return TrainTransform, (self.preprocess, self.augment)
 
     def draw_crop(self, raw: bytes | Pixels, generator: np.random.Generator) -> tuple[Window, bool]:
         """Draw the window of a random resized crop, and whether it is flipped.

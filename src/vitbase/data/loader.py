@@ -2,7 +2,8 @@
 
 Threads rather than processes: decoding and resizing release the interpreter's lock, and nothing is
 copied between processes. A batch is cut into tasks that write into its rows, so all threads work
-on the batch that is needed next. Which thread does what changes no number.
+on the batch that is needed next. Which thread does what changes no number. Where the lock is the
+limit, each thread can have a process that works for it (helpers.py).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from vitbase import pulse
 from vitbase.data.augment import EvalTransform, TrainTransform
 from vitbase.data.balance import balanced_order
+from vitbase.data.helpers import Helpers, Task
 from vitbase.data.memory import batch_memory
 from vitbase.data.order import (
     epoch_permutation,
@@ -90,6 +92,7 @@ class _Workers:
         self.num_workers = num_workers or available_cores()
         self.prefetch = prefetch
         self.pin_memory = pin_memory
+        self.helpers: Helpers | None = None
         self.seconds_waited = 0.0
         """Time the consumer has spent waiting for batches, in the pass under way."""
 
@@ -101,6 +104,8 @@ class _Workers:
         under_way: deque[Pending] = deque()
         pool = one_core_threads(self.num_workers)
         try:
+            if self.helpers is not None:
+                self.helpers.greet()
             while True:
                 while len(under_way) <= self.prefetch and (job := next(jobs, None)) is not None:
                     under_way.append(self._begin(job, generators, pool))
@@ -150,6 +155,8 @@ class Pending:
         first, last = rows.start, rows.stop
         indices = self.job.indices[first:last].tolist()
         positions = self.job.positions[first:last].tolist()
+        if self.workers.helpers is not None and generators is not None:
+            return self._ask(self.workers.helpers, Task(indices, positions, generators), rows)
         bad = []
         for row, index, position in zip(rows, indices, positions, strict=True):
             generator = generators(position) if generators else None
@@ -162,6 +169,16 @@ class Pending:
             finally:
                 pulse.has_read()
         return bad
+
+    def _ask(self, helpers: Helpers, task: Task, rows: range) -> list[tuple[int, BadImage]]:
+        """Let a process do the same."""
+        describe = self.workers.source.describe
+        pulse.reads(partial(describe, task.indices[0]))
+        try:
+            found = helpers.fill(task, self.rows[rows.start : rows.stop])
+        finally:
+            pulse.has_read()
+        return [(rows[row], BadImage(describe(task.indices[row]), why)) for row, why in found]
 
     def _prepare(
         self, raw: bytes | NDArray[np.uint8], generator: np.random.Generator | None, row: int
@@ -198,6 +215,7 @@ class TrainLoader(_Workers):
       batch_size: images per batch.
       accumulation_steps: batches per step.
       num_workers: threads; None: one per usable core.
+      processes: whether each thread has a process that works for it.
       prefetch: batches prepared ahead of the one in use.
       max_bad_images: unreadable images tolerated in one epoch. More than none are counted by who
         knows those of all ranks.
@@ -218,6 +236,7 @@ class TrainLoader(_Workers):
         batch_size: int,
         accumulation_steps: int = 1,
         num_workers: int | None = None,
+        processes: bool = False,
         prefetch: int = 3,
         max_bad_images: int = 10,
         repeats: int = 1,
@@ -245,6 +264,9 @@ class TrainLoader(_Workers):
                 f"There are {len(source)} training images, fewer than one global batch of "
                 f"{self.global_batch}. Give a smaller --batch_size (or --global_batch)."
             )
+        if processes:
+            most = _chunk_size(self, batch_size)
+            self.helpers = Helpers(source, transform, count=self.num_workers, most=most)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Generator[Batch, None, None]:
         """Yield the batches of an epoch: ``accumulation_steps`` for each step, in order.
@@ -281,6 +303,8 @@ class TrainLoader(_Workers):
         cores = available_cores()
         spare = self.num_workers < cores
         help_ = f"--num_workers {cores}, one for each core" if spare else "more cores"
+        if self.helpers is None and self.num_workers > 2:
+            help_ += ", --worker_processes True, where threads wait for the interpreter's lock"
         if not self.source.decoded:
             help_ += ", or images packed decoded (vitbase data pack --raw) or small (--short_side)"
         return (
@@ -316,7 +340,7 @@ class TrainLoader(_Workers):
         return permutation[repeat_places(np.arange(len(self.source)), self.repeats)]
 
     def _generators(self, epoch: int) -> Generators:
-        return lambda position: sample_generator(self.seed, epoch, position)
+        return partial(sample_generator, self.seed, epoch)
 
     def _jobs(self, epoch: int, start_step: int) -> Iterator[Job]:
         order = self._order(epoch)

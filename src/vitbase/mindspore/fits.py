@@ -65,7 +65,7 @@ NOT_READ = frozenset(
     {
         *("tf32", "compile", "device_graph", "fp8", "tensorboard", "layer_scale_init"),
         *("freeze_backbone", "activation_checkpointing", "memory_budget", "layer_decay"),
-        *("ema_decay", "over_classes", "decoder"),
+        *("ema_decay", "over_classes", "decoder", "worker_processes"),
         *("binary_targets", "class_weights", "max_nonfinite_updates", "on_nonfinite"),
     }
 )

@@ -157,6 +157,7 @@ def build_loader(
         batch_size=layout.batch_size,
         accumulation_steps=layout.accumulation_steps,
         num_workers=config.data.num_workers,
+        processes=config.data.worker_processes,
         max_bad_images=config.data.max_bad_images if config.data.on_bad_image == "skip" else 0,
         repeats=config.augment.repeated_augmentation,
         balanced=config.data.sampling == "balanced",

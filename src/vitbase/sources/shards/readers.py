@@ -18,7 +18,7 @@ import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,10 @@ class LocalReader:
         self._open: list[_File | None] = [None] * len(files)
         self._order: deque[int] = deque()
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens them for itself."""
+        return LocalReader, (self.files, self.facts, self.limit)
 
     def read(self, shard: int, offset: int, size: int, check: int) -> bytes:
         file = self._open[shard] or self._opened(shard, mapped=False)
