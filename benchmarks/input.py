@@ -40,7 +40,6 @@ from contenders import batches_of, image_files
 from photos import make_corpus
 
 RAW = "raw"
-OURS, UINT8 = "vitbase", "vitbase uint8"
 CONTENDERS = (
     "vitbase",
     "vitbase uint8",
@@ -143,33 +142,41 @@ def compare(
                 result = run_one(name, place, pipeline, cores, args.seconds)
                 if result:
                     found.setdefault((name, cores), []).append(result)
+    own, fewest = args.ours, min(args.cores)
     print(f"\n{corpus}, {pipeline}\n")
-    print(f"| contender | cores | images/s | per core | memory | {OURS} / it (rounds) | scaling |")
+    print(f"| contender | cores | images/s | per core | memory | {own} / it (rounds) | scaling |")
     print("|---|---|---|---|---|---|---|")
     rows = []
     for (name, cores), results in found.items():
         rates = _rates(results)
         # What a device is sent is compared with what a device is sent.
-        ours = _rates(found.get((UINT8 if name.endswith("uint8") else OURS, cores), []))
-        fewest = _rates(found.get((name, min(args.cores)), []))
+        ours = _rates(found.get((f"{own} uint8" if name.endswith("uint8") else own, cores), []))
+        alone = _rates(found.get((name, fewest), []))
         memory = max(result["megabytes"] for result in results)
         rate = statistics.median(rates)
         print(
             f"| {name} | {cores} | {rate:.0f} | {rate / cores:.0f} | {memory:.0f} MB | "
-            f"{_ratio(ours, rates)} | {_ratio(rates, fewest)} |",
+            f"{_ratio(ours, rates)} | {_ratio(rates, alone)} |",
             flush=True,
         )
-        rows.append(
-            {
-                "name": f"{corpus}, {pipeline}, {cores} cores",
-                "value": statistics.median(ours) if ours else None,
-                "unit": "images/s",
-                "peer": name,
-                "peer_value": rate,
-                "ratio": statistics.median(map(operator.truediv, ours, rates)) if ours else None,
-            }
-        )
+        place = f"input/{corpus}/{pipeline}"
+        if ours and ours != rates:
+            rows.append(_row(f"{place}/{cores} cores/{own} beside {name}", name, ours, rates))
+        if alone and cores > fewest:
+            row = _row(f"{place}/{name}/{cores} cores beside {fewest}", "one core", rates, alone)
+            rows.append(row | {"each": round(rate / cores, 1)})
     return rows
+
+
+def _row(name: str, peer: str, rates: list[float], others: list[float]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "value": round(statistics.median(rates), 1),
+        "unit": "images/s",
+        "peer": peer,
+        "peer_value": round(statistics.median(others), 1),
+        "ratio": round(statistics.median(map(operator.truediv, rates, others)), 3),
+    }
 
 
 def _rates(results: list[dict[str, float]]) -> list[float]:
@@ -190,6 +197,7 @@ def main() -> None:
     parser.add_argument("--pipelines", nargs="*", default=list(PIPELINES), choices=PIPELINES)
     parser.add_argument("--cores", type=int, nargs="*", default=[2])
     parser.add_argument("--contenders", nargs="*", default=list(CONTENDERS), choices=CONTENDERS)
+    parser.add_argument("--ours", default="vitbase", help="what the others are beside")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--json", type=Path, help="write the results to this file")

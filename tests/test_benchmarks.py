@@ -109,7 +109,12 @@ def test_what_runs_on_an_accelerator_runs_on_a_cpu_in_small(tmp_path, monkeypatc
         *(f"inference/testing/{way}" for way in ways),
         *(f"profile/testing/{way}/{part}" for way in ways for part in ("backward", "optimizer")),
         *("losses/testing/fp32", "losses/testing/bf16"),
-        *(f"feeding/testing/{k}{w}" for k in ("JPEG", "raw shards") for w in ("", ", waiting")),
+        *(
+            f"feeding/testing/{kind}{by}{figure}"
+            for kind in ("JPEG", "raw shards")
+            for by in ("", " by processes")
+            for figure in ("", ", waiting")
+        ),
     }
     assert {f"gpu/{name}" for name in expected} <= rows.keys()
     for way in ways:

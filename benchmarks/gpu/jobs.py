@@ -220,15 +220,19 @@ def feed(bench: Bench, model: str) -> None:
         places = (("JPEG", f"{made}/photos"), ("raw shards", f"{made}/raw"))
         for kind, place in places:
             source = repeated(open_source(place, "train", "folder"), (steps + 4) * bench.batch)
-            put_fed(bench, f"feeding/{model}/{kind}", source, side, steps, best)
+            name = f"feeding/{model}/{kind}"
+            put_fed(bench, name, source, side, steps, best)
+            processes = partial(TrainLoader, processes=True)
+            put_fed(bench, f"{name} by processes", source, side, steps, best, processes)
             if kind == "JPEG":
-                name = f"feeding/{model}/JPEG by the device"
+                name = f"{name} by the device"
                 try:
                     decoder = DeviceDecoder(bench.runtime, side.learner.preprocess)
                 except ConfigError as error:
                     bench.findings.leave_out(name, str(error))
                 else:
-                    put_fed(bench, name, source, side, steps, best, decoder)
+                    by_device = partial(DeviceTrainLoader, decoder)
+                    put_fed(bench, name, source, side, steps, best, by_device)
 
 
 def put_fed(
@@ -238,11 +242,10 @@ def put_fed(
     side: OurUpdates,
     steps: int,
     best: float,
-    decoder: DeviceDecoder | None = None,
+    kind: Callable[..., TrainLoader] = TrainLoader,
 ) -> None:
     """Measure the loader alone, then updates that it feeds, and what share of them waits."""
     cores = available_cores()
-    kind: Any = TrainLoader if decoder is None else partial(DeviceTrainLoader, decoder)
     preprocess = side.learner.preprocess
 
     def loader() -> Any:

@@ -43,6 +43,7 @@ REFUSED: dict[str, Any] = {
     "max_nonfinite_updates": 1,
     "on_nonfinite": "rewind",
     "decoder": "device",
+    "worker_processes": True,
     "device_target": "GPU",
     "parallel": "fsdp",
     "optimizer": "lamb",

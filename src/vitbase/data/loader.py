@@ -3,7 +3,7 @@
 Threads rather than processes: decoding and resizing release the interpreter's lock, and nothing is
 copied between processes. A batch is cut into tasks that write into its rows, so all threads work
 on the batch that is needed next. Which thread does what changes no number. Where the lock is the
-limit, each thread can have a process that works for it (helpers.py).
+limit, each thread can have a process that works for it (processes.py).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -21,10 +21,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vitbase import pulse
 from vitbase.data.augment import EvalTransform, TrainTransform
 from vitbase.data.balance import balanced_order
-from vitbase.data.helpers import Helpers, Task
 from vitbase.data.memory import batch_memory
 from vitbase.data.order import (
     epoch_permutation,
@@ -33,8 +31,9 @@ from vitbase.data.order import (
     sample_generator,
     steps_per_epoch,
 )
+from vitbase.data.processes import Generators, Helpers, Task, fill
 from vitbase.data.threads import one_core_threads
-from vitbase.errors import DataError, ImageError
+from vitbase.errors import DataError
 from vitbase.runtime import available_cores
 from vitbase.sources.source import Source
 
@@ -45,8 +44,6 @@ _SMALL = 64
 """Rows of an image that takes microseconds, if it is decoded."""
 _NAMED = 3
 """Images of a batch that are named to say which batch it is."""
-
-Generators = Callable[[int], np.random.Generator]  # position -> its random numbers
 
 
 class BadImage(NamedTuple):
@@ -151,34 +148,18 @@ class Pending:
 
     def _fill(self, rows: range) -> list[tuple[int, BadImage]]:
         """Prepare some rows of the batch; return those that could not be."""
-        source, generators = self.workers.source, self.generators
+        source, helpers = self.workers.source, self.workers.helpers
         first, last = rows.start, rows.stop
         indices = self.job.indices[first:last].tolist()
-        positions = self.job.positions[first:last].tolist()
-        if self.workers.helpers is not None and generators is not None:
-            return self._ask(self.workers.helpers, Task(indices, positions, generators), rows)
-        bad = []
-        for row, index, position in zip(rows, indices, positions, strict=True):
-            generator = generators(position) if generators else None
-            pulse.reads(partial(source.describe, index))
-            try:
-                self._prepare(source.read(index), generator, row)
-            except ImageError as error:
-                self.rows[row] = 0
-                bad.append((row, BadImage(source.describe(index), str(error))))
-            finally:
-                pulse.has_read()
-        return bad
-
-    def _ask(self, helpers: Helpers, task: Task, rows: range) -> list[tuple[int, BadImage]]:
-        """Let a process do the same."""
-        describe = self.workers.source.describe
-        pulse.reads(partial(describe, task.indices[0]))
-        try:
-            found = helpers.fill(task, self.rows[rows.start : rows.stop])
-        finally:
-            pulse.has_read()
-        return [(rows[row], BadImage(describe(task.indices[row]), why)) for row, why in found]
+        task = Task(indices, self.job.positions[first:last].tolist(), self.generators)
+        part = self.rows[first:last]
+        if helpers is not None:
+            found = helpers.fill(task, part)
+        else:
+            found = fill(
+                task, source, part, lambda raw, gen, at: self._prepare(raw, gen, first + at)
+            )
+        return [(first + row, BadImage(source.describe(indices[row]), why)) for row, why in found]
 
     def _prepare(
         self, raw: bytes | NDArray[np.uint8], generator: np.random.Generator | None, row: int

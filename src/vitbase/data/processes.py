@@ -23,6 +23,7 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import NamedTuple, NoReturn
 
@@ -30,9 +31,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vitbase import pulse
 from vitbase.data.augment import TrainTransform
 from vitbase.errors import DataError, ImageError
 from vitbase.sources.source import Source
+
+Generators = Callable[[int], np.random.Generator]
+"""From a position to its random numbers."""
+
+Raw = bytes | NDArray[np.uint8]
 
 Bad = tuple[int, str]
 """Which of the images that were asked for could not be read, from 0, and why."""
@@ -43,13 +50,43 @@ _Given = tuple[Source, TrainTransform]
 _LAST = 10.0
 """Seconds that a helper has for the images it is at when nobody asks any more."""
 
+_BY_SIGNAL = 128
+"""Above which an exit code tells which signal ended a process, as shells have it."""
+
 
 class Task(NamedTuple):
     """Some images, where they stand in the epoch, and what gives a position its random numbers."""
 
     indices: Sequence[int]
     positions: Sequence[int]
-    generators: Callable[[int], np.random.Generator]
+    generators: Generators | None
+
+
+def fill(
+    task: Task,
+    source: Source,
+    rows: NDArray[np.uint8],
+    write: Callable[[Raw, np.random.Generator | None, int], None],
+) -> list[Bad]:
+    """Prepare some images. One that cannot be read is all zero.
+
+    Args:
+      rows: where they go, uint8 [images, H, W, C].
+      write: prepares what was read, and writes it into a row.
+    Returns: which could not be read.
+    """
+    bad = []
+    for row, (index, position) in enumerate(zip(task.indices, task.positions, strict=True)):
+        generator = task.generators(position) if task.generators else None
+        pulse.reads(partial(source.describe, index))
+        try:
+            write(source.read(index), generator, row)
+        except ImageError as error:
+            rows[row] = 0
+            bad.append((row, str(error)))
+        finally:
+            pulse.has_read()
+    return bad
 
 
 class _Helper(NamedTuple):
@@ -69,6 +106,7 @@ class Helpers:
 
     def __init__(self, source: Source, transform: TrainTransform, *, count: int, most: int) -> None:
         self._given: _Given | None = (source, transform)
+        self._describe = source.describe
         self._free: queue.SimpleQueue[_Helper] = queue.SimpleQueue()
         ours, theirs = zip(*(socket.socketpair() for _ in range(count)), strict=True)
         memory = _shared_memory(count * _bytes_of(transform, most))
@@ -94,7 +132,7 @@ class Helpers:
         self.close = weakref.finalize(self, _close, connections, self._process)
 
     def greet(self) -> None:
-        """Send the helpers what they need, once; they have loaded their program by then, or soon."""
+        """Send the helpers what they need, once. They may still be loading torch."""
         if self._given is None:
             return
         try:
@@ -104,14 +142,13 @@ class Helpers:
         self._given = None
 
     def fill(self, task: Task, rows: NDArray[np.uint8]) -> list[Bad]:
-        """Let a helper prepare some images; safe from as many threads as there are helpers.
+        """Let a helper do as :func:`fill`; safe from as many threads as there are helpers.
 
-        Args:
-          rows: where they go, uint8 [images, H, W, C]. One that cannot be read is all zero.
-        Returns: which could not be read.
         Raises: DataError if the helper is gone; what else it raised.
         """
         helper = self._free.get()
+        more = f" or one of the {len(rows) - 1} after it" if len(rows) > 1 else ""
+        pulse.reads(lambda: self._describe(task.indices[0]) + more)
         try:
             helper.connection.send(task)
             answer: list[Bad] | Exception = helper.connection.recv()
@@ -123,6 +160,7 @@ class Helpers:
             rows[...] = helper.rows[: len(rows)]
             return answer
         finally:
+            pulse.has_read()
             self._free.put(helper)
 
     def _lost(self) -> DataError:
@@ -130,7 +168,8 @@ class Helpers:
             code = self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
             code = 0
-        by = f" by {signal.Signals(code - 128).name}" if code > 128 else ""
+        number = -code if code < 0 else code - _BY_SIGNAL
+        by = f" by {signal.Signals(number).name}" if number in signal.valid_signals() else ""
         return DataError(
             f"A process that prepares images was ended{by}; where memory is short, the system does "
             f"so. Give a smaller --num_workers, or leave out --worker_processes."
@@ -205,17 +244,22 @@ def main() -> None:
         children.discard(child)
         code = os.waitstatus_to_exitcode(status)
         if code:
-            os._exit(128 - code if code < 0 else code)
+            os._exit(_BY_SIGNAL - code if code < 0 else code)
 
 
 def _serve(connection: Connection, given: _Given, rows: NDArray[np.uint8]) -> NoReturn:
     """Prepare images until nobody asks any more."""
+    source, transform = given
     code = 0
+
+    def write(raw: Raw, generator: np.random.Generator | None, row: int) -> None:
+        transform(raw, generator, rows[row])
+
     try:
         while True:
             task: Task = connection.recv()
             try:
-                answer: list[Bad] | Exception = _prepare(task, *given, rows)
+                answer: list[Bad] | Exception = fill(task, source, rows, write)
             except Exception as error:
                 answer = error
             connection.send(answer)
@@ -226,16 +270,3 @@ def _serve(connection: Connection, given: _Given, rows: NDArray[np.uint8]) -> No
         raise
     finally:
         os._exit(code)
-
-
-def _prepare(
-    task: Task, source: Source, transform: TrainTransform, rows: NDArray[np.uint8]
-) -> list[Bad]:
-    bad = []
-    for row, (index, position) in enumerate(zip(task.indices, task.positions, strict=True)):
-        try:
-            transform(source.read(index), task.generators(position), rows[row])
-        except ImageError as error:
-            rows[row] = 0
-            bad.append((row, str(error)))
-    return bad
