@@ -22,6 +22,7 @@ from made_runs import losses_of
 from made_server import serving
 from ranks import train_on
 
+import vitbase
 from vitbase.config.learning import AugmentSection
 from vitbase.config.preprocess import default_preprocess
 from vitbase.curation.packing.pack import pack_data
@@ -150,9 +151,9 @@ main(["train", "finetune", "--data_path", sys.argv[1], "--output_dir", sys.argv[
 """
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 def test_a_run_that_is_ended_leaves_none(photos, tmp_path, end):
-    """Ctrl-C goes to every process of a terminal."""
+    """A scheduler asks every process of a job to stop: the run answers as without them."""
     words = [sys.executable, "-c", RUN, str(photos), str(tmp_path / "run")]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                           start_new_session=True) as run:  # fmt: skip
@@ -163,10 +164,12 @@ def test_a_run_that_is_ended_leaves_none(photos, tmp_path, end):
             time.sleep(0.05)
         left = helpers_of(run.pid)
         assert len(left) == 3
-        os.killpg(run.pid, end)
+        for pid in [run.pid] if end == signal.SIGKILL else [*left, run.pid]:
+            os.kill(pid, end)
         _, said = run.communicate(timeout=60)
     wait_until_gone(left)
     assert "Traceback" not in said
+    assert run.returncode == (75 if end == signal.SIGTERM else -9), said
 
 
 def test_a_run_is_the_same_on_two_ranks_and_goes_on_without_them(photos, tmp_path):
@@ -186,6 +189,11 @@ def test_a_run_is_the_same_on_two_ranks_and_goes_on_without_them(photos, tmp_pat
         path.rename(tmp_path / path.name)
     train_on(folder, 2, "finetune", **options)
     assert losses_of(folder) == wanted
+
+
+def test_they_end_with_the_run(photo_config):
+    vitbase.train(photo_config(worker_processes=True, num_workers=1, pre_trained=False))
+    wait_until_gone(helpers_of(os.getpid()))
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,11 @@ class _Workers:
             # Also on break, on an error, and on Ctrl-C: tasks not begun are dropped.
             pool.shutdown(wait=True, cancel_futures=True)
 
+    def close(self) -> None:
+        """End the processes that work for it, if there are any."""
+        if self.helpers is not None:
+            self.helpers.close()
+
     def _begin(self, job: Job, generators: Generators | None, pool: ThreadPoolExecutor) -> Pending:
         return Pending(self, job, generators, pool)
 

@@ -50,6 +50,12 @@ _Given = tuple[Source, TrainTransform]
 _LAST = 10.0
 """Seconds that a helper has for the images it is at when nobody asks any more."""
 
+_OURS = tuple(
+    int(number)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+)
+"""Signals that are the run's to answer."""
+
 _BY_SIGNAL = 128
 """Above which an exit code tells which signal ended a process, as shells have it."""
 
@@ -112,7 +118,11 @@ class Helpers:
         memory = _shared_memory(count * _bytes_of(transform, most))
         passed = [memory, *(end.fileno() for end in theirs)]
         # The path is ours from the first import on: no file of the working folder is taken for one.
-        program = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import main; main()"
+        # A scheduler signals all processes of a job: the run answers, and they end with it.
+        program = (
+            f"import signal, sys; [signal.signal(number, signal.SIG_IGN) for number in {_OURS!r}]; "
+            f"sys.path[:] = {sys.path!r}; from {__name__} import main; main()"
+        )
         self._process = subprocess.Popen(
             [sys.executable, "-c", program, *map(str, (most, *passed))],
             stdin=subprocess.DEVNULL,
@@ -222,7 +232,7 @@ def main() -> None:
     connections = [Connection(number) for number in numbers]
     try:
         content = connections[0].recv_bytes()
-    except EOFError:  # the asker never began
+    except (EOFError, OSError):  # the asker never began, or was ended while it sent
         return
     given: _Given = pickle.loads(content)
     # A copy has no threads but one: what has some, as stores behind a URL, it opens for itself.

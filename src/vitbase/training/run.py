@@ -111,7 +111,8 @@ def _train(config: Config, runtime: Runtime, folder: RunFolder) -> TrainResult:
     reporter = Reporter(journal, guard, learner, loader, config)
     best = progress.best if progress else None
     saver = Saver(folder, learner, guard, journal, config, data.train.class_names, best)
-    with runtime.naming_lost_ranks(), contextlib.closing(saver):
+    closing = contextlib.closing
+    with runtime.naming_lost_ranks(), closing(saver), closing(loader):
         reporter.announce(data, made.rate, place, continued)
         stands_at("the estimate of how long it takes", seldom=True)
         estimate = estimate_run(learner, loader, len(data.val), config, place, frozen)
