@@ -191,6 +191,14 @@ def test_a_run_is_the_same_on_two_ranks_and_goes_on_without_them(photos, tmp_pat
     assert losses_of(folder) == wanted
 
 
+def test_no_file_of_the_working_folder_is_run(photos, tmp_path, monkeypatch):
+    for name in ("signal", "enum", "torch", "numpy", "vitbase"):
+        (tmp_path / f"{name}.py").write_text("open('it ran', 'w')")
+    monkeypatch.chdir(tmp_path)
+    next(loader(read_folder(photos, "data_path"), num_workers=1, processes=True).epoch(0))
+    assert not (tmp_path / "it ran").exists()
+
+
 def test_they_end_with_the_run(photo_config):
     vitbase.train(photo_config(worker_processes=True, num_workers=1, pre_trained=False))
     wait_until_gone(helpers_of(os.getpid()))

@@ -119,9 +119,11 @@ class Helpers:
         passed = [memory, *(end.fileno() for end in theirs)]
         # The path is ours from the first import on: no file of the working folder is taken for one.
         # A scheduler signals all processes of a job: the run answers, and they end with it.
+        path = [place for place in sys.path if isinstance(place, str)]
         program = (
-            f"import signal, sys; [signal.signal(number, signal.SIG_IGN) for number in {_OURS!r}]; "
-            f"sys.path[:] = {sys.path!r}; from {__name__} import main; main()"
+            f"import sys; sys.path[:] = {path!r}; import signal; "
+            f"[signal.signal(number, signal.SIG_IGN) for number in {_OURS!r}]; "
+            f"from {__name__} import main; main()"
         )
         self._process = subprocess.Popen(
             [sys.executable, "-c", program, *map(str, (most, *passed))],
@@ -194,7 +196,7 @@ def _bytes_of(transform: TrainTransform, most: int) -> int:
 
 def _shared_memory(size: int) -> int:
     """Return a descriptor of memory that processes can share."""
-    if sys.platform == "linux":
+    if hasattr(os, "memfd_create"):  # which some builds of Python lack
         number = os.memfd_create("vitbase-images")
     else:
         with tempfile.TemporaryFile() as file:
