@@ -42,7 +42,7 @@ FLOORS = (
     ("accelerators", "ranks"),
     ("config", "rendezvous"),
     ("console", "files", "pickles", "stores"),
-    ("disk",),
+    ("companions", "disk"),
     ("errors", "_version", "stopping", "pulse"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

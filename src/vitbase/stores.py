@@ -82,6 +82,11 @@ class Store(Protocol):
         """Open a file for reading pieces. Raises: DataError."""
 
 
+def _draw() -> float:
+    """Return a random number from 0 to 1, in each process another: copies come back apart."""
+    return random.random()
+
+
 @dataclass(frozen=True)
 class Backoff:
     """How often a failed request is made again, and the pauses: doubling, with jitter.
@@ -94,7 +99,7 @@ class Backoff:
     largest_seconds: float = 16.0
     request_seconds: float = 60.0
     sleep: Callable[[float], None] = time.sleep
-    draw: Callable[[], float] = random.random
+    draw: Callable[[], float] = _draw
 
     def run(self, action: Callable[[], T], what: str) -> T:
         """Do something until it succeeds.

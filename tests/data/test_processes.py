@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,7 +57,7 @@ def assert_same(found: list[Batch], wanted: list[Batch]) -> None:
 
 
 def helpers_of(process: int) -> list[int]:
-    """Return the processes that prepare images for one, that which they are copies of first."""
+    """Return the processes that prepare images for one, and that which they are copies of."""
     found = sorted(family_of(process) - {process})
     return [pid for pid in found if b"vitbase.data.processes" in told_of(pid, "cmdline")]
 
@@ -109,35 +112,79 @@ def test_images_that_cannot_be_read_are_named_as_by_threads(tmp_path):
     assert all((batch.labels[~batch.readable] == IGNORED_LABEL).all() for batch in found)
 
 
-def test_what_a_helper_raises_comes_out_and_nothing_outlives_the_loader(photos):
-    source = replace(read_folder(photos, "data_path"), images=_Failing())
-    processes = loader(source, processes=True)
-    with pytest.raises(ZeroDivisionError, match="a bug"):
-        next(processes.epoch(0))
-    left = helpers_of(os.getpid())
-    assert len(left) == 3
-    del processes
-    gc.collect()
-    wait_until_gone(left)
+class _TwoPartsError(Exception):
+    """Cannot be made anew from its arguments."""
+
+    def __init__(self, one: str, other: str) -> None:
+        super().__init__(f"{one} {other}")
 
 
 class _Failing:
+    """Images that fail in two ways."""
+
     def read(self, row: int) -> bytes:
-        raise ZeroDivisionError("a bug")
+        if row:
+            raise ZeroDivisionError("a bug")
+        raise _TwoPartsError("a", "bug")
 
     def describe(self, row: int) -> str:
         return str(row)
 
 
+@pytest.mark.parametrize(
+    ("row", "error"), [(1, ZeroDivisionError), (0, RuntimeError)], ids=["as it is", "as a text"]
+)
+def test_what_a_helper_raises_comes_out_and_nothing_outlives_the_loader(photos, row, error):
+    source = read_folder(photos, "data_path")
+    source = replace(source, images=_Failing(), rows=np.full(len(source), row))
+    processes = loader(source, num_workers=1, processes=True)
+    with pytest.raises(error, match="a bug"):
+        next(processes.epoch(0))
+    assert processes.helpers is not None
+    left = [*family_of(processes.helpers._process.pid)]
+    assert len(left) == 2
+    del processes
+    gc.collect()
+    wait_until_gone(left)
+
+
+def test_where_none_can_be_started_it_is_said(photos, monkeypatch):
+    def full() -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(socket, "socketpair", full)
+    with pytest.raises(DataError, match=r"Too many open files. Give a smaller --num_workers"):
+        loader(read_folder(photos, "data_path"), processes=True)
+
+
+@pytest.mark.slow
+def test_one_that_stands_still_does_not_outlive_a_run_that_was_killed(photos, tmp_path):
+    words = [sys.executable, "-c", RUN, str(photos), str(tmp_path / "run")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as run:
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        while not (metrics.exists() and metrics.stat().st_size):
+            assert run.poll() is None
+            time.sleep(0.05)
+        left = helpers_of(run.pid)
+        assert len(left) == 3
+        for pid in left:
+            if told_of(pid, "stat").rpartition(b") ")[2].split()[1] != str(run.pid).encode():
+                os.kill(pid, signal.SIGSTOP)
+        run.kill()
+        run.communicate(timeout=30)  # the pipe is let go
+    wait_until_gone(left)
+
+
 def test_a_helper_that_is_killed_is_told(photos):
     processes = loader(read_folder(photos, "data_path"), processes=True)
-    batches = processes.epoch(0)
-    next(batches)
-    _, *copies = helpers_of(os.getpid())
+    with closing(processes.epoch(0)) as batches:
+        next(batches)
+    assert processes.helpers is not None
+    copies = family_of(server := processes.helpers._process.pid) - {server}
     assert len(copies) == 2
     for pid in copies:
         os.kill(pid, signal.SIGKILL)
-    with pytest.raises(DataError, match=r"was ended by SIGKILL.*smaller --num_workers"):
+    with pytest.raises(DataError, match=r"was killed by SIGKILL.*smaller --num_workers"):
         [batch for _ in range(9) for batch in processes.epoch(0)]
 
 
@@ -195,13 +242,20 @@ def test_no_file_of_the_working_folder_is_run(photos, tmp_path, monkeypatch):
     for name in ("signal", "enum", "torch", "numpy", "vitbase"):
         (tmp_path / f"{name}.py").write_text("open('it ran', 'w')")
     monkeypatch.chdir(tmp_path)
-    next(loader(read_folder(photos, "data_path"), num_workers=1, processes=True).epoch(0))
+    processes = loader(read_folder(photos, "data_path"), num_workers=1, processes=True)
+    with closing(processes.epoch(0)) as batches:
+        next(batches)
     assert not (tmp_path / "it ran").exists()
 
 
 def test_they_end_with_the_run(photo_config):
-    vitbase.train(photo_config(worker_processes=True, num_workers=1, pre_trained=False))
-    wait_until_gone(helpers_of(os.getpid()))
+    before = helpers_of(os.getpid())
+    gc.disable()
+    try:
+        vitbase.train(photo_config(worker_processes=True, num_workers=1, pre_trained=False))
+        assert {*helpers_of(os.getpid())} <= {*before}
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from vitbase.config.preprocess import Preprocess
 from vitbase.data.augment import TrainTransform
 from vitbase.data.decode import Pixels, Window, is_plain_colour
 from vitbase.data.loader import BadImage, Batch, Job, Pending, TrainLoader
-from vitbase.data.processes import Generators
+from vitbase.data.tasks import Generators
 from vitbase.errors import ConfigError, ImageError
 from vitbase.runtime import Runtime
 

@@ -31,7 +31,8 @@ from vitbase.data.order import (
     sample_generator,
     steps_per_epoch,
 )
-from vitbase.data.processes import Generators, Helpers, Task, fill
+from vitbase.data.processes import Helpers
+from vitbase.data.tasks import Generators, Task, fill
 from vitbase.data.threads import one_core_threads
 from vitbase.errors import DataError
 from vitbase.runtime import available_cores

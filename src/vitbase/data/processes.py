@@ -11,6 +11,7 @@ survive. When this process is gone, whatever ended it, so are they.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import pickle
@@ -19,11 +20,11 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
+import time
+import traceback
 import weakref
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import NamedTuple, NoReturn
 
@@ -32,67 +33,29 @@ import torch
 from numpy.typing import NDArray
 
 from vitbase import pulse
+from vitbase.companions import (
+    how_it_ended,
+    leave_signals_to_the_run,
+    shared_memory,
+    start_companion,
+)
 from vitbase.data.augment import TrainTransform
-from vitbase.errors import DataError, ImageError
+from vitbase.data.tasks import Bad, Raw, Task, fill
+from vitbase.errors import DataError
 from vitbase.sources.source import Source
-
-Generators = Callable[[int], np.random.Generator]
-"""From a position to its random numbers."""
-
-Raw = bytes | NDArray[np.uint8]
-
-Bad = tuple[int, str]
-"""Which of the images that were asked for could not be read, from 0, and why."""
-
 
 _Given = tuple[Source, TrainTransform]
 
 _LAST = 10.0
-"""Seconds that a helper has for the images it is at when nobody asks any more."""
+"""Seconds that a helper has for the images it is at when its asker is gone."""
 
-_OURS = tuple(
-    int(number)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-)
-"""Signals that are the run's to answer."""
+_ENVIRONMENT = {
+    **{"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+    "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",  # no helper needs a device
+}
 
 _BY_SIGNAL = 128
 """Above which an exit code tells which signal ended a process, as shells have it."""
-
-
-class Task(NamedTuple):
-    """Some images, where they stand in the epoch, and what gives a position its random numbers."""
-
-    indices: Sequence[int]
-    positions: Sequence[int]
-    generators: Generators | None
-
-
-def fill(
-    task: Task,
-    source: Source,
-    rows: NDArray[np.uint8],
-    write: Callable[[Raw, np.random.Generator | None, int], None],
-) -> list[Bad]:
-    """Prepare some images. One that cannot be read is all zero.
-
-    Args:
-      rows: where they go, uint8 [images, H, W, C].
-      write: prepares what was read, and writes it into a row.
-    Returns: which could not be read.
-    """
-    bad = []
-    for row, (index, position) in enumerate(zip(task.indices, task.positions, strict=True)):
-        generator = task.generators(position) if task.generators else None
-        pulse.reads(partial(source.describe, index))
-        try:
-            write(source.read(index), generator, row)
-        except ImageError as error:
-            rows[row] = 0
-            bad.append((row, str(error)))
-        finally:
-            pulse.has_read()
-    return bad
 
 
 class _Helper(NamedTuple):
@@ -108,40 +71,44 @@ class Helpers:
       transform: what happens to each.
       count: of processes.
       most: images of a task.
+    Raises: DataError if they cannot be started.
     """
 
     def __init__(self, source: Source, transform: TrainTransform, *, count: int, most: int) -> None:
         self._given: _Given | None = (source, transform)
         self._describe = source.describe
         self._free: queue.SimpleQueue[_Helper] = queue.SimpleQueue()
+        try:
+            connections, parts = self._start(transform, count, most)
+        except OSError as error:
+            raise DataError(
+                f"{count} processes that prepare images cannot be started: {error.strerror}. Give "
+                f"a smaller --num_workers, or leave out --worker_processes."
+            ) from None
+        self._first = connections[0]
+        for connection, rows in zip(connections, parts, strict=True):
+            self._free.put(_Helper(connection, rows))
+        self.close = weakref.finalize(self, _close, connections, self._process)
+
+    def _start(
+        self, transform: TrainTransform, count: int, most: int
+    ) -> tuple[list[Connection], list[NDArray[np.uint8]]]:
         ours, theirs = zip(*(socket.socketpair() for _ in range(count)), strict=True)
-        memory = _shared_memory(count * _bytes_of(transform, most))
-        passed = [memory, *(end.fileno() for end in theirs)]
-        # The path is ours from the first import on: no file of the working folder is taken for one.
-        # A scheduler signals all processes of a job: the run answers, and they end with it.
-        path = [place for place in sys.path if isinstance(place, str)]
-        program = (
-            f"import sys; sys.path[:] = {path!r}; import signal; "
-            f"[signal.signal(number, signal.SIG_IGN) for number in {_OURS!r}]; "
-            f"from {__name__} import main; main()"
-        )
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", program, *map(str, (most, *passed))],
-            stdin=subprocess.DEVNULL,
-            pass_fds=passed,
-            start_new_session=True,  # Ctrl-C is for this process alone, which ends them
-            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-        )
+        ends = [end.fileno() for end in theirs]
+        with shared_memory("vitbase-images") as memory:
+            memory.truncate(count * _bytes_of(transform, most))
+            parts = _rows_of(memory.fileno(), transform, count, most)
+            passed = (memory.fileno(), *ends)
+            self._process = start_companion(
+                "vitbase.data.processes",
+                (most, *passed),
+                passed,
+                _ENVIRONMENT,
+                start_new_session=True,  # a group that can be ended
+            )
         for end in theirs:
             end.close()
-        connections = [Connection(end.detach()) for end in ours]
-        self._first = connections[0]
-        for connection, rows in zip(
-            connections, _rows_of(memory, transform, count, most), strict=True
-        ):
-            self._free.put(_Helper(connection, rows))
-        os.close(memory)
-        self.close = weakref.finalize(self, _close, connections, self._process)
+        return [Connection(end.detach()) for end in ours], parts
 
     def greet(self) -> None:
         """Send the helpers what they need, once. They may still be loading torch."""
@@ -180,11 +147,11 @@ class Helpers:
             code = self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
             code = 0
-        number = -code if code < 0 else code - _BY_SIGNAL
-        by = f" by {signal.Signals(number).name}" if number in signal.valid_signals() else ""
+        code = _BY_SIGNAL - code if code > _BY_SIGNAL else code
+        hint = ", as the system does where memory is short" if code == -signal.SIGKILL else ""
         return DataError(
-            f"A process that prepares images was ended{by}; where memory is short, the system does "
-            f"so. Give a smaller --num_workers, or leave out --worker_processes."
+            f"A process that prepares images was {how_it_ended(code)}{hint}. Give a smaller "
+            f"--num_workers, or leave out --worker_processes."
         )
 
 
@@ -192,17 +159,6 @@ def _bytes_of(transform: TrainTransform, most: int) -> int:
     preprocess = transform.preprocess
     needed = most * transform.height * preprocess.width * preprocess.channels
     return -(-needed // mmap.PAGESIZE) * mmap.PAGESIZE
-
-
-def _shared_memory(size: int) -> int:
-    """Return a descriptor of memory that processes can share."""
-    if hasattr(os, "memfd_create"):  # which some builds of Python lack
-        number = os.memfd_create("vitbase-images")
-    else:
-        with tempfile.TemporaryFile() as file:
-            number = os.dup(file.fileno())
-    os.ftruncate(number, size)
-    return number
 
 
 def _rows_of(
@@ -220,15 +176,16 @@ def _rows_of(
 def _close(connections: Sequence[Connection], process: subprocess.Popen[bytes]) -> None:
     for connection in connections:
         connection.close()
-    try:
-        process.wait(timeout=_LAST)
-    except subprocess.TimeoutExpired:  # a disk does not answer
+    if process.poll() is None:  # nobody asks for what they are at
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+    assert process.stdin is not None
+    process.stdin.close()
 
 
 def main() -> None:
     """Be the process that the helpers are copies of."""
+    leave_signals_to_the_run()
     most, memory, *numbers = map(int, sys.argv[1:])
     torch.set_num_threads(1)
     connections = [Connection(number) for number in numbers]
@@ -239,6 +196,8 @@ def main() -> None:
     given: _Given = pickle.loads(content)
     # A copy has no threads but one: what has some, as stores behind a URL, it opens for itself.
     has_threads = threading.active_count() > 1
+    if not has_threads:
+        content = b""
     parts = _rows_of(memory, given[1], len(numbers), most)
     children = set()
     for connection, rows in zip(connections, parts, strict=True):
@@ -251,12 +210,20 @@ def main() -> None:
         children.add(child)
     for connection in connections:
         connection.close()
+    threading.Thread(target=_end_with_asker, daemon=True).start()
     while children:
         child, status = os.wait()
         children.discard(child)
         code = os.waitstatus_to_exitcode(status)
         if code:
             os._exit(_BY_SIGNAL - code if code < 0 else code)
+
+
+def _end_with_asker() -> None:
+    """End helpers that a disk does not answer; all others have seen it for themselves."""
+    os.read(sys.stdin.fileno(), 1)
+    time.sleep(_LAST)
+    os.killpg(0, signal.SIGKILL)
 
 
 def _serve(connection: Connection, given: _Given, rows: NDArray[np.uint8]) -> NoReturn:
@@ -273,12 +240,24 @@ def _serve(connection: Connection, given: _Given, rows: NDArray[np.uint8]) -> No
             try:
                 answer: list[Bad] | Exception = fill(task, source, rows, write)
             except Exception as error:
-                answer = error
+                answer = _portable(error)
             connection.send(answer)
     except (EOFError, OSError):
         pass
     except BaseException:
         code = 1
-        raise
+        traceback.print_exc()
     finally:
         os._exit(code)
+
+
+def _portable(error: Exception) -> Exception:
+    """Return an error that arrives as it is, or else what it says."""
+    with contextlib.suppress(Exception):
+        if type(pickle.loads(pickle.dumps(error))) is type(error):
+            return error
+    return RuntimeError("".join(traceback.format_exception(error)))
+
+
+if __name__ == "__main__":
+    main()

@@ -18,16 +18,20 @@ import json
 import mmap
 import os
 import select
-import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from vitbase.companions import (
+    how_it_ended,
+    leave_signals_to_the_run,
+    shared_memory,
+    start_companion,
+)
 from vitbase.errors import VitbaseError
 from vitbase.files import parse_json, place_beside, remove_unfinished, sync, written_whole
 from vitbase.runs.saving import (
@@ -37,7 +41,6 @@ from vitbase.runs.saving import (
     remove_at_once,
     write_checkpoint,
 )
-from vitbase.stopping import SIGNALS
 
 _CHUNK_BYTES = 4 << 20
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -99,10 +102,7 @@ class Copies:
     """Shared memory into which files are copied, one after the other; kept for the next time."""
 
     def __init__(self) -> None:
-        if hasattr(os, "memfd_create"):
-            self.file: BinaryIO = os.fdopen(os.memfd_create("vitbase-checkpoint"), "wb+", 0)
-        else:
-            self.file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (closed in close)
+        self.file = shared_memory("vitbase-checkpoint")
 
     def begin(self) -> None:
         """Begin anew."""
@@ -178,9 +178,7 @@ class Writer:
         if line.endswith("\n"):
             cause: str = parse_json(line)
             return cause
-        code = self._end()
-        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-        return f"the process that writes it was {how}"
+        return f"the process that writes it was {how_it_ended(self._end())}"
 
     def close(self) -> None:
         """End the process, which has nothing to do any more, and free the memory."""
@@ -200,27 +198,9 @@ class Writer:
 
 def _started(memory: int) -> subprocess.Popen[str]:
     """Start the writer. Raises: OSError."""
-    # What is asked to stop is the run: this process is not to be hit before it can say so.
-    with _blocked():
-        return subprocess.Popen(
-            # -P: what lies where the run was started is no module of ours.
-            [sys.executable, "-P", "-m", "vitbase.runs.writer", str(memory), str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            pass_fds=(memory,),
-            env=os.environ
-            | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
-        )
-
-
-@contextlib.contextmanager
-def _blocked() -> Iterator[None]:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    words = (memory, os.getpid())
+    pipe = subprocess.PIPE
+    return start_companion("vitbase.runs.writer", words, (memory,), stdout=pipe, text=True)
 
 
 def carry_out(job: Job, memory: mmap.mmap) -> None:
@@ -303,9 +283,7 @@ def _write(part: Part, memory: mmap.mmap, path: Path) -> str:
 
 def main() -> None:
     """Be the writer: of jobs that come as lines, from memory of a number."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    leave_signals_to_the_run()
     memory, parent = int(sys.argv[1]), int(sys.argv[2])
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     with contextlib.suppress(OSError):
