@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,13 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def page(browser: Any, report: Path) -> Any:
     """The browser, with the page just opened in it, wide and light."""
     seen(browser, width=1400)
+    ask(browser, "window.before = true")
     browser.get(report.as_uri())
+    # On a busy machine the driver may be back before the page's own program, its last line, has run.
+    deadline = time.monotonic() + 60
+    while not ask(browser, "return !window.before && document.readyState === 'complete'"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     return browser
 
 
