@@ -62,7 +62,7 @@ def page(browser: Any, report: Path) -> Any:
     seen(browser, width=1400)
     ask(browser, "window.before = true")
     browser.get(report.as_uri())
-    # On a busy machine the driver may be back before the page's own program, its last line, has run.
+    # On a busy machine the driver may be back before the last line of the page's program has run.
     deadline = time.monotonic() + 60
     while not ask(browser, "return !window.before && document.readyState === 'complete'"):
         assert time.monotonic() < deadline
