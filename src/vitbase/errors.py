@@ -26,6 +26,8 @@ class VitbaseError(Exception):
     exit_code = 2
     is_everywhere = False
     """Whether every rank of a run raises it: then the first one tells."""
+    may_pass = False
+    """Whether it is a fault that may pass, not a mistake: then a launcher tries again."""
 
     def __str__(self) -> str:
         return "\n".join(str(line).replace("\n", "\\n") for line in self.args)
@@ -54,6 +56,12 @@ class UnreadableImagesError(DataError):
     exit_code = 3
 
 
+class HelperLostError(DataError):
+    """A process that prepares images is gone."""
+
+    may_pass = True
+
+
 class WeightsError(VitbaseError):
     """A weights file is unreadable, or does not fit the model."""
 
@@ -67,7 +75,9 @@ class DeviceError(VitbaseError):
 
 
 class RankLostError(DeviceError):
-    """Another rank is gone, or never came: a fault that may pass, so a launcher tries again."""
+    """Another rank is gone, or never came."""
+
+    may_pass = True
 
 
 class HungError(RankLostError):
@@ -131,7 +141,7 @@ def tell_launcher(error: BaseException) -> bool:
         "extraInfo": {"py_callstack": traceback.format_exc(), "timestamp": str(int(now))},
         # Ours: which of two ranks failed first is decided within a second.
         "time": now,
-        "is_mistake": isinstance(error, VitbaseError) and not isinstance(error, RankLostError),
+        "is_mistake": isinstance(error, VitbaseError) and not error.may_pass,
     }
     if isinstance(error, HungError):  # another than the one that tells it, perhaps
         told |= {"who": error.who, "what": error.what}

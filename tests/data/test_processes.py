@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import json
 import os
 import signal
 import socket
@@ -31,7 +32,7 @@ from vitbase.config.preprocess import default_preprocess
 from vitbase.curation.packing.pack import pack_data
 from vitbase.data.augment import TrainTransform
 from vitbase.data.loader import IGNORED_LABEL, Batch, TrainLoader
-from vitbase.errors import ConfigError, DataError
+from vitbase.errors import ConfigError, DataError, tell_launcher
 from vitbase.sources.folders import read_folder
 from vitbase.sources.named import _Joined
 from vitbase.sources.open import open_source
@@ -175,7 +176,7 @@ def test_one_that_stands_still_does_not_outlive_a_run_that_was_killed(photos, tm
     wait_until_gone(left)
 
 
-def test_a_helper_that_is_killed_is_told(photos):
+def test_a_helper_that_is_killed_is_told_and_a_launcher_tries_again(photos, tmp_path, monkeypatch):
     processes = loader(read_folder(photos, "data_path"), processes=True)
     with closing(processes.epoch(0)) as batches:
         next(batches)
@@ -184,8 +185,13 @@ def test_a_helper_that_is_killed_is_told(photos):
     assert len(copies) == 2
     for pid in copies:
         os.kill(pid, signal.SIGKILL)
-    with pytest.raises(DataError, match=r"was killed by SIGKILL.*smaller --num_workers"):
+    with pytest.raises(DataError, match=r"was killed by SIGKILL.*smaller --num_workers") as raised:
         [batch for _ in range(9) for batch in processes.epoch(0)]
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    tell_launcher(raised.value)
+    told = json.loads((tmp_path / "error.json").read_text())["message"]
+    assert told["message"] == str(raised.value)
+    assert told["is_mistake"] is False
 
 
 RUN = """

@@ -41,7 +41,7 @@ from vitbase.companions import (
 )
 from vitbase.data.augment import TrainTransform
 from vitbase.data.tasks import Bad, Raw, Task, fill
-from vitbase.errors import DataError
+from vitbase.errors import DataError, HelperLostError
 from vitbase.sources.source import Source
 
 _Given = tuple[Source, TrainTransform]
@@ -123,7 +123,7 @@ class Helpers:
     def fill(self, task: Task, rows: NDArray[np.uint8]) -> list[Bad]:
         """Let a helper do as :func:`fill`; safe from as many threads as there are helpers.
 
-        Raises: DataError if the helper is gone; what else it raised.
+        Raises: HelperLostError if the helper is gone; what else it raised.
         """
         helper = self._free.get()
         more = f" or one of the {len(rows) - 1} after it" if len(rows) > 1 else ""
@@ -142,14 +142,14 @@ class Helpers:
             pulse.has_read()
             self._free.put(helper)
 
-    def _lost(self) -> DataError:
+    def _lost(self) -> HelperLostError:
         try:
             code = self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
             code = 0
         code = _BY_SIGNAL - code if code > _BY_SIGNAL else code
         hint = ", as the system does where memory is short" if code == -signal.SIGKILL else ""
-        return DataError(
+        return HelperLostError(
             f"A process that prepares images was {how_it_ended(code)}{hint}. Give a smaller "
             f"--num_workers, or leave out --worker_processes."
         )
