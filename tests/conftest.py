@@ -35,8 +35,10 @@ if (
     and threading.current_thread() is threading.main_thread()
 ):
     signal.signal(signal.SIGINT, signal.default_int_handler)
-# Two threads of torch per test process fight with each other on a busy machine; one is enough.
+# Two threads of torch per process fight with each other on a busy machine, and wait for each other
+# in a loop: a third of what a tiny run takes. One is enough, here and in what tests start.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 # With --dist loadfile and --no-loadscope-reorder, a file that takes long and comes late would be
