@@ -200,19 +200,29 @@ from vitbase.config.preprocess import Preprocess
 from vitbase.data.augment import TrainTransform
 from vitbase.sources.folders import read_folder
 from vitbase.data.loader import TrainLoader
+from vitbase.data.threads import map_positions
 needs = Preprocess(height=32, width=32, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
 source = read_folder(__import__("pathlib").Path(sys.argv[1]), "data_path")
 loader = TrainLoader(source, TrainTransform(needs, AugmentSection()), seed=0, batch_size=4)
-batches = loader.epoch(0)
-kept = [batches, next(batches)]
-sys.kept = kept
+abandoned = {
+    "an epoch": lambda: loader.epoch(0),
+    "positions": lambda: map_positions(source.read, range(len(source)), 2),
+}[sys.argv[2]]()
+kept = [abandoned, next(abandoned)]
+if sys.argv[3] == "in a module":
+    sys.kept = kept
 raise SystemExit(7)
 """
 
 
-def test_an_abandoned_epoch_does_not_hang_the_interpreter(photos):
-    command = [sys.executable, "-c", ABANDONED, str(photos)]
-    assert subprocess.run(command, timeout=60, check=False).returncode == 7
+@pytest.mark.parametrize(
+    ("what", "where"),
+    [("an epoch", "in a module"), ("an epoch", "by the script"), ("positions", "by the script")],
+)
+def test_what_is_abandoned_neither_holds_the_interpreter_nor_says_anything(photos, what, where):
+    command = [sys.executable, "-c", ABANDONED, str(photos), what, where]
+    done = subprocess.run(command, timeout=60, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (7, "", "")
 
 
 def test_workers_use_one_core_each_and_leave_the_others_alone(source):

@@ -23,6 +23,7 @@ from vitbase.data.augment import TrainTransform
 from vitbase.data.decode import Pixels, Window, is_plain_colour
 from vitbase.data.loader import BadImage, Batch, Job, Pending, TrainLoader
 from vitbase.data.tasks import Generators
+from vitbase.data.threads import Threads
 from vitbase.errors import ConfigError, ImageError
 from vitbase.runtime import Runtime
 
@@ -141,7 +142,7 @@ class DeviceTrainLoader(TrainLoader):
         self.finishing: ThreadPoolExecutor | None = None
 
     def _batches_of(self, epoch: int, start_step: int) -> Iterator[Batch]:
-        with ThreadPoolExecutor(1, "vitbase-decode") as self.finishing:
+        with Threads(1, "vitbase-decode") as self.finishing:
             yield from super()._batches_of(epoch, start_step)
 
     def _begin(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -15,6 +16,20 @@ from vitbase.runtime import available_cores
 
 T = TypeVar("T")
 CHUNK = 8
+
+
+class Threads(ThreadPoolExecutor):
+    """Threads that a generator ends, even one that nobody ends before the interpreter does.
+
+    Then they have ended already, and what would end them is no longer there.
+    """
+
+    _is_over = staticmethod(sys.is_finalizing)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Let them end, unless they have."""
+        if not self._is_over():
+            super().shutdown(wait, cancel_futures=cancel_futures)
 
 
 def count_workers(num_workers: int | None) -> int:
@@ -41,8 +56,7 @@ def map_positions(
     def work_on(chunk: range) -> list[T]:
         return [work(position) for position in chunk]
 
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(num_workers, "vitbase-data", torch.set_num_threads, (1,))
+    pool = one_core_threads(num_workers)
     starts = iter(range(positions.start, positions.stop, CHUNK))
     under_way: deque[tuple[int, Future[list[T]]]] = deque()
     try:
@@ -56,10 +70,9 @@ def map_positions(
             yield from enumerate(task.result(), at)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(threads)
 
 
-def one_core_threads(num_threads: int) -> ThreadPoolExecutor:
+def one_core_threads(num_threads: int) -> Threads:
     """Start threads in which torch's operators stay on one core each.
 
     ``torch.set_num_threads`` holds for the calling thread, but is also what threads started later
@@ -67,7 +80,7 @@ def one_core_threads(num_threads: int) -> ThreadPoolExecutor:
     """
     before = torch.get_num_threads()
     all_started = threading.Barrier(num_threads + 1)
-    pool = ThreadPoolExecutor(num_threads, "vitbase-data")
+    pool = Threads(num_threads, "vitbase-data")
     try:
         for _ in range(num_threads):
             pool.submit(_use_one_core, all_started)
